@@ -1,0 +1,3 @@
+//! The `peaje` binary.
+
+fn main() {}
