@@ -1,0 +1,166 @@
+//! The codes a refused payment is answered with.
+//!
+//! **Owns** the closed list of refusals, each with its stable text and its HTTP status. **Promises** that the texts are
+//! those of the `batch-settlement` specification where it has one: clients compare them letter by letter.
+
+use std::fmt;
+
+/// What the stable texts of the scheme begin with.
+const PREFIX: &str = "invalid_batch_settlement_evm_";
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident => $text:literal, $status:literal;)*) => {
+        /// Why a payment was refused.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Code { $($(#[$doc])* $name,)* }
+
+        impl Code {
+            /// Every code there is.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The stable text, as clients see it.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// The HTTP status it is answered with.
+            pub fn status(self) -> u16 {
+                match self { $(Self::$name => $status,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    // The scheme's own codes.
+    /// The channel's receiver authorizer is not the one offered.
+    ReceiverAuthorizerMismatch => "invalid_batch_settlement_evm_receiver_authorizer_mismatch", 402;
+    /// Another request of this channel is being served.
+    ChannelBusy => "invalid_batch_settlement_evm_channel_busy", 402;
+    /// The channel id is not 32 bytes of hex.
+    ChannelIdInvalid => "invalid_batch_settlement_evm_channel_id_invalid", 402;
+    /// The channel id does not follow from the channel's terms on this chain.
+    ChannelIdMismatch => "invalid_batch_settlement_evm_channel_id_mismatch", 402;
+    /// The channel has no deposit.
+    ChannelNotFound => "invalid_batch_settlement_evm_channel_not_found", 402;
+    /// The chain could not be asked about the channel.
+    ChannelStateReadFailed => "invalid_batch_settlement_evm_channel_state_read_failed", 503;
+    /// The voucher is not for what was charged plus the price.
+    CumulativeAmountMismatch => "invalid_batch_settlement_evm_cumulative_amount_mismatch", 402;
+    /// The voucher is not above what was already claimed on chain.
+    CumulativeBelowClaimed => "invalid_batch_settlement_evm_cumulative_below_claimed", 402;
+    /// The voucher is above what the channel can pay.
+    CumulativeExceedsBalance => "invalid_batch_settlement_evm_cumulative_exceeds_balance", 402;
+    /// The deposit is below the offer's minimum.
+    DepositBelowMinDeposit => "invalid_batch_settlement_evm_deposit_below_min_deposit", 402;
+    /// The deposit part of the payload is malformed.
+    DepositPayload => "invalid_batch_settlement_evm_deposit_payload", 402;
+    /// The chain would refuse the deposit.
+    DepositSimulationFailed => "invalid_batch_settlement_evm_deposit_simulation_failed", 402;
+    /// The deposit was mined and reverted, or can no longer be mined.
+    DepositTransactionFailed => "invalid_batch_settlement_evm_deposit_transaction_failed", 402;
+    /// Only ERC-3009 deposits are taken.
+    Erc3009AuthorizationRequired => "invalid_batch_settlement_evm_erc3009_authorization_required", 402;
+    /// The payer has fewer tokens than it deposits.
+    InsufficientBalance => "invalid_batch_settlement_evm_insufficient_balance", 402;
+    /// The deposit authorization is not valid yet.
+    PayloadAuthorizationValidAfter => "invalid_batch_settlement_evm_payload_authorization_valid_after", 402;
+    /// The deposit authorization expires too soon.
+    PayloadAuthorizationValidBefore => "invalid_batch_settlement_evm_payload_authorization_valid_before", 402;
+    /// The payload has no known type.
+    PayloadType => "invalid_batch_settlement_evm_payload_type", 402;
+    /// The deposit authorization is not signed by the payer, for this token, amount and channel.
+    ReceiveAuthorizationSignature => "invalid_batch_settlement_evm_receive_authorization_signature", 402;
+    /// The channel pays somebody else.
+    ReceiverMismatch => "invalid_batch_settlement_evm_receiver_mismatch", 402;
+    /// The refund's amount is not a number above zero.
+    RefundAmountInvalid => "invalid_batch_settlement_evm_refund_amount_invalid", 402;
+    /// There is nothing left to refund.
+    RefundNoBalance => "invalid_batch_settlement_evm_refund_no_balance", 402;
+    /// The refund payload is malformed.
+    RefundPayload => "invalid_batch_settlement_evm_refund_payload", 402;
+    /// The chain would refuse the refund.
+    RefundSimulationFailed => "invalid_batch_settlement_evm_refund_simulation_failed", 402;
+    /// The refund was mined and reverted, or paid nothing.
+    RefundTransactionFailed => "invalid_batch_settlement_evm_refund_transaction_failed", 402;
+    /// The chain could not be read.
+    RpcReadFailed => "invalid_batch_settlement_evm_rpc_read_failed", 503;
+    /// The channel holds another token.
+    TokenMismatch => "invalid_batch_settlement_evm_token_mismatch", 402;
+    /// The voucher part of the payload is malformed.
+    VoucherPayload => "invalid_batch_settlement_evm_voucher_payload", 402;
+    /// The voucher's signature is not one the contract would accept.
+    VoucherSignature => "invalid_batch_settlement_evm_voucher_signature", 402;
+    /// A transaction was sent and its receipt did not come in time.
+    WaitForReceiptFailed => "invalid_batch_settlement_evm_wait_for_receipt_failed", 503;
+    /// The channel's withdraw delay is not the one offered.
+    WithdrawDelayMismatch => "invalid_batch_settlement_evm_withdraw_delay_mismatch", 402;
+    /// The withdraw delay is one the contract refuses.
+    WithdrawDelayOutOfRange => "invalid_batch_settlement_evm_withdraw_delay_out_of_range", 402;
+
+    // The protocol's.
+    /// A transaction was sent and its fate is open; nothing was charged yet.
+    SettlementPending => "settlement_pending", 503;
+    /// An advertised extension came back without something it was advertised with.
+    ExtensionEchoMismatch => "extension_echo_mismatch", 402;
+    /// The payment answers another offer.
+    NoMatchingRequirements => "No matching payment requirements", 402;
+
+    // Ours, where the protocol is silent.
+    /// The payment header is not base64 of JSON of the expected shape.
+    MalformedPayment => "malformed_payment", 400;
+    /// More than one payment header came.
+    DuplicatePayment => "duplicate_payment_header", 400;
+    /// The payment header is too long.
+    PaymentTooLarge => "payment_header_too_large", 431;
+    /// Refunds of this channel were asked too often.
+    RefundTooOften => "refund_rate_limited", 429;
+    /// The proxy is stopping and takes no new paid work.
+    ShuttingDown => "shutting_down", 503;
+}
+
+impl Code {
+    /// Whether the text is one of the scheme's, which a stock client knows.
+    pub fn is_scheme(self) -> bool {
+        self.as_str().starts_with(PREFIX)
+    }
+
+    /// Seconds after which the very same request may succeed, for codes that are about the moment.
+    pub fn retry_after_s(self) -> Option<u64> {
+        match self {
+            Self::ChannelBusy | Self::ShuttingDown => Some(1),
+            Self::SettlementPending
+            | Self::WaitForReceiptFailed
+            | Self::RpcReadFailed
+            | Self::ChannelStateReadFailed => Some(5),
+            Self::RefundTooOften => Some(60),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn texts_are_distinct_and_statuses_are_refusals() {
+        let texts: HashSet<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
+        assert_eq!(texts.len(), Code::ALL.len());
+        assert!(Code::ALL.iter().all(|code| (400..600).contains(&code.status())));
+    }
+
+    #[test]
+    fn what_may_pass_by_itself_says_when_to_retry() {
+        for code in Code::ALL {
+            assert!(code.status() != 503 || code.retry_after_s().is_some(), "{code}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! EIP-712: how a typed message becomes the 32 bytes that are signed.
+//!
+//! **Owns** the domain separator and the final digest. **Does not** know any message; those live beside their type.
+
+use super::bytes::{Address, Hash, keccak256};
+
+/// `EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)`.
+const DOMAIN_TYPE: &[u8] = b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)";
+
+/// A signing domain, reduced to its separator: a signature made for one chain and contract is worthless on another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Domain {
+    separator: Hash,
+}
+
+impl Domain {
+    /// The domain of a contract that names itself `name`, `version` (a token, say).
+    pub fn new(name: &str, version: &str, chain_id: u64, verifying_contract: Address) -> Self {
+        let mut words = Words::new(keccak256(DOMAIN_TYPE));
+        words.hash(keccak256(name.as_bytes()));
+        words.hash(keccak256(version.as_bytes()));
+        words.number(u128::from(chain_id));
+        words.address(verifying_contract);
+        Self { separator: words.finish() }
+    }
+
+    /// The domain of the x402 batch settlement contract on a chain.
+    pub fn settlement(chain_id: u64) -> Self {
+        Self::new("x402 Batch Settlement", "1", chain_id, super::contracts::SETTLEMENT)
+    }
+
+    /// The hash that stands for the domain.
+    pub fn separator(&self) -> Hash {
+        self.separator
+    }
+
+    /// The digest to sign: `keccak256(0x19 0x01 ‖ separator ‖ struct hash)`.
+    pub fn digest(&self, struct_hash: Hash) -> Hash {
+        let mut bytes = [0u8; 66];
+        let (prefix, rest) = bytes.split_at_mut(2);
+        prefix.copy_from_slice(&[0x19, 0x01]);
+        let (separator, message) = rest.split_at_mut(32);
+        separator.copy_from_slice(&self.separator.0);
+        message.copy_from_slice(&struct_hash.0);
+        keccak256(&bytes)
+    }
+}
+
+/// Solidity's `abi.encode` for a struct of one-word fields, begun with its type hash.
+pub(super) struct Words(Vec<u8>);
+
+impl Words {
+    pub(super) fn new(type_hash: Hash) -> Self {
+        let mut bytes = Vec::with_capacity(32 * 8);
+        bytes.extend_from_slice(&type_hash.0);
+        Self(bytes)
+    }
+
+    pub(super) fn hash(&mut self, word: Hash) {
+        self.0.extend_from_slice(&word.0);
+    }
+
+    pub(super) fn number(&mut self, value: u128) {
+        self.0.extend_from_slice(&[0; 16]);
+        self.0.extend_from_slice(&value.to_be_bytes());
+    }
+
+    pub(super) fn address(&mut self, value: Address) {
+        self.0.extend_from_slice(&[0; 12]);
+        self.0.extend_from_slice(&value.0);
+    }
+
+    pub(super) fn finish(self) -> Hash {
+        keccak256(&self.0)
+    }
+}

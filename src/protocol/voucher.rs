@@ -1,0 +1,155 @@
+//! Vouchers: "of this channel, you may claim up to so much in all".
+//!
+//! **Owns** the voucher digest and the first two steps of the chain of proofs a payment goes through
+//! ([`SignedVoucher`] → [`VerifiedVoucher`] → hold → receipt). **Promises** that a [`VerifiedVoucher`] can be claimed as
+//! far as its signature goes. **Does not** know whether it is covered by a balance; the ledger does.
+
+use serde::{Deserialize, Serialize};
+
+use super::amount::Amount;
+use super::bytes::{ChannelId, Hash, keccak256};
+use super::channel::{Authorizer, ChannelConfig};
+use super::eip712::{Domain, Words};
+use super::signature::{LocalKey, Signature, SignatureError};
+
+const VOUCHER_TYPE: &[u8] = b"Voucher(bytes32 channelId,uint128 maxClaimableAmount)";
+
+/// A cumulative promise. A later voucher of the same channel replaces it, so losing an old one costs nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Voucher {
+    /// The channel it draws on.
+    pub channel: ChannelId,
+    /// The most the receiver may ever have claimed of the channel, in atomic units.
+    pub max_claimable: Amount,
+}
+
+impl Voucher {
+    /// The digest that is signed.
+    pub fn digest(&self, settlement: &Domain) -> Hash {
+        let mut words = Words::new(keccak256(VOUCHER_TYPE));
+        words.hash(Hash(self.channel.0));
+        words.number(self.max_claimable.units());
+        settlement.digest(words.finish())
+    }
+
+    /// Signs it.
+    pub fn sign(self, settlement: &Domain, key: &LocalKey) -> SignedVoucher {
+        SignedVoucher {
+            channel: self.channel,
+            max_claimable: self.max_claimable,
+            signature: key.sign(self.digest(settlement)),
+        }
+    }
+}
+
+/// A voucher with a signature that nobody has checked yet, as it stands in a payment header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedVoucher {
+    /// The channel it draws on.
+    #[serde(rename = "channelId")]
+    pub channel: ChannelId,
+    /// The cumulative ceiling, in atomic units.
+    #[serde(rename = "maxClaimableAmount")]
+    pub max_claimable: Amount,
+    /// Whoever made it.
+    pub signature: Signature,
+}
+
+/// Why a voucher proves nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum VoucherError {
+    /// The signature has a form the contract refuses.
+    #[error(transparent)]
+    Form(#[from] SignatureError),
+    /// A good signature by somebody else, or over something else.
+    #[error("signed by another key")]
+    OtherSigner,
+    /// The payer is a contract and says no.
+    #[error("the payer's wallet does not approve this voucher")]
+    WalletRefused,
+    /// The payer itself is the authorizer, so a chain must be asked first ([`SignedVoucher::verify_by_payer`]).
+    #[error("the payer's wallet has to be asked")]
+    AsksPayer,
+}
+
+/// What a chain said about a payer that authorizes its own vouchers, for one digest and signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PayerEvidence {
+    /// There is no code at the payer's address: its key decides.
+    NoCode,
+    /// There is code, and ERC-1271 `isValidSignature` returned its magic value.
+    Approved,
+    /// There is code, and it did not.
+    Refused,
+}
+
+/// A voucher whose signature the settlement contract would accept. Only the two `verify` functions make one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedVoucher {
+    channel: ChannelId,
+    max_claimable: Amount,
+    signature: Signature,
+}
+
+impl SignedVoucher {
+    fn voucher(&self) -> Voucher {
+        Voucher { channel: self.channel, max_claimable: self.max_claimable }
+    }
+
+    /// The digest this signature must be over.
+    pub fn digest(&self, settlement: &Domain) -> Hash {
+        self.voucher().digest(settlement)
+    }
+
+    /// Checks the signature of a channel whose vouchers a key signs; no chain is needed.
+    pub fn verify(&self, settlement: &Domain, config: &ChannelConfig) -> Result<VerifiedVoucher, VoucherError> {
+        match config.authorizer() {
+            Authorizer::Key(signer) => self.verify_key(settlement, signer),
+            Authorizer::Payer(_) => Err(VoucherError::AsksPayer),
+        }
+    }
+
+    /// Checks the signature of a channel whose payer authorizes its own vouchers, given what the chain said of it.
+    pub fn verify_by_payer(
+        &self,
+        settlement: &Domain,
+        config: &ChannelConfig,
+        evidence: PayerEvidence,
+    ) -> Result<VerifiedVoucher, VoucherError> {
+        match (config.authorizer(), evidence) {
+            (Authorizer::Key(signer), _) => self.verify_key(settlement, signer),
+            (Authorizer::Payer(payer), PayerEvidence::NoCode) => self.verify_key(settlement, payer),
+            (Authorizer::Payer(_), PayerEvidence::Approved) => Ok(self.proven()),
+            (Authorizer::Payer(_), PayerEvidence::Refused) => Err(VoucherError::WalletRefused),
+        }
+    }
+
+    fn verify_key(&self, settlement: &Domain, signer: super::bytes::Address) -> Result<VerifiedVoucher, VoucherError> {
+        if self.signature.recover(self.digest(settlement))? == signer {
+            Ok(self.proven())
+        } else {
+            Err(VoucherError::OtherSigner)
+        }
+    }
+
+    fn proven(&self) -> VerifiedVoucher {
+        VerifiedVoucher { channel: self.channel, max_claimable: self.max_claimable, signature: self.signature.clone() }
+    }
+}
+
+impl VerifiedVoucher {
+    /// The channel it draws on.
+    pub fn channel(&self) -> ChannelId {
+        self.channel
+    }
+
+    /// The cumulative ceiling, in atomic units.
+    pub fn max_claimable(&self) -> Amount {
+        self.max_claimable
+    }
+
+    /// The signature that goes into the claim.
+    pub fn signature(&self) -> &Signature {
+        &self.signature
+    }
+}

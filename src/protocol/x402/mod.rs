@@ -1,0 +1,23 @@
+//! x402 version 2: the three headers of a paid HTTP request.
+//!
+//! | header | direction | here |
+//! |---|---|---|
+//! | `PAYMENT-REQUIRED` | to the client, on 402 | [`Quote`] |
+//! | `PAYMENT-SIGNATURE` | to the server | [`Payment`] |
+//! | `PAYMENT-RESPONSE` | to the client, with the answer | [`Receipt`] |
+//!
+//! **Owns** their JSON and base64, their size limit, and the question whether a payment answers an offer. **Promises**
+//! a refusal with a code for anything else than a well-formed header. **Does not** judge a payment's money.
+
+mod header;
+mod offer;
+mod payment;
+mod receipt;
+
+pub use header::{
+    HeaderError, MAX_PAYMENT_HEADER_BYTES, PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, X_PAYMENT,
+    X_PAYMENT_RESPONSE, decode, encode,
+};
+pub use offer::{Accepted, ChannelState, NETWORK_PREFIX, Offer, Quote, Resource, SCHEME, VERSION, VoucherState};
+pub use payment::{Action, Deposit, Payment, PaymentError, RefundRequest};
+pub use receipt::Receipt;

@@ -1,0 +1,112 @@
+//! Receipts: what a paid answer says of its payment.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::offer::ChannelState;
+use crate::protocol::amount::Amount;
+use crate::protocol::bytes::{Address, Hash};
+use crate::protocol::code::Code;
+
+/// The `PAYMENT-RESPONSE` header.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Receipt {
+    /// Whether the payment went through.
+    pub success: bool,
+    /// The transaction's hash, empty where none was needed.
+    pub transaction: String,
+    /// The chain.
+    pub network: String,
+    /// Who paid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payer: Option<String>,
+    /// Tokens moved on chain by this answer (a deposit or a refund), empty for a plain voucher.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amount: Option<String>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_reason: Option<String>,
+    /// The same in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_message: Option<String>,
+    /// `chargedAmount` and `channelState`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub extra: Map<String, Value>,
+}
+
+impl Receipt {
+    /// A request paid by a voucher alone; nothing moved on chain.
+    pub fn charged(network: &str, payer: Address, charge: Amount, state: &ChannelState) -> Self {
+        Self {
+            success: true,
+            transaction: String::new(),
+            network: network.to_owned(),
+            payer: Some(payer.to_string()),
+            amount: Some(String::new()),
+            error_reason: None,
+            error_message: None,
+            extra: extra(Some(charge), state),
+        }
+    }
+
+    /// A request that came with a deposit of `deposited`, mined as `transaction`.
+    pub fn deposited(
+        network: &str,
+        payer: Address,
+        transaction: Hash,
+        deposited: Amount,
+        charge: Amount,
+        state: &ChannelState,
+    ) -> Self {
+        Self {
+            transaction: transaction.to_string(),
+            amount: Some(deposited.to_string()),
+            ..Self::charged(network, payer, charge, state)
+        }
+    }
+
+    /// A refund of `refunded`, mined as `transaction`.
+    pub fn refunded(network: &str, payer: Address, transaction: Hash, refunded: Amount, state: &ChannelState) -> Self {
+        Self {
+            transaction: transaction.to_string(),
+            amount: Some(refunded.to_string()),
+            extra: extra(None, state),
+            ..Self::charged(network, payer, Amount::ZERO, state)
+        }
+    }
+
+    /// A settlement that failed for good.
+    pub fn failed(network: &str, payer: Address, code: Code, message: &str) -> Self {
+        Self {
+            success: false,
+            transaction: String::new(),
+            network: network.to_owned(),
+            payer: Some(payer.to_string()),
+            amount: None,
+            error_reason: Some(code.to_string()),
+            error_message: Some(message.to_owned()),
+            extra: Map::new(),
+        }
+    }
+
+    /// The `chargedAmount`, where there is one and it is an amount.
+    pub fn charged_amount(&self) -> Option<Amount> {
+        self.extra.get("chargedAmount")?.as_str()?.parse().ok()
+    }
+
+    /// The `channelState`, where there is one.
+    pub fn channel_state(&self) -> Option<ChannelState> {
+        ChannelState::deserialize(self.extra.get("channelState")?).ok()
+    }
+}
+
+fn extra(charge: Option<Amount>, state: &ChannelState) -> Map<String, Value> {
+    let mut extra = Map::new();
+    if let Some(charge) = charge {
+        extra.insert("chargedAmount".to_owned(), Value::String(charge.to_string()));
+    }
+    let state = serde_json::to_value(state).expect("a channel state has string keys");
+    extra.insert("channelState".to_owned(), state);
+    extra
+}
