@@ -1,0 +1,345 @@
+//! What is for sale, at what price, on which terms.
+//!
+//! **Owns** the routes and the offers made from them. **Promises** that the most specific route decides, that what no
+//! route names is not served, and that a quote is a pure function of the policy and the request. **Does not** know who
+//! pays; that is the accounts' business.
+
+use std::sync::Arc;
+
+use http::Method;
+use serde_json::{Map, Value, json};
+
+use super::path::{CleanPath, PathError, PathPattern};
+use crate::protocol::x402::{NETWORK_PREFIX, Offer, Quote, Resource, SCHEME, VERSION};
+use crate::protocol::{Address, Amount, Domain};
+
+/// What every channel with this provider must agree to.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// The chain's id.
+    pub chain_id: u64,
+    /// The token that is paid.
+    pub token: TokenTerms,
+    /// Who is paid.
+    pub pay_to: Address,
+    /// Whose key signs claims and refunds.
+    pub receiver_authorizer: Address,
+    /// The channel's withdraw delay, seconds.
+    pub withdraw_delay_s: u64,
+    /// How long one request may take, and how long a deposit authorization must hold, seconds.
+    pub max_timeout_s: u64,
+    /// The least deposit that is relayed; none means any.
+    pub min_deposit: Option<Amount>,
+}
+
+/// A token and how its authorizations are signed.
+#[derive(Debug, Clone)]
+pub struct TokenTerms {
+    /// Where it is.
+    pub address: Address,
+    /// Decimal places of a dollar.
+    pub decimals: u8,
+    /// The `name` of its EIP-712 domain.
+    pub domain_name: String,
+    /// The `version` of its EIP-712 domain.
+    pub domain_version: String,
+}
+
+impl Terms {
+    /// The network's name in headers.
+    pub fn network(&self) -> String {
+        format!("{NETWORK_PREFIX}{}", self.chain_id)
+    }
+
+    /// The domain vouchers and claims are signed under.
+    pub fn settlement(&self) -> Domain {
+        Domain::settlement(self.chain_id)
+    }
+
+    /// The domain deposits are signed under.
+    pub fn token_domain(&self) -> Domain {
+        Domain::new(&self.token.domain_name, &self.token.domain_version, self.chain_id, self.token.address)
+    }
+
+    /// The offer of one request at this price.
+    pub fn offer(&self, price: Amount) -> Offer {
+        let mut extra = Map::new();
+        extra.insert("receiverAuthorizer".to_owned(), json!(self.receiver_authorizer));
+        extra.insert("withdrawDelay".to_owned(), json!(self.withdraw_delay_s));
+        extra.insert("name".to_owned(), json!(self.token.domain_name));
+        extra.insert("version".to_owned(), json!(self.token.domain_version));
+        // The protocol wants it to be at least the price; a dearer route asks for its own price.
+        if let Some(min_deposit) = self.min_deposit {
+            extra.insert("minDeposit".to_owned(), json!(min_deposit.max(price)));
+        }
+        Offer {
+            scheme: SCHEME.to_owned(),
+            network: self.network(),
+            amount: price,
+            asset: self.token.address,
+            pay_to: self.pay_to,
+            max_timeout_seconds: self.max_timeout_s,
+            extra,
+        }
+    }
+}
+
+/// What one route's requests cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Price {
+    /// Nothing: the request goes straight through.
+    Free,
+    /// So much for each answer below status 400, unless the upstream reports less. Never zero.
+    Fixed(Amount),
+}
+
+/// One entry of the price list.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Its name in logs and books; its path, if the operator gave none.
+    pub name: String,
+    /// Which paths.
+    pub pattern: PathPattern,
+    /// Which methods; empty means all. `GET` covers `HEAD`.
+    pub methods: Vec<Method>,
+    /// At what price.
+    pub price: Price,
+    /// What it is, for the quote.
+    pub description: Option<String>,
+    /// The type of its answers, for the quote.
+    pub mime_type: Option<String>,
+    /// What the quote advertises beside the price, by extension key.
+    pub extensions: Map<String, Value>,
+}
+
+impl Route {
+    /// A route for all methods with nothing but a price.
+    pub fn new(pattern: PathPattern, price: Price) -> Self {
+        Self {
+            name: pattern.to_string(),
+            pattern,
+            methods: Vec::new(),
+            price,
+            description: None,
+            mime_type: None,
+            extensions: Map::new(),
+        }
+    }
+
+    fn takes(&self, method: &Method) -> bool {
+        let method = if method == Method::HEAD { &Method::GET } else { method };
+        self.methods.is_empty() || self.methods.contains(method)
+    }
+}
+
+/// Two routes that match one request with equal right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("routes {first} and {second} both match {pattern}, and neither is more specific")]
+pub struct Ambiguity {
+    /// Index of the earlier route, as given.
+    pub first: usize,
+    /// Index of the later route, as given.
+    pub second: usize,
+    /// The path they share.
+    pub pattern: String,
+}
+
+/// A price list with its terms: an immutable snapshot that one request uses from beginning to end.
+#[derive(Debug)]
+pub struct Policy {
+    terms: Terms,
+    public_url: String,
+    routes: Vec<Arc<Route>>,
+}
+
+/// What the policy says of a request.
+#[derive(Debug, Clone)]
+pub enum Verdict {
+    /// It costs nothing.
+    Free(Arc<Route>),
+    /// It costs so much.
+    Paid(Arc<Route>, Amount),
+    /// The path is known, for these other methods.
+    OtherMethods(Vec<Method>),
+    /// No route names it.
+    Unknown,
+    /// The path has no single reading.
+    Unclear(PathError),
+}
+
+impl Policy {
+    /// Makes a policy. `public_url` is the origin clients see, without a trailing slash.
+    pub fn new(terms: Terms, public_url: &str, routes: Vec<Route>) -> Result<Self, Vec<Ambiguity>> {
+        let ambiguities = ambiguities(&routes);
+        if !ambiguities.is_empty() {
+            return Err(ambiguities);
+        }
+        let mut routes: Vec<_> = routes.into_iter().map(Arc::new).collect();
+        // Among equal paths a route that names its methods is the more specific one.
+        routes.sort_by_key(|route| (route.pattern.specificity(), route.methods.is_empty()));
+        Ok(Self { terms, public_url: public_url.trim_end_matches('/').to_owned(), routes })
+    }
+
+    /// The terms of every channel.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// The routes, most specific first.
+    pub fn routes(&self) -> &[Arc<Route>] {
+        &self.routes
+    }
+
+    /// What a request costs.
+    pub fn judge(&self, method: &Method, raw_path: &str) -> Verdict {
+        let path = match CleanPath::parse(raw_path) {
+            Ok(path) => path,
+            Err(error) => return Verdict::Unclear(error),
+        };
+        let mut on_path = self.routes.iter().filter(|route| route.pattern.matches(&path)).peekable();
+        let Some(first) = on_path.peek().map(|route| Arc::clone(route)) else { return Verdict::Unknown };
+        // Only the most specific path decides: a method it does not list must not fall through to a wider, perhaps
+        // cheaper, route.
+        let siblings: Vec<_> = on_path.take_while(|route| route.pattern.same_paths(&first.pattern)).collect();
+        match siblings.iter().find(|route| route.takes(method)) {
+            Some(route) => match route.price {
+                Price::Free => Verdict::Free(Arc::clone(route)),
+                Price::Fixed(price) => Verdict::Paid(Arc::clone(route), price),
+            },
+            None => Verdict::OtherMethods(siblings.iter().flat_map(|route| route.methods.clone()).collect()),
+        }
+    }
+
+    /// The quote for a request of a paid route. `path_and_query` is what the client asked for.
+    pub fn quote(&self, route: &Route, price: Amount, path_and_query: &str, error: &str) -> Quote {
+        Quote {
+            x402_version: VERSION,
+            error: Some(error.to_owned()),
+            resource: Resource {
+                url: format!("{}{path_and_query}", self.public_url),
+                description: route.description.clone(),
+                mime_type: route.mime_type.clone(),
+            },
+            accepts: vec![self.terms.offer(price)],
+            extensions: route.extensions.clone(),
+        }
+    }
+}
+
+fn ambiguities(routes: &[Route]) -> Vec<Ambiguity> {
+    let overlap = |a: &Route, b: &Route| match (a.methods.is_empty(), b.methods.is_empty()) {
+        (true, true) => true,
+        (false, false) => a.methods.iter().any(|method| b.methods.contains(method)),
+        _ => false,
+    };
+    let mut found = Vec::new();
+    for (second, later) in routes.iter().enumerate() {
+        for (first, earlier) in routes.iter().enumerate().take(second) {
+            if earlier.pattern.same_paths(&later.pattern) && overlap(earlier, later) {
+                found.push(Ambiguity { first, second, pattern: later.pattern.to_string() });
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn terms() -> Terms {
+        let token = crate::protocol::Network::by_name("base-sepolia").unwrap().tokens[0];
+        Terms {
+            chain_id: 84532,
+            token: TokenTerms {
+                address: token.address(),
+                decimals: 6,
+                domain_name: token.domain_name.to_owned(),
+                domain_version: token.domain_version.to_owned(),
+            },
+            pay_to: Address([1; 20]),
+            receiver_authorizer: Address([2; 20]),
+            withdraw_delay_s: 900,
+            max_timeout_s: 60,
+            min_deposit: Some(Amount::new(1000)),
+        }
+    }
+
+    fn route(pattern: &str, methods: &[Method], price: u128) -> Route {
+        let price = if price == 0 { Price::Free } else { Price::Fixed(Amount::new(price)) };
+        Route { methods: methods.to_vec(), ..Route::new(PathPattern::parse(pattern).unwrap(), price) }
+    }
+
+    fn policy(routes: Vec<Route>) -> Policy {
+        Policy::new(terms(), "https://api.example/", routes).unwrap()
+    }
+
+    #[test]
+    fn the_most_specific_route_decides() {
+        let policy = policy(vec![
+            route("/*", &[], 0),
+            route("/v1/*", &[], 10),
+            route("/v1/chat", &[Method::POST], 20),
+            route("/v1/chat", &[], 30),
+            route("/v1/models", &[Method::GET], 40),
+        ]);
+        let cases = [
+            (Method::GET, "/", Some(0)),
+            (Method::GET, "/v1/other", Some(10)),
+            (Method::POST, "/v1/chat", Some(20)),
+            (Method::GET, "/v1/chat", Some(30)),
+            (Method::GET, "/v1/models", Some(40)),
+            (Method::HEAD, "/v1/models", Some(40)),
+            (Method::POST, "/v1/models", None),
+            (Method::GET, "/v1/%6dodels/", Some(40)),
+        ];
+        for (method, path, expected) in cases {
+            let price = match policy.judge(&method, path) {
+                Verdict::Free(_) => Some(0),
+                Verdict::Paid(_, price) => Some(price.units()),
+                Verdict::OtherMethods(methods) => {
+                    assert_eq!(methods, [Method::GET]);
+                    None
+                }
+                other => panic!("{method} {path}: {other:?}"),
+            };
+            assert_eq!(price, expected, "{method} {path}");
+        }
+        assert!(matches!(policy.judge(&Method::GET, "/v1/../x"), Verdict::Unclear(PathError::DotSegment)));
+    }
+
+    #[test]
+    fn what_no_route_names_is_unknown() {
+        let policy = policy(vec![route("/v1/*", &[], 10)]);
+        assert!(matches!(policy.judge(&Method::GET, "/"), Verdict::Unknown));
+        assert!(matches!(policy.judge(&Method::GET, "/v2"), Verdict::Unknown));
+    }
+
+    #[test]
+    fn equal_routes_are_an_error_with_both_named() {
+        let routes = vec![route("/a/{x}", &[], 1), route("/b", &[], 1), route("/a/{y}/", &[], 2)];
+        let errors = Policy::new(terms(), "https://api.example", routes).unwrap_err();
+        assert_eq!(errors.len(), 1);
+        assert_eq!((errors[0].first, errors[0].second), (0, 2));
+        let disjoint = vec![route("/a", &[Method::GET], 1), route("/a", &[Method::POST], 2), route("/a", &[], 3)];
+        assert!(Policy::new(terms(), "https://api.example", disjoint).is_ok());
+    }
+
+    #[test]
+    fn an_offer_holds_the_terms_and_never_asks_for_a_deposit_below_its_price() {
+        let offer = terms().offer(Amount::new(2000));
+        assert_eq!(offer.network, "eip155:84532");
+        assert_eq!(offer.extra["minDeposit"], json!("2000"));
+        assert_eq!(terms().offer(Amount::new(10)).extra["minDeposit"], json!("1000"));
+        assert_eq!(offer.extra["withdrawDelay"], json!(900));
+    }
+
+    #[test]
+    fn a_quote_names_the_public_url() {
+        let policy = policy(vec![route("/v1/*", &[], 10)]);
+        let Verdict::Paid(route, price) = policy.judge(&Method::GET, "/v1/x") else { panic!() };
+        let quote = policy.quote(&route, price, "/v1/x?q=1", "Payment required");
+        assert_eq!(quote.resource.url, "https://api.example/v1/x?q=1");
+        assert_eq!(quote.accepts.len(), 1);
+    }
+}
