@@ -36,13 +36,18 @@ impl CleanPath {
     /// Reads the path component of a request target.
     pub fn parse(raw: &str) -> Result<Self, PathError> {
         let rest = raw.strip_prefix('/').ok_or(PathError::NotAbsolute)?;
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let rest = without_trailing_slash(rest);
         if rest.is_empty() {
             return Ok(Self { segments: Vec::new() });
         }
         let segments = rest.split('/').map(segment).collect::<Result<_, _>>()?;
         Ok(Self { segments })
     }
+}
+
+/// One trailing slash does not make another path; a lone one is an empty segment.
+fn without_trailing_slash(rest: &str) -> &str {
+    rest.strip_suffix('/').filter(|rest| !rest.is_empty()).unwrap_or(rest)
 }
 
 fn segment(raw: &str) -> Result<Vec<u8>, PathError> {
@@ -112,7 +117,7 @@ impl PathPattern {
             return Err(PatternError::Query);
         }
         let rest = text.strip_prefix('/').ok_or(PathError::NotAbsolute)?;
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let rest = without_trailing_slash(rest);
         let mut parts = Vec::new();
         if !rest.is_empty() {
             for raw in rest.split('/') {
