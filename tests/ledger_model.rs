@@ -1,0 +1,271 @@
+//! The channel state machine against a naive ledger that only adds and subtracts.
+//!
+//! Random sequences of requests, refunds and chain movements go to both; every verdict and every sum must agree. The
+//! seed of a failure is printed and kept by proptest.
+
+use peaje::ledger::{Channel, Command, Event, HoldNumber, RefundSize, Reject, View, Withdrawal};
+use peaje::protocol::{Address, Amount, ChannelConfig, Domain, Hash, LocalKey, VerifiedVoucher, Voucher};
+use proptest::prelude::*;
+
+/// The naive ledger: plain numbers, rules in the order a person would list them.
+#[derive(Debug, Default, Clone)]
+struct Naive {
+    balance: i128,
+    claimed: i128,
+    leaving: i128,
+    charged: i128,
+    signed: Option<i128>,
+    hold: Option<(i128, i128)>,
+    refunding: bool,
+    block: u64,
+}
+
+impl Naive {
+    fn hold(&mut self, max: i128, price: i128) -> Result<(), Reject> {
+        let verdict = match () {
+            () if price == 0 => Err(Reject::ZeroPrice),
+            () if self.hold.is_some() || self.refunding => Err(Reject::Busy),
+            () if max != self.charged + price => Err(Reject::AmountMismatch),
+            () if self.balance == 0 => Err(Reject::NoDeposit),
+            () if max > self.balance => Err(Reject::ExceedsBalance),
+            () if max > self.balance - self.leaving => Err(Reject::ExceedsWithdrawal),
+            () => Ok(()),
+        };
+        if verdict.is_ok() {
+            self.hold = Some((price, max));
+        }
+        verdict
+    }
+
+    fn post(&mut self, charge: i128) -> Result<(), Reject> {
+        let (price, max) = self.hold.ok_or(Reject::NoSuchHold)?;
+        if charge > price {
+            return Err(Reject::ChargeExceedsHold);
+        }
+        self.hold = None;
+        self.charged += charge;
+        self.signed = Some(max);
+        Ok(())
+    }
+
+    fn void(&mut self) -> Result<(), Reject> {
+        self.hold.take().map(|_| ()).ok_or(Reject::NoSuchHold)
+    }
+
+    fn refund(&mut self, max: i128, size: Option<i128>) -> Result<i128, Reject> {
+        let left = (self.balance - self.charged).max(0);
+        let amount = size.unwrap_or(left).min(left);
+        match () {
+            () if self.hold.is_some() || self.refunding => Err(Reject::Busy),
+            () if max != self.charged => Err(Reject::AmountMismatch),
+            () if amount == 0 => Err(Reject::NothingToRefund),
+            () => {
+                self.refunding = true;
+                Ok(amount)
+            }
+        }
+    }
+
+    fn observe(&mut self, block: u64, balance: i128, claimed: i128, leaving: i128) -> Result<(), Reject> {
+        if claimed > balance {
+            return Err(Reject::ImpossibleView);
+        }
+        if block < self.block {
+            return Ok(());
+        }
+        (self.block, self.balance, self.claimed, self.leaving) = (block, balance, claimed, leaving);
+        if claimed > self.charged {
+            self.charged = claimed;
+            self.hold = self.hold.filter(|(price, max)| claimed + price <= *max);
+        }
+        self.signed = self.signed.filter(|signed| *signed >= self.charged);
+        if self.signed.is_none() {
+            self.charged = claimed;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// A request whose voucher is off by `skew` from the right one.
+    Hold {
+        price: u8,
+        skew: i8,
+    },
+    Post {
+        charge: u8,
+    },
+    Void,
+    Refund {
+        skew: i8,
+        size: Option<u8>,
+    },
+    EndRefund,
+    Observe {
+        block: u8,
+        balance: u16,
+        claimed: u16,
+        leaving: u8,
+    },
+    /// The chain moves the way it does when nobody misbehaves: a deposit, or a claim of everything charged.
+    Deposit {
+        amount: u8,
+    },
+    ClaimAll,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let skew = prop_oneof![8 => Just(0i8), 1 => Just(1i8), 1 => Just(-1i8)];
+    prop_oneof![
+        6 => (0u8..20, skew.clone()).prop_map(|(price, skew)| Step::Hold { price, skew }),
+        5 => (0u8..22).prop_map(|charge| Step::Post { charge }),
+        2 => Just(Step::Void),
+        1 => (skew, proptest::option::of(0u8..40)).prop_map(|(skew, size)| Step::Refund { skew, size }),
+        2 => Just(Step::EndRefund),
+        1 => (0u8..40, 0u16..300, 0u16..300, 0u8..20)
+            .prop_map(|(block, balance, claimed, leaving)| Step::Observe { block, balance, claimed, leaving }),
+        3 => (1u8..60).prop_map(|amount| Step::Deposit { amount }),
+        1 => Just(Step::ClaimAll),
+    ]
+}
+
+fn amount(value: i128) -> Amount {
+    Amount::new(u128::try_from(value.max(0)).unwrap())
+}
+
+fn signed(config: &ChannelConfig, key: &LocalKey, domain: &Domain, max: i128) -> VerifiedVoucher {
+    let voucher = Voucher { channel: config.id(domain), max_claimable: amount(max) };
+    voucher.sign(domain, key).verify(domain, config).unwrap()
+}
+
+fn channel() -> (Channel, ChannelConfig, LocalKey, Domain) {
+    let key = LocalKey::from_bytes(&[7; 32]).unwrap();
+    let domain = Domain::settlement(84532);
+    let config = ChannelConfig {
+        payer: key.address(),
+        payer_authorizer: key.address(),
+        receiver: Address([1; 20]),
+        receiver_authorizer: Address([2; 20]),
+        token: Address([3; 20]),
+        withdraw_delay: 900,
+        salt: Hash::ZERO,
+    };
+    (Channel::open(config.id(&domain), config, View::default(), 0).unwrap(), config, key, domain)
+}
+
+fn run(channel: &mut Channel, command: &Command<'_>) -> Result<Event, Reject> {
+    let event = channel.decide(command, 0)?;
+    channel.evolve(&event);
+    Ok(event)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_ledger_agrees_with_a_naive_one(steps in proptest::collection::vec(step(), 1..60)) {
+        let (mut channel, config, key, domain) = channel();
+        let mut naive = Naive::default();
+        let mut last_hold: Option<HoldNumber> = None;
+        for step in steps {
+            let max_base = naive.charged;
+            match step {
+                Step::Hold { price, skew } => {
+                    let (price, max) = (i128::from(price), (max_base + i128::from(price) + i128::from(skew)).max(0));
+                    let voucher = signed(&config, &key, &domain, max);
+                    let event = run(&mut channel, &Command::Hold { voucher: &voucher, price: amount(price) });
+                    if let Ok(Event::Held(hold)) = &event {
+                        last_hold = Some(hold.number);
+                    }
+                    prop_assert_eq!(event.map(|_| ()), naive.hold(max, price));
+                }
+                Step::Post { charge } => {
+                    let Some(hold) = last_hold else { continue };
+                    let event = run(&mut channel, &Command::Post { hold, charge: amount(i128::from(charge)) });
+                    prop_assert_eq!(event.map(|_| ()), naive.post(i128::from(charge)));
+                }
+                Step::Void => {
+                    let Some(hold) = last_hold else { continue };
+                    prop_assert_eq!(run(&mut channel, &Command::Void { hold }).map(|_| ()), naive.void());
+                }
+                Step::Refund { skew, size } => {
+                    let max = (max_base + i128::from(skew)).max(0);
+                    let voucher = signed(&config, &key, &domain, max);
+                    let wish = size.map_or(RefundSize::Remainder, |size| RefundSize::Amount(amount(i128::from(size))));
+                    let event = run(&mut channel, &Command::BeginRefund { voucher: &voucher, size: wish });
+                    let refunded = event.map(|event| match event {
+                        Event::RefundBegun { amount } => i128::try_from(amount.units()).unwrap(),
+                        other => panic!("{other:?}"),
+                    });
+                    prop_assert_eq!(refunded, naive.refund(max, size.map(i128::from)));
+                }
+                Step::EndRefund => {
+                    let ended = run(&mut channel, &Command::EndRefund).is_ok();
+                    prop_assert_eq!(ended, std::mem::take(&mut naive.refunding));
+                }
+                Step::Observe { block, balance, claimed, leaving } => {
+                    let (balance, claimed, leaving) = (i128::from(balance), i128::from(claimed), i128::from(leaving));
+                    observe(&mut channel, &mut naive, u64::from(block), balance, claimed, leaving)?;
+                }
+                Step::Deposit { amount } => {
+                    let next = naive.clone();
+                    let balance = next.balance + i128::from(amount);
+                    observe(&mut channel, &mut naive, next.block + 1, balance, next.claimed, next.leaving)?;
+                }
+                Step::ClaimAll => {
+                    let next = naive.clone();
+                    let claimed = next.charged.min(next.balance);
+                    observe(&mut channel, &mut naive, next.block + 1, next.balance, claimed, next.leaving)?;
+                }
+            }
+            prop_assert_eq!(channel.charged(), amount(naive.charged));
+            prop_assert_eq!(channel.latest().map(|latest| latest.max_claimable), naive.signed.map(amount));
+            prop_assert_eq!(channel.unclaimed(), amount(naive.charged - naive.claimed));
+            prop_assert_eq!(channel.shortfall(), amount(naive.charged - naive.balance));
+            prop_assert_eq!(channel.open_hold().is_some(), naive.hold.is_some());
+        }
+    }
+}
+
+fn observe(
+    channel: &mut Channel,
+    naive: &mut Naive,
+    block: u64,
+    balance: i128,
+    claimed: i128,
+    leaving: i128,
+) -> Result<(), TestCaseError> {
+    let withdrawal = (leaving > 0).then(|| Withdrawal { amount: amount(leaving), initiated_at: 1 });
+    let view = View { block, balance: amount(balance), total_claimed: amount(claimed), withdrawal, refund_nonce: 0 };
+    let event = run(channel, &Command::Observe { view });
+    prop_assert_eq!(event.map(|_| ()), naive.observe(block, balance, claimed, leaving));
+    Ok(())
+}
+
+#[test]
+fn a_hold_is_resolved_once() {
+    let (mut channel, config, key, domain) = channel();
+    let view = View { block: 1, balance: Amount::new(100), ..View::default() };
+    run(&mut channel, &Command::Observe { view }).unwrap();
+    let voucher = signed(&config, &key, &domain, 10);
+    let Ok(Event::Held(hold)) = run(&mut channel, &Command::Hold { voucher: &voucher, price: Amount::new(10) }) else {
+        panic!("the voucher is good")
+    };
+    run(&mut channel, &Command::Post { hold: hold.number, charge: Amount::new(4) }).unwrap();
+    for again in [Command::Post { hold: hold.number, charge: Amount::ZERO }, Command::Void { hold: hold.number }] {
+        assert_eq!(run(&mut channel, &again), Err(Reject::NoSuchHold));
+    }
+    assert_eq!((channel.charged(), channel.unclaimed()), (Amount::new(4), Amount::new(4)));
+}
+
+#[test]
+fn an_old_view_lets_nobody_through() {
+    let (mut channel, config, key, domain) = channel();
+    let view = View { block: 1, balance: Amount::new(100), ..View::default() };
+    run(&mut channel, &Command::Observe { view }).unwrap();
+    let voucher = signed(&config, &key, &domain, 10);
+    let command = Command::Hold { voucher: &voucher, price: Amount::new(10) };
+    assert!(channel.decide(&command, 300).is_ok(), "a third of the withdraw delay of 900 s");
+    assert_eq!(channel.decide(&command, 301), Err(Reject::ViewTooOld));
+}
