@@ -3,7 +3,8 @@
 //! Random sequences of requests, refunds and chain movements go to both; every verdict and every sum must agree. The
 //! seed of a failure is printed and kept by proptest.
 
-use peaje::ledger::{Channel, Command, Event, HoldNumber, RefundSize, Reject, View, Withdrawal};
+use peaje::ledger::{Channel, Command, Event, HoldNumber, Reject, View, Withdrawal};
+use peaje::protocol::x402::RefundRequest;
 use peaje::protocol::{Address, Amount, ChannelConfig, Domain, Hash, LocalKey, VerifiedVoucher, Voucher};
 use proptest::prelude::*;
 
@@ -192,7 +193,7 @@ proptest! {
                 Step::Refund { skew, size } => {
                     let max = (max_base + i128::from(skew)).max(0);
                     let voucher = signed(&config, &key, &domain, max);
-                    let wish = size.map_or(RefundSize::Remainder, |size| RefundSize::Amount(amount(i128::from(size))));
+                    let wish = size.map_or(RefundRequest::Remainder, |size| RefundRequest::Amount(amount(i128::from(size))));
                     let event = run(&mut channel, &Command::BeginRefund { voucher: &voucher, size: wish });
                     let refunded = event.map(|event| match event {
                         Event::RefundBegun { amount } => i128::try_from(amount.units()).unwrap(),

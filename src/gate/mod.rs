@@ -8,5 +8,99 @@
 //! **Does not** listen, connect or speak to a chain: deposits, refunds and reads go to the [`desk`], whose other end
 //! the redeemer holds.
 
+//!
+//! # In front of an axum application
+//!
+//! ```
+//! use axum::{Router, body::Body, routing::get};
+//! use http::{Request, StatusCode};
+//! use peaje::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
+//! use peaje::gate::{Desk, Gate, path::PathPattern};
+//! use peaje::protocol::{Amount, Network};
+//! use tower::ServiceExt as _;
+//!
+//! # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+//! let base_sepolia = Network::by_name("base-sepolia").ok_or("no such preset")?;
+//! let usdc = base_sepolia.token("usdc").ok_or("no such preset")?;
+//! let terms = Terms {
+//!     chain_id: base_sepolia.chain_id,
+//!     token: TokenTerms::preset(usdc),
+//!     pay_to: "0x209693Bc6afc0C5328bA36FaF03C514EF312287C".parse()?,
+//!     receiver_authorizer: "0x3325a78425F17a7E487Eb5666b2bFd93aBb06c70".parse()?,
+//!     withdraw_delay_s: 86_400,
+//!     max_timeout_s: 60,
+//!     min_deposit: None,
+//! };
+//! let price = Price::Fixed(Amount::from_price("$0.002", usdc.decimals)?);
+//! let routes = vec![Route::new(PathPattern::parse("/weather")?, price)];
+//! let policy = Policy::new(terms, "https://api.example.com", routes).map_err(|_| "two routes are equal")?;
+//!
+//! // `Desk::closed()` quotes prices but has no chain behind it. `Desk::new()` with `redeem::Teller` at its other end
+//! // takes deposits, pays refunds and redeems.
+//! let gate = Gate::new(policy, Desk::closed());
+//! let app = Router::new().route("/weather", get(|| async { "sunny" })).layer(gate.layer());
+//!
+//! let unpaid = app.oneshot(Request::get("/weather").body(Body::empty())?).await?;
+//! assert_eq!(unpaid.status(), StatusCode::PAYMENT_REQUIRED);
+//! assert!(unpaid.headers().contains_key("payment-required"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod accounts;
+mod admit;
+mod answer;
+mod body;
+pub mod clock;
+pub mod desk;
+pub mod meter;
 pub mod path;
 pub mod policy;
+mod service;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+pub use accounts::{Accounts, Statement};
+pub use answer::refusal_body;
+pub use body::AnswerBody;
+pub use desk::{Desk, Questions};
+pub use policy::Policy;
+pub use service::{PaymentLayer, PaymentService};
+
+/// The payment core: one price list, one set of accounts, one desk. Cheap to clone; all clones are the same gate.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    policy: Arc<ArcSwap<Policy>>,
+    accounts: Accounts,
+    desk: Desk,
+}
+
+impl Gate {
+    /// A gate with empty accounts.
+    pub fn new(policy: Policy, desk: Desk) -> Self {
+        Self { policy: Arc::new(ArcSwap::from_pointee(policy)), accounts: Accounts::default(), desk }
+    }
+
+    /// The layer that puts this gate in front of a service.
+    pub fn layer(&self) -> PaymentLayer {
+        PaymentLayer::new(self.clone())
+    }
+
+    /// The price list in force.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.load_full()
+    }
+
+    /// Puts another price list in force. Requests that are being served keep theirs.
+    pub fn set_policy(&self, policy: Policy) {
+        self.policy.store(Arc::new(policy));
+    }
+
+    /// The accounts.
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+}

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::path::{CleanPath, PathError, PathPattern};
 use crate::protocol::x402::{NETWORK_PREFIX, Offer, Quote, Resource, SCHEME, VERSION};
-use crate::protocol::{Address, Amount, Domain};
+use crate::protocol::{Address, Amount, Domain, Token};
 
 /// What every channel with this provider must agree to.
 #[derive(Debug, Clone)]
@@ -43,6 +43,18 @@ pub struct TokenTerms {
     pub domain_name: String,
     /// The `version` of its EIP-712 domain.
     pub domain_version: String,
+}
+
+impl TokenTerms {
+    /// The terms of a token known by name.
+    pub fn preset(token: &Token) -> Self {
+        Self {
+            address: token.address(),
+            decimals: token.decimals,
+            domain_name: token.domain_name.to_owned(),
+            domain_version: token.domain_version.to_owned(),
+        }
+    }
 }
 
 impl Terms {
@@ -210,6 +222,25 @@ impl Policy {
         }
     }
 
+    /// The methods a path is sold or given away for.
+    pub fn methods_of(&self, raw_path: &str) -> Vec<Method> {
+        let Ok(path) = CleanPath::parse(raw_path) else { return Vec::new() };
+        let mut on_path = self.routes.iter().filter(|route| route.pattern.matches(&path)).peekable();
+        let Some(first) = on_path.peek().map(|route| Arc::clone(route)) else { return Vec::new() };
+        on_path
+            .take_while(|route| route.pattern.same_paths(&first.pattern))
+            .flat_map(|route| if route.methods.is_empty() { USUAL_METHODS.to_vec() } else { route.methods.clone() })
+            .collect()
+    }
+
+    /// The first route that costs something, for answers that need an offer without a paid path.
+    pub fn first_paid(&self) -> Option<(Arc<Route>, Amount)> {
+        self.routes.iter().find_map(|route| match route.price {
+            Price::Fixed(price) => Some((Arc::clone(route), price)),
+            Price::Free => None,
+        })
+    }
+
     /// The quote for a request of a paid route. `path_and_query` is what the client asked for.
     pub fn quote(&self, route: &Route, price: Amount, path_and_query: &str, error: &str) -> Quote {
         Quote {
@@ -225,6 +256,9 @@ impl Policy {
         }
     }
 }
+
+/// What `Allow` lists for a route that takes every method.
+const USUAL_METHODS: [Method; 5] = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
 
 fn ambiguities(routes: &[Route]) -> Vec<Ambiguity> {
     let overlap = |a: &Route, b: &Route| match (a.methods.is_empty(), b.methods.is_empty()) {
@@ -251,12 +285,7 @@ mod tests {
         let token = crate::protocol::Network::by_name("base-sepolia").unwrap().tokens[0];
         Terms {
             chain_id: 84532,
-            token: TokenTerms {
-                address: token.address(),
-                decimals: 6,
-                domain_name: token.domain_name.to_owned(),
-                domain_version: token.domain_version.to_owned(),
-            },
+            token: TokenTerms::preset(&token),
             pay_to: Address([1; 20]),
             receiver_authorizer: Address([2; 20]),
             withdraw_delay_s: 900,

@@ -1,5 +1,6 @@
 //! One channel: commands in, events out, invariants asserted.
 
+use crate::protocol::x402::RefundRequest;
 use crate::protocol::{Amount, ChannelConfig, ChannelId, Signature, VerifiedVoucher};
 
 /// What the chain says of a channel at one block.
@@ -114,19 +115,10 @@ pub enum Command<'a> {
         /// A voucher for exactly what was charged: proof that the payer agrees with the books.
         voucher: &'a VerifiedVoucher,
         /// How much it asks for.
-        size: RefundSize,
+        size: RefundRequest,
     },
     /// The refund ended, one way or the other.
     EndRefund,
-}
-
-/// How much a refund asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RefundSize {
-    /// All that was not charged.
-    Remainder,
-    /// So much, or all that was not charged if that is less: the contract caps it the same way.
-    Amount(Amount),
 }
 
 /// What happened to a channel.
@@ -310,10 +302,9 @@ impl Channel {
         }
     }
 
-    fn decide_hold(&self, voucher: &VerifiedVoucher, price: Amount, now: u64) -> Result<Event, Reject> {
-        if voucher.channel() != self.id {
-            return Err(Reject::OtherChannel);
-        }
+    /// Whether a voucher with this ceiling could pay this price now, as far as arithmetic goes: everything
+    /// [`Command::Hold`] checks except the signature. Lets a caller refuse before it does curve work.
+    pub fn preview_hold(&self, max_claimable: Amount, price: Amount, now: u64) -> Result<(), Reject> {
         if price.is_zero() {
             return Err(Reject::ZeroPrice);
         }
@@ -321,7 +312,7 @@ impl Channel {
         if self.hold.is_some() || self.refunding {
             return Err(Reject::Busy);
         }
-        if self.charged.checked_add(price) != Some(voucher.max_claimable()) {
+        if self.charged.checked_add(price) != Some(max_claimable) {
             return Err(Reject::AmountMismatch);
         }
         if self.view_too_old(now) {
@@ -330,12 +321,20 @@ impl Channel {
         if self.view.balance.is_zero() {
             return Err(Reject::NoDeposit);
         }
-        if voucher.max_claimable() > self.view.balance {
+        if max_claimable > self.view.balance {
             return Err(Reject::ExceedsBalance);
         }
-        if voucher.max_claimable() > self.ceiling() {
+        if max_claimable > self.ceiling() {
             return Err(Reject::ExceedsWithdrawal);
         }
+        Ok(())
+    }
+
+    fn decide_hold(&self, voucher: &VerifiedVoucher, price: Amount, now: u64) -> Result<Event, Reject> {
+        if voucher.channel() != self.id {
+            return Err(Reject::OtherChannel);
+        }
+        self.preview_hold(voucher.max_claimable(), price, now)?;
         Ok(Event::Held(OpenHold {
             number: HoldNumber(self.next_hold),
             price,
@@ -352,7 +351,7 @@ impl Channel {
         Ok(Event::Posted { hold: hold.number, charge, charged })
     }
 
-    fn decide_refund(&self, voucher: &VerifiedVoucher, size: RefundSize, now: u64) -> Result<Event, Reject> {
+    fn decide_refund(&self, voucher: &VerifiedVoucher, size: RefundRequest, now: u64) -> Result<Event, Reject> {
         if voucher.channel() != self.id {
             return Err(Reject::OtherChannel);
         }
@@ -367,8 +366,8 @@ impl Channel {
         }
         let left = self.refundable();
         let amount = match size {
-            RefundSize::Remainder => left,
-            RefundSize::Amount(amount) => amount.min(left),
+            RefundRequest::Remainder => left,
+            RefundRequest::Amount(amount) => amount.min(left),
         };
         if amount.is_zero() { Err(Reject::NothingToRefund) } else { Ok(Event::RefundBegun { amount }) }
     }

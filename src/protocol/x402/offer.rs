@@ -84,17 +84,26 @@ impl Accepted {
     /// Whether this echoes `offer`: every core field equal, and every key of the offer's `extra` there with an equal
     /// value. The client may add keys of its own. Addresses are compared without their letter case.
     pub fn answers(&self, offer: &Offer) -> bool {
-        self.answers_terms_of(offer) && self.amount == Value::String(offer.amount.to_string())
+        self.answers_except(offer, &[]) && self.amount == Value::String(offer.amount.to_string())
     }
 
-    /// The same without the price: a refund draws on the channel's terms, whatever resource it is sent to.
+    /// The same without the price and what follows from it: a refund draws on the channel's terms, whatever resource it
+    /// is sent to.
     pub fn answers_terms_of(&self, offer: &Offer) -> bool {
+        self.answers_except(offer, &["minDeposit"])
+    }
+
+    fn answers_except(&self, offer: &Offer, ignored: &[&str]) -> bool {
         self.scheme == offer.scheme
             && self.network == offer.network
             && self.asset.parse() == Ok(offer.asset)
             && self.pay_to.parse() == Ok(offer.pay_to)
             && self.max_timeout_seconds.as_f64() == Value::from(offer.max_timeout_seconds).as_f64()
-            && offer.extra.iter().all(|(key, value)| self.extra.get(key).is_some_and(|echo| same(key, echo, value)))
+            && offer
+                .extra
+                .iter()
+                .filter(|(key, _)| !ignored.contains(&key.as_str()))
+                .all(|(key, value)| self.extra.get(key).is_some_and(|echo| same(key, echo, value)))
     }
 }
 

@@ -52,7 +52,7 @@ pub struct Deposit {
 pub enum RefundRequest {
     /// All that was not charged.
     Remainder,
-    /// So much of it; never zero.
+    /// So much, or all that was not charged if that is less: the contract caps it the same way. Never zero.
     Amount(Amount),
 }
 

@@ -1,0 +1,442 @@
+//! Whether a payment pays.
+//!
+//! **Owns** the order of the checks: offer, extensions, terms, channel id, arithmetic, and only then the curve and the
+//! chain, so that what is cheap to refuse is refused cheaply. **Promises** that a corrective with a channel's last
+//! voucher goes only to somebody who just signed for that channel, and that a deposit is relayed before anything is
+//! served on it. **Does not** call the upstream.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::Gate;
+use super::accounts::{self, Hold, Payer};
+use super::answer::Refusal;
+use super::clock;
+use super::desk::{DepositEnd, DepositStart, DeskError, RefundError};
+use super::policy::{Policy, Route, Terms};
+use crate::ledger::{Reject, View};
+use crate::protocol::channel::Authorizer;
+use crate::protocol::deposit::{Authorization, MIN_AUTHORIZATION_LEFT_S};
+use crate::protocol::voucher::{PayerEvidence, VoucherError};
+use crate::protocol::x402::{Action, ChannelState, Deposit, Payment, Receipt, RefundRequest};
+use crate::protocol::{
+    Address, Amount, ChannelConfig, ChannelId, Code, Hash, Signature, SignedVoucher, VerifiedVoucher,
+};
+
+/// The longest a request waits for its deposit or refund to be mined, seconds; afterwards the transaction goes on and
+/// the client is told to come back. Below the usual timeouts of HTTP clients and load balancers on such a request.
+const MAX_CHAIN_WAIT_S: u64 = 90;
+
+/// A request that may be served, and how it pays.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) hold: Hold,
+    pub(super) payer: Payer,
+    /// The transaction and the sum, if the request came with a deposit.
+    pub(super) deposited: Option<(Hash, Amount)>,
+}
+
+/// What became of a payment.
+#[derive(Debug)]
+pub(super) enum Admission {
+    /// Serve the request.
+    Serve(Admitted),
+    /// It was a refund, and it was paid.
+    Refunded { receipt: Receipt, state: ChannelState },
+}
+
+/// A payment whose terms were checked: what the rest of the checks need.
+struct Claimed<'a> {
+    terms: &'a Terms,
+    id: ChannelId,
+    config: ChannelConfig,
+    voucher: SignedVoucher,
+}
+
+impl Gate {
+    /// Judges a payment, relays what it has to relay, and holds its price.
+    pub(super) async fn admit(
+        &self,
+        policy: &Policy,
+        offer: Option<(&Route, Amount)>,
+        payment: Payment,
+    ) -> Result<Admission, Refusal> {
+        let terms = policy.terms();
+        let Some((route, price)) = offer else { return Err(Code::NoMatchingRequirements.into()) };
+        let refund = matches!(payment.action, Action::Refund(_));
+        let ours = terms.offer(price);
+        let answers = if refund { payment.accepted.answers_terms_of(&ours) } else { payment.accepted.answers(&ours) };
+        if !answers {
+            return Err(Code::NoMatchingRequirements.into());
+        }
+        check_extensions(&route.extensions, &payment.extensions)?;
+        let id = check_terms(terms, &payment.config, payment.voucher.channel)?;
+        let claimed = Claimed { terms, id, config: payment.config, voucher: payment.voucher };
+        match payment.action {
+            Action::Pay => self.pay(&claimed, price, None).await.map(Admission::Serve),
+            Action::DepositAndPay(deposit) => {
+                self.deposit_and_pay(&claimed, price, deposit).await.map(Admission::Serve)
+            }
+            Action::Refund(request) => self.refund(&claimed, request).await,
+        }
+    }
+
+    /// A voucher alone, or the voucher of a deposit that has landed.
+    async fn pay(
+        &self,
+        claimed: &Claimed<'_>,
+        price: Amount,
+        deposited: Option<(Hash, Amount)>,
+    ) -> Result<Admitted, Refusal> {
+        let Claimed { id, voucher, .. } = claimed;
+        if deposited.is_none() && self.desk.depositing(id) {
+            return Err(Code::ChannelBusy.into());
+        }
+        let mut verified = None;
+        if !self.accounts.knows(id) {
+            // A stranger has to show a good signature before it can make us ask a node.
+            verified = Some(self.verify(claimed).await?);
+            let view = self.refresh(claimed).await?;
+            if view.balance.is_zero() {
+                return Err(Code::ChannelNotFound.into());
+            }
+        }
+        let mut refreshed = verified.is_some();
+        loop {
+            let preview = self
+                .accounts
+                .read(id, |channel| channel.preview_hold(voucher.max_claimable, price, clock::now_s()))
+                .ok_or(Refusal::from(Code::ChannelNotFound))?;
+            if preview == Err(Reject::Busy) {
+                return Err(Code::ChannelBusy.into());
+            }
+            // From here on every answer says something about the channel, so its owner must have signed.
+            let proof = match verified.take() {
+                Some(proof) => proof,
+                None => self.verify(claimed).await?,
+            };
+            let held = match preview {
+                Ok(()) => self.accounts.hold(&proof, price).ok_or(Refusal::from(Code::ChannelNotFound))?,
+                Err(reject) => Err(reject),
+            };
+            match held {
+                Ok(hold) => {
+                    let payer = Payer { address: claimed.config.payer, channel: *id };
+                    return Ok(Admitted { hold, payer, deposited });
+                }
+                // The books may only be behind: a deposit made past us, or a view gone old. Ask once.
+                Err(Reject::ViewTooOld | Reject::ExceedsBalance | Reject::NoDeposit) if !refreshed => {
+                    self.refresh(claimed).await?;
+                    refreshed = true;
+                    verified = Some(proof);
+                }
+                Err(reject) => return Err(self.refusal_of(claimed, reject)),
+            }
+        }
+    }
+
+    async fn deposit_and_pay(
+        &self,
+        claimed: &Claimed<'_>,
+        price: Amount,
+        deposit: Deposit,
+    ) -> Result<Admitted, Refusal> {
+        let Claimed { terms, id, config, voucher } = claimed;
+        check_deposit(terms, price, &deposit)?;
+        // The same payload again: its deposit is in the books, only its voucher counts.
+        if self.accounts.deposited_with(id, deposit.authorization.salt) {
+            return self.pay(claimed, price, None).await;
+        }
+        // The voucher's signature is made with nothing at stake, but it keeps strangers from making us ask a node.
+        let proof = self.verify(claimed).await?;
+        let known = self.accounts.read(id, |channel| {
+            let busy = channel.open_hold().is_some() || channel.is_refunding();
+            (busy, channel.charged(), channel.ceiling())
+        });
+        let (charged, ceiling) = match known {
+            Some((true, ..)) => return Err(Code::ChannelBusy.into()),
+            Some((false, charged, ceiling)) => (charged, ceiling),
+            None => {
+                let view = self.refresh(claimed).await?;
+                (view.total_claimed, view.balance)
+            }
+        };
+        let max = proof.max_claimable();
+        if charged.checked_add(price) != Some(max) {
+            return Err(self.corrective(claimed, charged));
+        }
+        if ceiling.checked_add(deposit.amount).is_none_or(|covered| max > covered) {
+            return Err(Code::CumulativeExceedsBalance.into());
+        }
+        self.check_authorization(claimed, &deposit).await?;
+        let amount = deposit.amount;
+        let wait = match self.desk.deposit(*id, *config, deposit) {
+            DepositStart::OnItsWay(wait) => wait,
+            DepositStart::Refused => return Err(Code::RpcReadFailed.into()),
+            DepositStart::Other(wait) => {
+                // Two deposits of one channel at once are one too many: the payer's state is older than the first.
+                // Once that has landed the client reads the chain and finds its money there.
+                return match within(wait.end()).await {
+                    Some(_) => Err(self.corrective(claimed, charged)),
+                    None => Err(Code::SettlementPending.into()),
+                };
+            }
+        };
+        match within(wait.end()).await {
+            Some(Some(DepositEnd::Landed { transaction, .. })) => {
+                let landed = Some((transaction, amount));
+                self.pay(claimed, price, landed).await.map_err(|refusal| match self.state(id) {
+                    // The deposit is on chain although the request is not served; not to say so would make the
+                    // client deposit again.
+                    Some(state) => {
+                        let network = terms.network();
+                        let payer = config.payer;
+                        refusal.with_receipt(Receipt::deposited(
+                            &network,
+                            payer,
+                            transaction,
+                            amount,
+                            Amount::ZERO,
+                            &state,
+                        ))
+                    }
+                    None => refusal,
+                })
+            }
+            Some(Some(DepositEnd::PayerTooPoor)) => Err(Code::InsufficientBalance.into()),
+            Some(Some(DepositEnd::WouldFail(why))) => {
+                Err(Refusal::from(Code::DepositSimulationFailed).with_detail(why))
+            }
+            Some(Some(DepositEnd::Dead(why))) => {
+                let code = Code::DepositTransactionFailed;
+                Err(Refusal::from(code).with_receipt(Receipt::failed(&terms.network(), config.payer, code, &why)))
+            }
+            Some(Some(DepositEnd::Unreachable)) => Err(Code::RpcReadFailed.into()),
+            // Nobody can say whether it will land, so nobody says it failed.
+            Some(None) | None => {
+                tracing::warn!(channel = %id, voucher = %voucher.max_claimable, "a deposit is still on its way");
+                Err(Code::SettlementPending.into())
+            }
+        }
+    }
+
+    async fn refund(&self, claimed: &Claimed<'_>, request: RefundRequest) -> Result<Admission, Refusal> {
+        let Claimed { terms, id, config, .. } = claimed;
+        let proof = self.verify(claimed).await?;
+        if !self.accounts.knows(id) && self.refresh(claimed).await?.balance.is_zero() {
+            return Err(Code::ChannelNotFound.into());
+        }
+        if self.desk.depositing(id) {
+            return Err(Code::ChannelBusy.into());
+        }
+        let mut refreshed = false;
+        let (ticket, amount) = loop {
+            match self.accounts.begin_refund(&proof, request).ok_or(Refusal::from(Code::ChannelNotFound))? {
+                Ok(begun) => break begun,
+                Err(Reject::ViewTooOld) if !refreshed => {
+                    self.refresh(claimed).await?;
+                    refreshed = true;
+                }
+                Err(reject) => return Err(self.refusal_of(claimed, reject)),
+            }
+        };
+        if !self.accounts.allow_refund(id) {
+            return Err(Code::RefundTooOften.into());
+        }
+        let row = self.accounts.read(id, accounts::claim_row).flatten();
+        let sent = match within(self.desk.refund(*config, row, amount, ticket)).await {
+            Some(Ok(Ok(sent))) => sent,
+            Some(Ok(Err(RefundError::WouldFail(why)))) => {
+                return Err(Refusal::from(Code::RefundSimulationFailed).with_detail(why));
+            }
+            Some(Ok(Err(RefundError::Failed(why)))) => {
+                return Err(Refusal::from(Code::RefundTransactionFailed).with_detail(why));
+            }
+            Some(Ok(Err(RefundError::Unreachable)) | Err(_)) => return Err(Code::RpcReadFailed.into()),
+            Some(Ok(Err(RefundError::Pending))) | None => return Err(Code::SettlementPending.into()),
+        };
+        let state = self.state(id).ok_or(Refusal::from(Code::ChannelNotFound))?;
+        let receipt = Receipt::refunded(&terms.network(), config.payer, sent.transaction, sent.amount, &state);
+        Ok(Admission::Refunded { receipt, state })
+    }
+
+    /// Curve work, and a question to the chain only where the payer's own account is the authorizer.
+    async fn verify(&self, claimed: &Claimed<'_>) -> Result<VerifiedVoucher, Refusal> {
+        let Claimed { terms, config, voucher, .. } = claimed;
+        let domain = terms.settlement();
+        let verified = match config.authorizer() {
+            Authorizer::Key(_) => voucher.verify(&domain, config),
+            Authorizer::Payer(payer) => {
+                let evidence = self.evidence(payer, voucher.digest(&domain), &voucher.signature).await?;
+                voucher.verify_by_payer(&domain, config, evidence)
+            }
+        };
+        verified.map_err(|error: VoucherError| Refusal::from(Code::VoucherSignature).with_detail(error.to_string()))
+    }
+
+    /// The deposit's own signature: the payer's key, or the payer's wallet where the payer has code.
+    async fn check_authorization(&self, claimed: &Claimed<'_>, deposit: &Deposit) -> Result<(), Refusal> {
+        let payer = claimed.config.payer;
+        let authorization = &deposit.authorization;
+        let digest = Authorization::digest(
+            &claimed.terms.token_domain(),
+            payer,
+            deposit.amount,
+            authorization.valid_after,
+            authorization.valid_before,
+            Authorization::nonce(claimed.id, authorization.salt),
+        );
+        if authorization.signature.recover(digest) == Ok(payer) {
+            return Ok(());
+        }
+        match self.evidence(payer, digest, &authorization.signature).await? {
+            PayerEvidence::Approved => Ok(()),
+            PayerEvidence::NoCode | PayerEvidence::Refused => Err(Code::ReceiveAuthorizationSignature.into()),
+        }
+    }
+
+    async fn evidence(&self, payer: Address, digest: Hash, signature: &Signature) -> Result<PayerEvidence, Refusal> {
+        self.desk.evidence(payer, digest, signature.clone()).await.map_err(|_| Code::RpcReadFailed.into())
+    }
+
+    /// Reads the channel on chain and books what it says.
+    async fn refresh(&self, claimed: &Claimed<'_>) -> Result<View, Refusal> {
+        let view = self.desk.view(claimed.id).await.map_err(|error| {
+            tracing::warn!(channel = %claimed.id, %error, "a channel could not be read");
+            Refusal::from(match error {
+                DeskError::Unreachable | DeskError::Closed => Code::ChannelStateReadFailed,
+            })
+        })?;
+        self.accounts.observe(claimed.id, &claimed.config, view).map_err(|reject| {
+            tracing::error!(channel = %claimed.id, %reject, "the node's answer cannot be true");
+            Refusal::from(Code::ChannelStateReadFailed)
+        })?;
+        Ok(view)
+    }
+
+    fn state(&self, id: &ChannelId) -> Option<ChannelState> {
+        self.accounts.read(id, accounts::channel_state)
+    }
+
+    /// What a reject means to its sender, who has proven to own the channel.
+    fn refusal_of(&self, claimed: &Claimed<'_>, reject: Reject) -> Refusal {
+        match reject {
+            Reject::Busy => Code::ChannelBusy.into(),
+            Reject::NoDeposit => Code::ChannelNotFound.into(),
+            // A client that sends a bare voucher above the balance believes in a balance that is gone (a refund or a
+            // withdrawal it has not seen). The corrective is the only answer after which a stock client reads the chain
+            // and tops up; "exceeds balance" would leave it stuck for good.
+            Reject::AmountMismatch | Reject::ExceedsBalance => self.corrective(claimed, Amount::ZERO),
+            Reject::ExceedsWithdrawal => Code::CumulativeExceedsBalance.into(),
+            Reject::NothingToRefund => Code::RefundNoBalance.into(),
+            Reject::ViewTooOld | Reject::ImpossibleView => Code::ChannelStateReadFailed.into(),
+            Reject::OtherChannel => Code::ChannelIdMismatch.into(),
+            Reject::ZeroPrice | Reject::NoSuchHold | Reject::ChargeExceedsHold | Reject::NoRefund => {
+                tracing::error!(channel = %claimed.id, %reject, "the ledger refused what the gate should not have asked");
+                Code::ChannelBusy.into()
+            }
+        }
+    }
+
+    /// The true state for a client out of step; for an unknown channel, what the chain said was claimed.
+    fn corrective(&self, claimed: &Claimed<'_>, charged_on_chain: Amount) -> Refusal {
+        let known = self
+            .accounts
+            .read(&claimed.id, |channel| (accounts::channel_state(channel), accounts::voucher_state(channel)));
+        let (state, voucher) = known.unwrap_or_else(|| {
+            let state = ChannelState {
+                channel_id: claimed.id,
+                balance: Amount::ZERO,
+                total_claimed: charged_on_chain,
+                withdraw_requested_at: 0,
+                refund_nonce: 0,
+                charged_cumulative_amount: charged_on_chain,
+            };
+            (state, None)
+        });
+        Refusal::corrective(state, voucher)
+    }
+}
+
+/// Waits for the chain as long as a request may.
+async fn within<T>(future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(Duration::from_secs(MAX_CHAIN_WAIT_S), future).await.ok()
+}
+
+/// The terms of the channel must be the offer's, and its id must follow from them.
+fn check_terms(terms: &Terms, config: &ChannelConfig, id: ChannelId) -> Result<ChannelId, Refusal> {
+    let refuse = |code: Code| Err(code.into());
+    if config.receiver != terms.pay_to {
+        return refuse(Code::ReceiverMismatch);
+    }
+    if config.receiver_authorizer != terms.receiver_authorizer {
+        return refuse(Code::ReceiverAuthorizerMismatch);
+    }
+    if config.token != terms.token.address {
+        return refuse(Code::TokenMismatch);
+    }
+    if !config.withdraw_delay_in_range() {
+        return refuse(Code::WithdrawDelayOutOfRange);
+    }
+    if config.withdraw_delay != terms.withdraw_delay_s {
+        return refuse(Code::WithdrawDelayMismatch);
+    }
+    if config.id(&terms.settlement()) != id {
+        return refuse(Code::ChannelIdMismatch);
+    }
+    Ok(id)
+}
+
+/// What can be said of a deposit without curve or chain.
+fn check_deposit(terms: &Terms, price: Amount, deposit: &Deposit) -> Result<(), Refusal> {
+    let now = clock::now_s();
+    let least = terms.min_deposit.map_or(Amount::ZERO, |least| least.max(price));
+    if deposit.amount < least {
+        return Err(Refusal::from(Code::DepositBelowMinDeposit).with_detail(format!("at least {least}")));
+    }
+    if deposit.authorization.valid_after > now {
+        return Err(Code::PayloadAuthorizationValidAfter.into());
+    }
+    if deposit.authorization.valid_before < now.saturating_add(MIN_AUTHORIZATION_LEFT_S) {
+        return Err(Code::PayloadAuthorizationValidBefore.into());
+    }
+    Ok(())
+}
+
+/// A client that echoes an extension must echo all it was advertised with; it may add to it.
+fn check_extensions(advertised: &Map<String, Value>, echoed: &Map<String, Value>) -> Result<(), Refusal> {
+    for (key, ours) in advertised {
+        let Some(theirs) = echoed.get(key) else { continue };
+        let (Some(Value::Object(ours)), theirs) = (ours.get("info"), theirs.get("info")) else { continue };
+        let whole = ours.iter().all(|(field, value)| theirs.and_then(|info| info.get(field)) == Some(value));
+        if !whole {
+            return Err(Refusal::from(Code::ExtensionEchoMismatch).with_detail(format!("extension {key}")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_echoed_extension_is_whole_or_refused() {
+        let map = |value: Value| value.as_object().unwrap().clone();
+        let advertised = map(json!({"bazaar": {"info": {"a": 1, "b": {"c": 2}}}}));
+        let cases = [
+            (json!({}), true),
+            (json!({"other": {}}), true),
+            (json!({"bazaar": {"info": {"a": 1, "b": {"c": 2}}}}), true),
+            (json!({"bazaar": {"info": {"a": 1, "b": {"c": 2}, "mine": 3}}}), true),
+            (json!({"bazaar": {"info": {"a": 1}}}), false),
+            (json!({"bazaar": {"info": {"a": 2, "b": {"c": 2}}}}), false),
+            (json!({"bazaar": {}}), false),
+        ];
+        for (echoed, expected) in cases {
+            assert_eq!(check_extensions(&advertised, &map(echoed.clone())).is_ok(), expected, "{echoed}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Every answer the gate itself gives, made in one place.
+//!
+//! **Owns** refusals and their rendering: quotes, correctives, errors, refund confirmations. **Promises** that messages
+//! to clients carry a stable code and no internals, and that no answer about a payment is cached. **Does not** judge.
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use serde_json::json;
+
+use super::policy::{Policy, Route};
+use crate::protocol::x402::{self, ChannelState, Quote, Receipt, VoucherState};
+use crate::protocol::{Amount, Code};
+
+/// The error text of a quote nobody tried to pay yet; the official servers say the same.
+pub(super) const PAYMENT_REQUIRED: &str = "Payment required";
+
+/// Why a request is not served, and what its sender should know.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    /// The stable text: a code, letter by letter, wherever there is one.
+    error: String,
+    /// What is wrong in words; never what a client could mistake for the code.
+    detail: Option<String>,
+    retry_after_s: Option<u64>,
+    /// The channel's true state, for a client that is out of step.
+    corrective: Option<Box<(ChannelState, Option<VoucherState>)>>,
+    /// A deposit that landed although the request is not served, or one that failed for good.
+    receipt: Option<Box<Receipt>>,
+}
+
+impl From<Code> for Refusal {
+    fn from(code: Code) -> Self {
+        let status = StatusCode::from_u16(code.status()).expect("codes have valid statuses, as their tests check");
+        Self {
+            status,
+            error: code.to_string(),
+            detail: None,
+            retry_after_s: code.retry_after_s(),
+            corrective: None,
+            receipt: None,
+        }
+    }
+}
+
+impl Refusal {
+    /// A quote for somebody who has not paid.
+    pub(super) fn unpaid() -> Self {
+        Self::quoting(PAYMENT_REQUIRED.to_owned())
+    }
+
+    /// A quote with an error text of its own.
+    pub(super) fn quoting(error: String) -> Self {
+        Self { error, ..Self::from(Code::NoMatchingRequirements) }
+    }
+
+    /// The corrective a stock client recovers from: the mismatch code, exactly, and the true state.
+    pub(super) fn corrective(state: ChannelState, voucher: Option<VoucherState>) -> Self {
+        Self { corrective: Some(Box::new((state, voucher))), ..Self::from(Code::CumulativeAmountMismatch) }
+    }
+
+    pub(super) fn with_detail(self, detail: impl Into<String>) -> Self {
+        Self { detail: Some(detail.into()), ..self }
+    }
+
+    pub(super) fn with_receipt(self, receipt: Receipt) -> Self {
+        Self { receipt: Some(Box::new(receipt)), ..self }
+    }
+
+    /// The code or text, for the log.
+    pub(super) fn error(&self) -> &str {
+        &self.error
+    }
+
+    /// The answer. A 402 carries the quote, so that the client can try again at once, except where a receipt already
+    /// says that the settlement failed.
+    pub(super) fn into_response(
+        self,
+        policy: &Policy,
+        offer: Option<(&Route, Amount)>,
+        target: &str,
+    ) -> Response<Bytes> {
+        let failed_for_good = self.receipt.as_ref().is_some_and(|receipt| !receipt.success);
+        let quote = match offer {
+            Some((route, price)) if self.status == StatusCode::PAYMENT_REQUIRED && !failed_for_good => {
+                let mut quote = policy.quote(route, price, target, &self.error);
+                if let Some(corrective) = &self.corrective {
+                    add_corrective(&mut quote, &corrective.0, corrective.1.as_ref());
+                }
+                Some(quote)
+            }
+            _ => None,
+        };
+        let body = match &quote {
+            Some(quote) => serde_json::to_vec(quote).map(Bytes::from).unwrap_or_default(),
+            None => refusal_body(&self.error, self.detail.as_deref()),
+        };
+        let mut response = json_response(self.status, body);
+        let headers = response.headers_mut();
+        if let Some(quote) = quote {
+            insert(headers, x402::PAYMENT_REQUIRED, &x402::encode(&quote));
+        }
+        if let Some(receipt) = self.receipt {
+            insert(headers, x402::PAYMENT_RESPONSE, &x402::encode(&*receipt));
+        }
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+fn add_corrective(quote: &mut Quote, state: &ChannelState, voucher: Option<&VoucherState>) {
+    for offer in &mut quote.accepts {
+        offer.extra.insert("channelState".to_owned(), json!(state));
+        if let Some(voucher) = voucher {
+            offer.extra.insert("voucherState".to_owned(), json!(voucher));
+        }
+    }
+}
+
+/// The JSON body of a refusal: a stable `error`, and a `message` for people.
+pub fn refusal_body(error: &str, message: Option<&str>) -> Bytes {
+    let body = match message {
+        Some(message) => json!({"error": error, "message": message}),
+        None => json!({"error": error}),
+    };
+    Bytes::from(body.to_string())
+}
+
+/// A refund that was paid.
+pub(super) fn refunded(receipt: &Receipt, state: &ChannelState) -> Response<Bytes> {
+    let body = json!({"message": "Refund acknowledged", "channelId": state.channel_id});
+    let mut response = json_response(StatusCode::OK, Bytes::from(body.to_string()));
+    insert(response.headers_mut(), x402::PAYMENT_RESPONSE, &x402::encode(receipt));
+    response
+}
+
+/// A path that is not for sale: unknown paths are refused, never guessed.
+pub(super) fn unknown_route() -> Response<Bytes> {
+    let message = "no route of this proxy's price list matches the path";
+    json_response(StatusCode::NOT_FOUND, refusal_body("unknown_route", Some(message)))
+}
+
+/// A path two servers could read differently.
+pub(super) fn unclear_path(error: super::path::PathError) -> Response<Bytes> {
+    json_response(StatusCode::BAD_REQUEST, refusal_body("unclear_path", Some(&error.to_string())))
+}
+
+/// A method the path is not sold for.
+pub(super) fn other_methods(methods: &[Method]) -> Response<Bytes> {
+    let mut response = json_response(StatusCode::METHOD_NOT_ALLOWED, refusal_body("method_not_allowed", None));
+    response.headers_mut().insert(ALLOW, allow(methods));
+    response
+}
+
+/// The answer to `OPTIONS`, which is free and never goes upstream.
+pub(super) fn options(methods: &[Method]) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(ALLOW, allow(methods));
+    response
+}
+
+fn allow(methods: &[Method]) -> HeaderValue {
+    let mut names: Vec<_> = methods.iter().map(Method::as_str).collect();
+    if names.contains(&"GET") {
+        names.push("HEAD");
+    }
+    names.push("OPTIONS");
+    names.sort_unstable();
+    names.dedup();
+    HeaderValue::try_from(names.join(", ")).expect("method names are header text")
+}
+
+fn json_response(status: StatusCode, body: Bytes) -> Response<Bytes> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Puts a base64 header in.
+pub(super) fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    let value = HeaderValue::try_from(value).expect("base64 is header text");
+    headers.insert(HeaderName::from_static(name), value);
+}
+
+/// A paid answer is the payer's: a shared cache must not serve it to the next client. What the upstream said stays,
+/// unless it said `public`.
+pub(super) fn make_private(headers: &mut HeaderMap) {
+    let said: Vec<String> = headers
+        .get_all(CACHE_CONTROL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|directive| directive.trim().to_owned())
+        .filter(|directive| !directive.is_empty())
+        .collect();
+    let has = |name: &str| said.iter().any(|directive| directive.eq_ignore_ascii_case(name));
+    if has("private") || has("no-store") {
+        return;
+    }
+    // `s-maxage` speaks to shared caches only, and `public` is the opposite of what is meant.
+    let kept = said.iter().filter(|directive| {
+        let directive = directive.to_ascii_lowercase();
+        directive != "public" && !directive.starts_with("s-maxage")
+    });
+    let merged = std::iter::once("private").chain(kept.map(String::as_str)).collect::<Vec<_>>().join(", ");
+    headers.insert(CACHE_CONTROL, HeaderValue::try_from(merged).unwrap_or(HeaderValue::from_static("private")));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paid_answers_are_private() {
+        let cases = [
+            (None, "private"),
+            (Some("max-age=60"), "private, max-age=60"),
+            (Some("public, max-age=60, s-maxage=600"), "private, max-age=60"),
+            (Some("no-store"), "no-store"),
+            (Some("Private"), "Private"),
+        ];
+        for (said, expected) in cases {
+            let mut headers = HeaderMap::new();
+            if let Some(said) = said {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static(said));
+            }
+            make_private(&mut headers);
+            assert_eq!(headers.get(CACHE_CONTROL).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn options_lists_what_is_sold() {
+        let response = options(&[Method::POST, Method::GET]);
+        assert_eq!(response.headers().get(ALLOW).unwrap(), "GET, HEAD, OPTIONS, POST");
+    }
+}

@@ -1,0 +1,257 @@
+//! The desk: where the gate asks for what only a chain can do.
+//!
+//! **Owns** the questions (read a channel, ask a wallet, relay a deposit, send a refund), their answers, and the rule
+//! that a channel has one deposit on its way at most. **Promises** that a question outlives the request that asked it:
+//! a payer who hangs up while its deposit is being mined still finds it booked. **Does not** answer; the redeemer does,
+//! at the other end of the queue.
+
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::ledger::View;
+use crate::protocol::claim::ClaimRow;
+use crate::protocol::voucher::PayerEvidence;
+use crate::protocol::x402::Deposit;
+use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, Signature};
+
+/// How many questions may wait for the chain at once. More are refused: a queue this long means the node hangs.
+pub const MAX_WAITING: usize = 1_024;
+
+/// What the gate asks.
+#[derive(Debug)]
+pub enum Question {
+    /// What does the chain say of this channel?
+    View {
+        /// Which.
+        channel: ChannelId,
+        /// The answer.
+        reply: oneshot::Sender<Result<View, DeskError>>,
+    },
+    /// Would this payer's own account approve this signature?
+    Evidence {
+        /// The payer.
+        payer: Address,
+        /// What was signed.
+        digest: Hash,
+        /// The signature.
+        signature: Signature,
+        /// The answer.
+        reply: oneshot::Sender<Result<PayerEvidence, DeskError>>,
+    },
+    /// Relay this deposit and book it when it is mined.
+    Deposit {
+        /// The channel's terms.
+        config: ChannelConfig,
+        /// The signed deposit.
+        deposit: Deposit,
+        /// The deposit's place; ending it publishes the outcome.
+        place: DepositPlace,
+    },
+    /// Claim what was charged, give this much back, and book both.
+    Refund {
+        /// The channel's terms.
+        config: ChannelConfig,
+        /// What is still to be claimed, if anything.
+        row: Option<ClaimRow>,
+        /// How much to give back.
+        amount: Amount,
+        /// The channel's refund, ended when this is dropped.
+        ticket: super::accounts::RefundTicket,
+        /// The answer.
+        reply: oneshot::Sender<Result<RefundSent, RefundError>>,
+    },
+}
+
+/// Why the desk has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DeskError {
+    /// The chain cannot be reached, or answers nonsense.
+    #[error("the chain cannot be read")]
+    Unreachable,
+    /// Nobody is at the desk, or too many are waiting.
+    #[error("the desk is closed")]
+    Closed,
+}
+
+/// How a deposit ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DepositEnd {
+    /// Mined and booked.
+    Landed {
+        /// The transaction.
+        transaction: Hash,
+        /// The channel after it.
+        view: View,
+    },
+    /// The payer does not have the tokens. Nothing was sent.
+    PayerTooPoor,
+    /// The chain would refuse it. Nothing was sent.
+    WouldFail(String),
+    /// The transaction can no longer succeed: it reverted, or its authorization ran out before it was mined.
+    Dead(String),
+    /// The chain cannot be reached. Nothing was sent.
+    Unreachable,
+}
+
+/// A refund that was mined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RefundSent {
+    /// The transaction.
+    pub transaction: Hash,
+    /// What the payer got, as the `Refunded` event says.
+    pub amount: Amount,
+}
+
+/// Why a refund was not paid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RefundError {
+    /// The chain would refuse it. Nothing was sent.
+    #[error("the refund would fail: {0}")]
+    WouldFail(String),
+    /// The transaction reverted or paid nothing.
+    #[error("the refund failed: {0}")]
+    Failed(String),
+    /// Sent, and no receipt yet.
+    #[error("the refund was sent and is not mined yet")]
+    Pending,
+    /// The chain cannot be reached. Nothing was sent.
+    #[error("the chain cannot be reached")]
+    Unreachable,
+}
+
+/// The gate's end of the queue.
+#[derive(Debug, Clone)]
+pub struct Desk {
+    questions: mpsc::Sender<Question>,
+    deposits: Arc<DashMap<ChannelId, OnItsWay>>,
+}
+
+/// The end at which questions are answered.
+pub type Questions = mpsc::Receiver<Question>;
+
+#[derive(Debug)]
+struct OnItsWay {
+    salt: Hash,
+    end: watch::Receiver<Option<DepositEnd>>,
+}
+
+/// The one place a channel has for a deposit on its way. Dropping it without an end frees the place too.
+#[derive(Debug)]
+pub struct DepositPlace {
+    channel: ChannelId,
+    end: watch::Sender<Option<DepositEnd>>,
+    deposits: Arc<DashMap<ChannelId, OnItsWay>>,
+}
+
+impl DepositPlace {
+    /// Publishes how the deposit ended, and frees the place.
+    pub fn end(self, end: DepositEnd) {
+        self.end.send_replace(Some(end));
+    }
+}
+
+impl Drop for DepositPlace {
+    fn drop(&mut self) {
+        self.deposits.remove(&self.channel);
+    }
+}
+
+/// What became of a wish to deposit.
+#[derive(Debug)]
+pub(super) enum DepositStart {
+    /// It is on its way, or the very same one already was.
+    OnItsWay(DepositWait),
+    /// Another one of this channel is on its way.
+    Other(DepositWait),
+    /// The desk takes none.
+    Refused,
+}
+
+/// A deposit somebody waits for. Dropping it does not stop the deposit.
+#[derive(Debug)]
+pub(super) struct DepositWait(watch::Receiver<Option<DepositEnd>>);
+
+impl DepositWait {
+    /// The end, once there is one; `None` when the desk gave up without one.
+    pub(super) async fn end(mut self) -> Option<DepositEnd> {
+        match self.0.wait_for(Option::is_some).await {
+            Ok(end) => end.clone(),
+            Err(_) => None,
+        }
+    }
+}
+
+impl Desk {
+    /// A desk and the end at which its questions are answered.
+    pub fn new() -> (Self, Questions) {
+        let (questions, answers) = mpsc::channel(MAX_WAITING);
+        (Self { questions, deposits: Arc::default() }, answers)
+    }
+
+    /// A desk with nobody behind it: quotes work, channels that would need a chain are refused with 503.
+    pub fn closed() -> Self {
+        Self::new().0
+    }
+
+    /// Reads a channel.
+    pub(super) async fn view(&self, channel: ChannelId) -> Result<View, DeskError> {
+        self.ask(|reply| Question::View { channel, reply }).await?
+    }
+
+    /// Asks a payer's account.
+    pub(super) async fn evidence(
+        &self,
+        payer: Address,
+        digest: Hash,
+        signature: Signature,
+    ) -> Result<PayerEvidence, DeskError> {
+        self.ask(|reply| Question::Evidence { payer, digest, signature, reply }).await?
+    }
+
+    /// Asks for a refund. The refund goes on when the caller stops waiting.
+    pub(super) async fn refund(
+        &self,
+        config: ChannelConfig,
+        row: Option<ClaimRow>,
+        amount: Amount,
+        ticket: super::accounts::RefundTicket,
+    ) -> Result<Result<RefundSent, RefundError>, DeskError> {
+        self.ask(|reply| Question::Refund { config, row, amount, ticket, reply }).await
+    }
+
+    /// Starts a deposit, or joins the one that is on its way. The deposit goes on when the caller stops waiting.
+    pub(super) fn deposit(&self, channel: ChannelId, config: ChannelConfig, deposit: Deposit) -> DepositStart {
+        let salt = deposit.authorization.salt;
+        let place = match self.deposits.entry(channel) {
+            Entry::Occupied(taken) => {
+                let wait = DepositWait(taken.get().end.clone());
+                return if taken.get().salt == salt { DepositStart::OnItsWay(wait) } else { DepositStart::Other(wait) };
+            }
+            Entry::Vacant(free) => {
+                let (end, seen) = watch::channel(None);
+                free.insert(OnItsWay { salt, end: seen });
+                DepositPlace { channel, end, deposits: Arc::clone(&self.deposits) }
+            }
+        };
+        let wait = DepositWait(place.end.subscribe());
+        match self.questions.try_send(Question::Deposit { config, deposit, place }) {
+            Ok(()) => DepositStart::OnItsWay(wait),
+            // The place came back inside the error and is freed with it.
+            Err(_) => DepositStart::Refused,
+        }
+    }
+
+    /// Whether a deposit of this channel is on its way.
+    pub(super) fn depositing(&self, channel: &ChannelId) -> bool {
+        self.deposits.contains_key(channel)
+    }
+
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, DeskError> {
+        let (reply, answer) = oneshot::channel();
+        self.questions.try_send(question(reply)).map_err(|_| DeskError::Closed)?;
+        answer.await.map_err(|_| DeskError::Closed)
+    }
+}
