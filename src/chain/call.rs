@@ -1,6 +1,11 @@
 //! The transactions this house sends, as data.
 
+use alloy::primitives::{Bytes, U256};
+use alloy::sol_types::SolCall as _;
+
+use super::bindings::{Settlement, bytes_of, claims, collector_data, evm, terms};
 use crate::protocol::claim::ClaimRow;
+use crate::protocol::contracts::ERC3009_COLLECTOR;
 use crate::protocol::deposit::Authorization;
 use crate::protocol::{Address, Amount, ChannelConfig, Signature};
 
@@ -63,4 +68,48 @@ pub enum Call {
         /// The channel's terms.
         config: ChannelConfig,
     },
+}
+
+impl Call {
+    /// The transaction's data; it goes to the settlement contract, without any coin.
+    pub(super) fn calldata(&self) -> Bytes {
+        let data = match self {
+            Self::Deposit { config, amount, authorization } => Settlement::depositCall {
+                config: terms(config),
+                amount: amount.units(),
+                collector: evm(ERC3009_COLLECTOR),
+                collectorData: collector_data(authorization),
+            }
+            .abi_encode(),
+            Self::Claim { rows } => Settlement::claimCall { voucherClaims: claims(rows) }.abi_encode(),
+            Self::ClaimWithSignature { rows, signature } => claim_with_signature(rows, signature),
+            Self::Settle { receiver, token } => {
+                Settlement::settleCall { receiver: evm(*receiver), token: evm(*token) }.abi_encode()
+            }
+            Self::ClaimAndRefund { rows, claim_signature, config, amount, nonce, refund_signature } => {
+                let refund = Settlement::refundWithSignatureCall {
+                    config: terms(config),
+                    amount: amount.units(),
+                    nonce: U256::from(*nonce),
+                    authorizerSignature: bytes_of(refund_signature),
+                };
+                // An empty claim reverts, and would take the refund with it.
+                let claim = (!rows.is_empty()).then(|| claim_with_signature(rows, claim_signature));
+                let data = claim.into_iter().chain([refund.abi_encode()]).map(Bytes::from).collect();
+                Settlement::multicallCall { data }.abi_encode()
+            }
+            Self::InitiateWithdraw { config, amount } => {
+                Settlement::initiateWithdrawCall { config: terms(config), amount: amount.units() }.abi_encode()
+            }
+            Self::FinalizeWithdraw { config } => {
+                Settlement::finalizeWithdrawCall { config: terms(config) }.abi_encode()
+            }
+        };
+        data.into()
+    }
+}
+
+fn claim_with_signature(rows: &[ClaimRow], signature: &Signature) -> Vec<u8> {
+    Settlement::claimWithSignatureCall { voucherClaims: claims(rows), authorizerSignature: bytes_of(signature) }
+        .abi_encode()
 }

@@ -1,6 +1,6 @@
 //! The chain: reading channels from it, sending transactions to it, following its events.
 //!
-//! **Owns** the [`Chain`] trait, its implementation over an Ethereum JSON-RPC node (`AlloyChain`), the contract
+//! **Owns** the [`Chain`] trait, its implementation over an Ethereum JSON-RPC node ([`AlloyChain`]), the contract
 //! bindings, and the way keys come into the process ([`KeyRef`]).
 //! **Promises** that what a node says is checked before it is believed as far as that is possible (amounts that do not
 //! fit, answers of the wrong shape are errors), that no error or log shows a key or an RPC address beyond its host, and
@@ -8,9 +8,13 @@
 //! **Does not** decide anything: what to claim is the redeemer's, what to believe after a reorganisation is the
 //! follower's, and confirmations are the caller's to wait for.
 
+mod bindings;
 mod call;
+mod client;
 mod error;
+mod events;
 mod keys;
+mod rpc;
 mod types;
 mod url;
 
@@ -21,6 +25,7 @@ use crate::protocol::voucher::PayerEvidence;
 use crate::protocol::{Address, Amount, ChannelId, Hash, Signature};
 
 pub use call::Call;
+pub use client::{AlloyChain, install_tls};
 pub use error::{ChainError, SendError};
 pub use keys::{DEV_KEY_NAMES, KeyError, KeyRef, PASSWORD_ENV, PASSWORD_FILE_ENV, is_development_account};
 pub use types::{ChannelEvent, ChannelView, Happening, Head, LogPosition, Mined, Owed, TokenDomain, Withdrawal};
