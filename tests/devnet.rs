@@ -1,6 +1,9 @@
 //! The development chain, through a socket and a stock client: the stand-in contracts against the protocol's vectors and
 //! rules, and the node against what clients of a public one rely on.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests fail the test")]
+#![allow(clippy::too_many_arguments, reason = "the contracts' signatures are given")]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use alloy::consensus::constants::{EMPTY_OMMER_ROOT_HASH, EMPTY_WITHDRAWALS};
 use alloy::consensus::proofs::{calculate_receipt_root, calculate_transaction_root};
 use alloy::consensus::transaction::Recovered;
-use alloy::consensus::{Header, Receipt, ReceiptEnvelope, Sealable as _, Sealed, Transaction as _, TxEnvelope, TxType};
+use alloy::consensus::{Header, Receipt, ReceiptEnvelope, Sealable as _, Sealed, Transaction as _, TxEnvelope};
 use alloy::eips::eip1559::BaseFeeParams;
 use alloy::eips::eip7685::EMPTY_REQUESTS_HASH;
 use alloy::primitives::{Address, B256, Bloom, Bytes, Log, U256, keccak256};
@@ -170,6 +170,36 @@ struct Assembled {
     state: State,
     /// Transactions that can no longer run.
     unusable: Vec<B256>,
+    /// Logs so far.
+    logs: usize,
+}
+
+impl Assembled {
+    /// Appends a transaction that ran.
+    fn push(&mut self, tx: Arc<Recovered<TxEnvelope>>, outcome: ResultAndState) {
+        let ResultAndState { result, state } = outcome;
+        self.state.commit(state);
+        let gas_used = result.tx_gas_used();
+        self.header.gas_used += gas_used;
+        let created = result.created_address();
+        let receipt = Receipt {
+            status: result.is_success().into(),
+            cumulative_gas_used: self.header.gas_used,
+            logs: if result.is_success() { result.into_logs() } else { Vec::new() },
+        };
+        let emitted = receipt.logs.len();
+        let receipt = ReceiptEnvelope::from_typed(tx.tx_type(), receipt.with_bloom());
+        self.header.logs_bloom |= *receipt.logs_bloom();
+        self.txs.push(MinedTx {
+            effective_gas_price: tx.effective_gas_price(self.header.base_fee_per_gas),
+            tx,
+            receipt,
+            gas_used,
+            created,
+            first_log: self.logs,
+        });
+        self.logs += emitted;
+    }
 }
 
 /// The chain.
@@ -407,76 +437,62 @@ impl Chain {
         }
     }
 
+    /// Works out the next block: with the transactions that are ready, or empty.
     fn assemble(&self, with_pool: bool) -> Assembled {
         let parent = self.head();
         let number = parent.number() + 1;
-        let mut header = Header {
-            parent_hash: parent.hash(),
-            number,
-            gas_limit: BLOCK_GAS_LIMIT,
-            timestamp: self.next_timestamp(),
-            base_fee_per_gas: Some(base_fee_after(parent)),
-            mix_hash: keccak256([number.to_be_bytes(), self.fork.to_be_bytes()].concat()),
-            ..empty_header()
+        let mut block = Assembled {
+            header: Header {
+                parent_hash: parent.hash(),
+                number,
+                gas_limit: BLOCK_GAS_LIMIT,
+                timestamp: self.next_timestamp(),
+                base_fee_per_gas: Some(base_fee_after(parent)),
+                mix_hash: keccak256([number.to_be_bytes(), self.fork.to_be_bytes()].concat()),
+                ..empty_header()
+            },
+            txs: Vec::new(),
+            state: State::clone(&self.core.state),
+            unusable: Vec::new(),
+            logs: 0,
         };
-        let mut state = State::clone(&self.core.state);
-        let mut txs: Vec<MinedTx> = Vec::new();
-        let mut unusable = Vec::new();
-        let mut full = Vec::new();
-        let mut logs = 0;
-        let base_fee = base_fee_after(parent);
-        let env = execute::block_env(&header);
-        while with_pool {
-            let skipped = [unusable.as_slice(), full.as_slice()].concat();
-            let Some(tx) = self.core.pool.next_ready(&state, base_fee, &skipped).cloned() else { break };
-            if header.gas_used + tx.gas_limit() > header.gas_limit {
-                full.push(*tx.tx_hash());
-                continue;
-            }
-            let view = View { state: &state, blocks: &self.core.blocks };
-            let outcome =
-                execute::transact(view, self.chain_id, env.clone(), execute::signed_env(&tx), Rules::Transaction);
-            let ResultAndState { result, state: changes } = match outcome {
-                Ok(outcome) => outcome,
-                Err(error) => {
-                    tracing::debug!(%error, hash = %tx.tx_hash(), "a waiting transaction cannot run any more");
-                    unusable.push(*tx.tx_hash());
-                    continue;
-                }
-            };
-            state.commit(changes);
-            let gas_used = result.tx_gas_used();
-            header.gas_used += gas_used;
-            let created = result.created_address();
-            let receipt = Receipt {
-                status: result.is_success().into(),
-                cumulative_gas_used: header.gas_used,
-                logs: if result.is_success() { result.into_logs() } else { Vec::new() },
-            };
-            let emitted = receipt.logs.len();
-            let receipt = receipt_envelope(tx.tx_type(), receipt);
-            header.logs_bloom |= *receipt.logs_bloom();
-            txs.push(MinedTx {
-                effective_gas_price: tx.effective_gas_price(Some(base_fee)),
-                tx,
-                receipt,
-                gas_used,
-                created,
-                first_log: logs,
-            });
-            logs += emitted;
+        if with_pool {
+            self.fill(&mut block);
         }
-        let envelopes: Vec<&TxEnvelope> = txs.iter().map(|mined| mined.tx.inner()).collect();
+        let envelopes: Vec<&TxEnvelope> = block.txs.iter().map(|mined| mined.tx.inner()).collect();
+        let receipts: Vec<ReceiptEnvelope> = block.txs.iter().map(|mined| mined.receipt.clone()).collect();
+        let header = &mut block.header;
         header.transactions_root = calculate_transaction_root(&envelopes);
-        let receipts: Vec<ReceiptEnvelope> = txs.iter().map(|mined| mined.receipt.clone()).collect();
         header.receipts_root = calculate_receipt_root(&receipts);
         header.state_root =
             keccak256([parent.header.state_root, header.transactions_root, header.receipts_root].concat());
-        Assembled { header, txs, state, unusable }
+        block
+    }
+
+    /// Runs waiting transactions in order of arrival until none is ready or the next one does not fit.
+    fn fill(&self, block: &mut Assembled) {
+        let env = execute::block_env(&block.header);
+        loop {
+            let Some(tx) = self.core.pool.next_ready(&block.state, env.basefee, &block.unusable).cloned() else {
+                return;
+            };
+            if block.header.gas_used.saturating_add(tx.gas_limit()) > block.header.gas_limit {
+                return;
+            }
+            let view = View { state: &block.state, blocks: &self.core.blocks };
+            let run = execute::transact(view, self.chain_id, env.clone(), execute::signed_env(&tx), Rules::Transaction);
+            match run {
+                Ok(outcome) => block.push(tx, outcome),
+                Err(error) => {
+                    tracing::debug!(%error, hash = %tx.tx_hash(), "a waiting transaction cannot run any more");
+                    block.unusable.push(*tx.tx_hash());
+                }
+            }
+        }
     }
 
     fn attach(&mut self, assembled: Assembled) -> Arc<Mined> {
-        let Assembled { header, txs, state, unusable } = assembled;
+        let Assembled { header, txs, state, unusable, logs: _ } = assembled;
         let block = Arc::new(Mined { header: header.seal_slow(), txs });
         let core = &mut self.core;
         if core.next_timestamp.take().is_some() {
@@ -634,10 +650,6 @@ fn empty_header() -> Header {
         logs_bloom: Bloom::ZERO,
         ..Header::default()
     }
-}
-
-fn receipt_envelope(tx_type: TxType, receipt: Receipt) -> ReceiptEnvelope {
-    ReceiptEnvelope::from_typed(tx_type, receipt.with_bloom())
 }
 
 fn machine_time() -> u64 {
