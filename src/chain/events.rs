@@ -1,0 +1,106 @@
+//! The settlement contract's logs, read.
+//!
+//! **Promises** that only logs of the settlement contract become events, in the order they happened, and that logs a
+//! reorganisation removed do not. **Does not** tell whose channels they are.
+
+use alloy::primitives::{Address as EvmAddress, B256, Bytes, U64};
+use alloy::sol_types::abi::AbiDecoderConfig;
+use alloy::sol_types::{SolEvent as _, SolEventInterface as _};
+use serde::Deserialize;
+
+use super::bindings::Settlement::{self, SettlementEvents};
+use super::bindings::{address_of, config_of, hash_of};
+use super::error::ChainError;
+use super::types::{ChannelEvent, Happening, LogPosition};
+use crate::protocol::contracts::SETTLEMENT;
+use crate::protocol::{Amount, ChannelId};
+
+/// The first topic of every event that is followed.
+pub(super) const TOPICS: [B256; 8] = [
+    Settlement::ChannelCreated::SIGNATURE_HASH,
+    Settlement::ChannelClosed::SIGNATURE_HASH,
+    Settlement::Deposited::SIGNATURE_HASH,
+    Settlement::Claimed::SIGNATURE_HASH,
+    Settlement::Settled::SIGNATURE_HASH,
+    Settlement::Refunded::SIGNATURE_HASH,
+    Settlement::WithdrawInitiated::SIGNATURE_HASH,
+    Settlement::WithdrawFinalized::SIGNATURE_HASH,
+];
+
+/// A log as a node sends it. Those of a pending block have no position.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RawLog {
+    address: EvmAddress,
+    topics: Vec<B256>,
+    data: Bytes,
+    block_number: Option<U64>,
+    block_hash: Option<B256>,
+    transaction_hash: Option<B256>,
+    log_index: Option<U64>,
+    #[serde(default)]
+    removed: bool,
+}
+
+/// Reads logs in any order and of any contract.
+pub(super) fn read(logs: &[RawLog]) -> Result<Vec<ChannelEvent>, ChainError> {
+    let ours = |log: &&RawLog| {
+        let known = log.topics.first().is_some_and(|topic| TOPICS.contains(topic));
+        address_of(log.address) == SETTLEMENT && known && !log.removed
+    };
+    let mut events = logs.iter().filter(ours).map(event).collect::<Result<Vec<_>, _>>()?;
+    events.sort_by_key(|event| event.at);
+    Ok(events)
+}
+
+fn event(log: &RawLog) -> Result<ChannelEvent, ChainError> {
+    let decoded =
+        SettlementEvents::decode_raw_log_with_config(&log.topics, &log.data, AbiDecoderConfig::new().validate(true))
+            .map_err(|error| ChainError::decode_from("an event of the settlement contract", error))?;
+    Ok(ChannelEvent { at: position(log).ok_or(ChainError::decode("a log's place in its block"))?, what: what(decoded) })
+}
+
+fn position(log: &RawLog) -> Option<LogPosition> {
+    Some(LogPosition {
+        block: log.block_number?.to::<u64>(),
+        log_index: log.log_index?.to::<u64>(),
+        block_hash: hash_of(log.block_hash?),
+        transaction: hash_of(log.transaction_hash?),
+    })
+}
+
+fn what(event: SettlementEvents) -> Happening {
+    let id = |word: B256| ChannelId(word.0);
+    match event {
+        SettlementEvents::ChannelCreated(event) => {
+            Happening::Created { channel: id(event.channelId), config: config_of(&event.config) }
+        }
+        SettlementEvents::ChannelClosed(event) => Happening::Closed { channel: id(event.channelId) },
+        SettlementEvents::Deposited(event) => Happening::Deposited {
+            channel: id(event.channelId),
+            amount: Amount::new(event.amount),
+            new_balance: Amount::new(event.newBalance),
+        },
+        SettlementEvents::Claimed(event) => Happening::Claimed {
+            channel: id(event.channelId),
+            amount: Amount::new(event.claimAmount),
+            new_total_claimed: Amount::new(event.newTotalClaimed),
+        },
+        SettlementEvents::Settled(event) => Happening::Settled {
+            receiver: address_of(event.receiver),
+            token: address_of(event.token),
+            amount: Amount::new(event.amount),
+        },
+        SettlementEvents::Refunded(event) => {
+            Happening::Refunded { channel: id(event.channelId), amount: Amount::new(event.amount) }
+        }
+        SettlementEvents::WithdrawInitiated(event) => Happening::WithdrawInitiated {
+            channel: id(event.channelId),
+            amount: Amount::new(event.amount),
+            finalize_after: event.finalizeAfter.to::<u64>(),
+        },
+        SettlementEvents::WithdrawFinalized(event) => {
+            Happening::WithdrawFinalized { channel: id(event.channelId), amount: Amount::new(event.amount) }
+        }
+    }
+}
