@@ -1,1 +1,138 @@
-//! The redeem room.
+//! Redemption: the provider's money comes home by itself.
+//!
+//! **Owns** the other end of the gate's desk ([`Teller`]: deposits, refunds, reads), the plan of what to claim
+//! ([`plan()`], pure), the loop that claims and settles, and the follower of the contract's events. **Promises** that
+//! the books move by what the chain says after a transaction is mined, never by what was sent; that a deposit whose fate
+//! is open is followed until it is known; and that the authorizer's key signs claim batches and refunds made here and
+//! nothing else. **Does not** keep accounts or answer HTTP.
+
+mod follow;
+mod plan;
+mod round;
+mod teller;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::chain::{Chain, ChainError};
+use crate::gate::{Accounts, Gate, Questions};
+use crate::ledger::View;
+use crate::protocol::{ChannelId, LocalKey};
+
+pub use plan::{Batch, plan};
+pub use round::{Report, RowFailure};
+pub use teller::Teller;
+
+/// How redemption is run.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Between two rounds.
+    pub interval: Duration,
+    /// Channels in one claim transaction.
+    pub max_rows: usize,
+    /// Between two questions for a receipt or for new blocks.
+    pub poll: Duration,
+}
+
+/// What every part of this room works with.
+pub(crate) struct Office<C> {
+    pub(crate) gate: Gate,
+    pub(crate) chain: Arc<C>,
+    pub(crate) authorizer: LocalKey,
+    pub(crate) settings: Settings,
+}
+
+impl<C> Clone for Office<C> {
+    fn clone(&self) -> Self {
+        Self {
+            gate: self.gate.clone(),
+            chain: Arc::clone(&self.chain),
+            authorizer: self.authorizer.clone(),
+            settings: self.settings.clone(),
+        }
+    }
+}
+
+impl<C: Chain> Office<C> {
+    pub(crate) fn accounts(&self) -> &Accounts {
+        self.gate.accounts()
+    }
+
+    /// Reads a channel at `block` or later and books it. A node that lags behind the transaction we just saw mined is
+    /// asked again, because its view would be older than our own.
+    pub(crate) async fn refresh_since(
+        &self,
+        config: &crate::protocol::ChannelConfig,
+        id: ChannelId,
+        block: u64,
+    ) -> Result<View, ChainError> {
+        for _ in 0..MAX_LAGGING_READS {
+            let view = self.chain.channel(id).await?;
+            if view.block >= block {
+                if let Err(reject) = self.accounts().observe(id, config, view) {
+                    tracing::error!(channel = %id, %reject, "the node's answer cannot be true");
+                }
+                return Ok(view);
+            }
+            tokio::time::sleep(self.settings.poll).await;
+        }
+        self.chain.channel(id).await
+    }
+}
+
+/// How often a node that is behind is asked again.
+const MAX_LAGGING_READS: usize = 30;
+
+/// How many orders for a round may wait. One is enough to be served; more are the same order.
+const MAX_ORDERS: usize = 16;
+
+/// Redemption at work. Dropping it stops nothing; [`Redemption::stop`] does.
+#[derive(Debug, Clone)]
+pub struct Redemption {
+    orders: mpsc::Sender<oneshot::Sender<Report>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Redemption has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("redemption has stopped")]
+pub struct Stopped;
+
+impl Redemption {
+    /// Starts the teller, the follower and the loop for a gate.
+    pub fn start<C: Chain>(
+        gate: Gate,
+        questions: Questions,
+        chain: Arc<C>,
+        authorizer: LocalKey,
+        settings: Settings,
+    ) -> Self {
+        let office = Office { gate, chain, authorizer, settings };
+        let (orders, waiting) = mpsc::channel(MAX_ORDERS);
+        let redemption = Self { orders, stop: CancellationToken::new(), tasks: TaskTracker::new() };
+        let stop = &redemption.stop;
+        redemption.tasks.spawn(Teller::new(office.clone()).run(questions, stop.clone()));
+        redemption.tasks.spawn(round::run(office.clone(), waiting, stop.clone()));
+        redemption.tasks.spawn(follow::run(office, redemption.orders.clone(), stop.clone()));
+        redemption.tasks.close();
+        redemption
+    }
+
+    /// Claims and settles all there is, now; after a round that is in progress.
+    pub async fn redeem(&self) -> Result<Report, Stopped> {
+        let (reply, report) = oneshot::channel();
+        self.orders.send(reply).await.map_err(|_| Stopped)?;
+        report.await.map_err(|_| Stopped)
+    }
+
+    /// Stops everything; transactions that were sent and are awaited are awaited to the end.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+    }
+}

@@ -1,0 +1,119 @@
+//! What to claim: a pure function from books to batches.
+
+use crate::gate::Statement;
+use crate::protocol::Amount;
+use crate::protocol::claim::ClaimRow;
+
+/// The rows of one claim transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// The rows, most urgent first.
+    pub rows: Vec<ClaimRow>,
+}
+
+/// Plans a round: one row for each channel with something to claim, channels whose payer is withdrawing first, then by
+/// value; `max_rows` to a batch.
+///
+/// A channel that was drained below what it owes is claimed up to its balance: a row above it would revert the batch.
+pub fn plan(books: &[Statement], max_rows: usize) -> Vec<Batch> {
+    let mut rows: Vec<_> = books.iter().filter_map(|statement| Some((statement, claimable(statement)?))).collect();
+    rows.sort_by_key(|(statement, row)| {
+        let due = row.total_claimed.saturating_sub(statement.view.total_claimed);
+        (statement.view.withdrawal.is_none(), std::cmp::Reverse(due), statement.id)
+    });
+    let rows: Vec<_> = rows.into_iter().map(|(_, row)| row).collect();
+    rows.chunks(max_rows.max(1)).map(|rows| Batch { rows: rows.to_vec() }).collect()
+}
+
+fn claimable(statement: &Statement) -> Option<ClaimRow> {
+    let mut row = statement.row.clone()?;
+    row.total_claimed = row.total_claimed.min(statement.view.balance);
+    (row.total_claimed > statement.view.total_claimed).then_some(row)
+}
+
+/// What a batch adds to what was claimed before, by these books.
+pub(super) fn due(books: &[Statement]) -> Amount {
+    books.iter().fold(Amount::ZERO, |sum, statement| {
+        let due = claimable(statement)
+            .map_or(Amount::ZERO, |row| row.total_claimed.saturating_sub(statement.view.total_claimed));
+        sum.checked_add(due).unwrap_or(Amount::MAX)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{View, Withdrawal};
+    use crate::protocol::{Address, ChannelConfig, ChannelId, Hash, LocalKey};
+
+    /// One channel: balance, claimed, charged, whether a withdrawal is pending.
+    fn statement(number: u8, balance: u128, claimed: u128, charged: u128, leaving: bool) -> Statement {
+        let config = ChannelConfig {
+            payer: Address([number; 20]),
+            payer_authorizer: Address([number; 20]),
+            receiver: Address([1; 20]),
+            receiver_authorizer: Address([2; 20]),
+            token: Address([3; 20]),
+            withdraw_delay: 900,
+            salt: Hash::ZERO,
+        };
+        let signature = LocalKey::from_bytes(&[9; 32]).unwrap().sign(Hash::ZERO);
+        let view = View {
+            block: 1,
+            balance: Amount::new(balance),
+            total_claimed: Amount::new(claimed),
+            withdrawal: leaving.then_some(Withdrawal { amount: Amount::new(1), initiated_at: 1 }),
+            refund_nonce: 0,
+        };
+        let charged = Amount::new(charged);
+        let row = (charged > view.total_claimed).then_some(ClaimRow {
+            config,
+            max_claimable: charged,
+            signature,
+            total_claimed: charged,
+        });
+        Statement {
+            id: ChannelId([number; 32]),
+            config,
+            view,
+            charged,
+            unclaimed: charged.saturating_sub(view.total_claimed),
+            row,
+            shortfall: charged.saturating_sub(view.balance),
+        }
+    }
+
+    /// The payer's number and the claimed sum of each row, batch by batch.
+    fn shape(batches: &[Batch]) -> Vec<Vec<(u8, u128)>> {
+        let row = |row: &ClaimRow| (row.config.payer.0[0], row.total_claimed.units());
+        batches.iter().map(|batch| batch.rows.iter().map(row).collect()).collect()
+    }
+
+    #[test]
+    fn plans_read_like_a_table() {
+        let table = [
+            ("nothing is due", vec![statement(1, 100, 50, 50, false)], vec![]),
+            ("one row", vec![statement(1, 100, 0, 50, false)], vec![vec![(1, 50)]]),
+            (
+                "the largest first",
+                vec![statement(1, 100, 0, 5, false), statement(2, 100, 10, 50, false)],
+                vec![vec![(2, 50), (1, 5)]],
+            ),
+            (
+                "a withdrawal before all",
+                vec![statement(1, 100, 0, 50, false), statement(2, 100, 0, 5, true)],
+                vec![vec![(2, 5), (1, 50)]],
+            ),
+            ("a drained channel up to its balance", vec![statement(1, 30, 20, 50, false)], vec![vec![(1, 30)]]),
+            ("a drained channel with nothing left", vec![statement(1, 30, 30, 50, false)], vec![]),
+            (
+                "batches have an end",
+                vec![statement(1, 9, 0, 3, false), statement(2, 9, 0, 2, false), statement(3, 9, 0, 1, false)],
+                vec![vec![(1, 3), (2, 2)], vec![(3, 1)]],
+            ),
+        ];
+        for (name, books, expected) in table {
+            assert_eq!(shape(&plan(&books, 2)), expected, "{name}");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! A round of redemption: claim all that is due, then settle all that is owed.
+//!
+//! A batch that the contract would refuse is halved until the bad row is alone; the rest is claimed in the same round.
+//! What is owed to be settled is read from the contract, so a crash between claim and settlement costs nothing.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::plan::{self, plan};
+use super::{Office, Settings};
+use crate::chain::{Call, Chain, ChainError, Happening, Mined, SendError};
+use crate::protocol::claim::{ClaimRow, claim_batch_digest};
+use crate::protocol::{Amount, ChannelId, Hash};
+
+/// How long a round waits for one of its transactions, seconds. After that the round ends, and the next one finds on
+/// chain whatever became of it.
+const MAX_RECEIPT_WAIT: Duration = Duration::from_secs(180);
+
+/// What a round did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Channels claimed.
+    pub channels: usize,
+    /// What they paid, as the `Claimed` events say, atomic units.
+    pub claimed: Amount,
+    /// What reached the receiver, as the `Settled` event says, atomic units.
+    pub settled: Amount,
+    /// What is still due on the channels we know, atomic units.
+    pub left: Amount,
+    /// The transactions, in order.
+    pub transactions: Vec<Hash>,
+    /// Rows that could not be claimed.
+    pub failures: Vec<RowFailure>,
+    /// What went wrong with the round as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// A channel that could not be claimed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowFailure {
+    /// Which.
+    pub channel: ChannelId,
+    /// Why.
+    pub reason: String,
+}
+
+impl Report {
+    /// Whether everything that was due is claimed and settled.
+    pub fn is_complete(&self) -> bool {
+        self.problem.is_none() && self.failures.is_empty() && self.left.is_zero()
+    }
+}
+
+/// Runs rounds: on the interval and on orders.
+pub(super) async fn run<C: Chain>(
+    office: Office<C>,
+    mut orders: mpsc::Receiver<oneshot::Sender<Report>>,
+    stop: CancellationToken,
+) {
+    let Settings { interval, .. } = office.settings;
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let order = tokio::select! {
+            // An order that came before the stop is still carried out: the last round is ordered on the way down.
+            biased;
+            order = orders.recv() => order,
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => None,
+        };
+        let report = round(&office).await;
+        log(&report);
+        if let Some(order) = order {
+            // Whoever asked may have gone; the round was worth it.
+            let _ = order.send(report);
+        }
+    }
+}
+
+fn log(report: &Report) {
+    let Report { channels, claimed, settled, left, .. } = report;
+    for RowFailure { channel, reason } in &report.failures {
+        tracing::error!(%channel, reason, "a channel could not be claimed");
+    }
+    match &report.problem {
+        Some(problem) => tracing::error!(channels, %claimed, %settled, %left, problem, "redemption is incomplete"),
+        None if report.transactions.is_empty() => tracing::debug!(%left, "nothing to redeem"),
+        None => tracing::info!(channels, %claimed, %settled, %left, "redeemed"),
+    }
+}
+
+async fn round<C: Chain>(office: &Office<C>) -> Report {
+    let mut report = Report::default();
+    if let Err(error) = claim_and_settle(office, &mut report).await {
+        report.problem = Some(error.to_string());
+    }
+    report.left = plan::due(&office.accounts().statements());
+    report
+}
+
+async fn claim_and_settle<C: Chain>(office: &Office<C>, report: &mut Report) -> Result<(), ChainError> {
+    refresh_claimable(office).await?;
+    for batch in plan(&office.accounts().statements(), office.settings.max_rows) {
+        claim(office, batch.rows, report).await?;
+    }
+    settle(office, report).await
+}
+
+/// Reads every channel that has something to claim, all at one block, so that no row is built on an old balance.
+async fn refresh_claimable<C: Chain>(office: &Office<C>) -> Result<(), ChainError> {
+    let books: Vec<_> =
+        office.accounts().statements().into_iter().filter(|statement| statement.row.is_some()).collect();
+    if books.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<_> = books.iter().map(|statement| statement.id).collect();
+    for (statement, view) in books.iter().zip(office.chain.channels(&ids).await?) {
+        if let Err(reject) = office.accounts().observe(statement.id, &statement.config, view) {
+            tracing::error!(channel = %statement.id, %reject, "the node's answer cannot be true");
+        }
+    }
+    Ok(())
+}
+
+/// Claims rows; those the contract refuses are found by halving and reported.
+async fn claim<C: Chain>(office: &Office<C>, rows: Vec<ClaimRow>, report: &mut Report) -> Result<(), ChainError> {
+    let mut waiting = vec![rows];
+    while let Some(rows) = waiting.pop() {
+        match send(office, &claim_call(office, &rows)).await {
+            Ok(mined) if mined.success => {
+                book_claims(office, &rows, &mined, report).await?;
+            }
+            // Mined and reverted, though the node let it pass: the state moved in between. The next round sees it.
+            Ok(mined) => fail(office, &rows, &format!("transaction {} reverted", mined.hash), report),
+            Err(ChainError::Reverted { .. }) if rows.len() > 1 => {
+                let (first, second) = rows.split_at(rows.len() / 2);
+                waiting.extend([second.to_vec(), first.to_vec()]);
+            }
+            Err(error @ ChainError::Reverted { .. }) => fail(office, &rows, &error.to_string(), report),
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(())
+}
+
+/// The receiver and its authorizer may claim by themselves, which is cheaper; anybody else shows the authorizer's
+/// signature.
+fn claim_call<C: Chain>(office: &Office<C>, rows: &[ClaimRow]) -> Call {
+    let policy = office.gate.policy();
+    let terms = policy.terms();
+    let direct = office.chain.sender().is_some_and(|sender| {
+        rows.iter().all(|row| sender == row.config.receiver || sender == row.config.receiver_authorizer)
+    });
+    if direct {
+        Call::Claim { rows: rows.to_vec() }
+    } else {
+        let signature = office.authorizer.sign(claim_batch_digest(&terms.settlement(), rows));
+        Call::ClaimWithSignature { rows: rows.to_vec(), signature }
+    }
+}
+
+fn fail<C: Chain>(office: &Office<C>, rows: &[ClaimRow], reason: &str, report: &mut Report) {
+    let settlement = office.gate.policy().terms().settlement();
+    report.failures.extend(
+        rows.iter().map(|row| RowFailure { channel: row.config.id(&settlement), reason: reason.to_owned() }),
+    );
+}
+
+/// Books what the events say, and reads the channels again.
+async fn book_claims<C: Chain>(
+    office: &Office<C>,
+    rows: &[ClaimRow],
+    mined: &Mined,
+    report: &mut Report,
+) -> Result<(), ChainError> {
+    report.transactions.push(mined.hash);
+    for event in &mined.events {
+        if let Happening::Claimed { amount, .. } = event.what {
+            report.channels += 1;
+            report.claimed = report.claimed.checked_add(amount).unwrap_or(Amount::MAX);
+        }
+    }
+    let settlement = office.gate.policy().terms().settlement();
+    for row in rows {
+        office.refresh_since(&row.config, row.config.id(&settlement), mined.block).await?;
+    }
+    Ok(())
+}
+
+/// Settles what the contract says is owed. Nothing owed is no error and no transaction.
+async fn settle<C: Chain>(office: &Office<C>, report: &mut Report) -> Result<(), ChainError> {
+    let policy = office.gate.policy();
+    let (receiver, token) = (policy.terms().pay_to, policy.terms().token.address);
+    if office.chain.receivers(receiver, token).await?.due().is_zero() {
+        return Ok(());
+    }
+    let mined = send(office, &Call::Settle { receiver, token }).await?;
+    if !mined.success {
+        return Err(ChainError::Reverted { name: Some("settle".to_owned()) });
+    }
+    report.transactions.push(mined.hash);
+    for event in &mined.events {
+        if let Happening::Settled { amount, .. } = event.what {
+            report.settled = report.settled.checked_add(amount).unwrap_or(Amount::MAX);
+        }
+    }
+    Ok(())
+}
+
+/// Sends a call and waits until it is mined.
+async fn send<C: Chain>(office: &Office<C>, call: &Call) -> Result<Mined, ChainError> {
+    let hash = match office.chain.send(call).await {
+        Ok(hash) => hash,
+        Err(SendError::Refused(error)) => return Err(error),
+        Err(SendError::Unknown { hash, source }) => {
+            tracing::warn!(transaction = %hash, error = %source, "a transaction may or may not have been sent");
+            hash
+        }
+    };
+    office
+        .chain
+        .await_receipt(hash, MAX_RECEIPT_WAIT, office.settings.poll)
+        .await?
+        .ok_or(ChainError::NotMined { transaction: hash })
+}

@@ -1,0 +1,284 @@
+//! The teller: answers what the gate asks of the chain.
+//!
+//! A deposit is tried before it is sent, and once sent it is followed until its fate is known: mined, reverted, or past
+//! the time until which the payer's authorization holds. Nothing is reported as failed while it may land.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Office;
+use crate::chain::{Call, Chain, ChainError, Happening, Mined, SendError};
+use crate::gate::Questions;
+use crate::gate::accounts::RefundTicket;
+use crate::gate::desk::{DepositEnd, DepositPlace, DeskError, Question, RefundError, RefundSent};
+use crate::ledger::View;
+use crate::protocol::claim::{ClaimRow, claim_batch_digest, refund_digest};
+use crate::protocol::deposit::Authorization;
+use crate::protocol::x402::Deposit;
+use crate::protocol::{Amount, ChannelConfig, ChannelId, Hash};
+
+/// How many questions are worked on at once.
+const MAX_AT_ONCE: usize = 64;
+
+/// How long one wait for a receipt lasts before the other signs are looked at.
+const RECEIPT_WAIT: std::time::Duration = std::time::Duration::from_secs(15);
+
+/// How often a refund is signed again because its nonce was used up by somebody else.
+const MAX_REFUND_SIGNINGS: usize = 3;
+
+/// How long a refund's receipt is waited for before its channel is served again, in waits of [`RECEIPT_WAIT`].
+const MAX_REFUND_WAITS: usize = 40;
+
+/// Answers the desk's questions.
+pub struct Teller<C> {
+    office: Arc<Office<C>>,
+}
+
+impl<C> Clone for Teller<C> {
+    fn clone(&self) -> Self {
+        Self { office: Arc::clone(&self.office) }
+    }
+}
+
+impl<C: Chain> Teller<C> {
+    pub(super) fn new(office: Office<C>) -> Self {
+        Self { office: Arc::new(office) }
+    }
+
+    /// Takes questions until told to stop; those in progress are finished.
+    pub(super) async fn run(self, mut questions: Questions, stop: CancellationToken) {
+        let at_once = Arc::new(Semaphore::new(MAX_AT_ONCE));
+        let tasks = TaskTracker::new();
+        loop {
+            let next = async {
+                let permit = Arc::clone(&at_once).acquire_owned().await;
+                (questions.recv().await, permit)
+            };
+            let (question, permit) = tokio::select! {
+                () = stop.cancelled() => break,
+                (Some(question), permit) = next => (question, permit),
+                else => break,
+            };
+            let teller = self.clone();
+            tasks.spawn(async move {
+                teller.answer(question).await;
+                drop(permit);
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    /// An answer nobody waits for any more is no loss.
+    async fn answer(&self, question: Question) {
+        match question {
+            Question::View { channel, reply } => {
+                let _ = reply.send(self.office.chain.channel(channel).await.map_err(|error| unreachable(&error)));
+            }
+            Question::Evidence { payer, digest, signature, reply } => {
+                let evidence = self.office.chain.payer_evidence(payer, digest, &signature).await;
+                let _ = reply.send(evidence.map_err(|error| unreachable(&error)));
+            }
+            Question::Deposit { config, deposit, place } => self.deposit(config, deposit, place).await,
+            Question::Refund { config, row, amount, ticket, reply } => {
+                let sent = self.refund(&config, row, amount, &ticket).await;
+                // The channel serves again before its payer hears of the refund.
+                drop(ticket);
+                let _ = reply.send(sent);
+            }
+        }
+    }
+
+    async fn deposit(&self, config: ChannelConfig, deposit: Deposit, place: DepositPlace) {
+        let id = config.id(&self.office.gate.policy().terms().settlement());
+        let end = self.deposit_end(&config, id, &deposit).await;
+        match &end {
+            DepositEnd::Landed { transaction, view } => {
+                tracing::info!(channel = %id, amount = %deposit.amount, balance = %view.balance, %transaction, "deposit landed");
+            }
+            other => tracing::warn!(channel = %id, amount = %deposit.amount, end = ?other, "deposit not made"),
+        }
+        place.end(end);
+    }
+
+    async fn deposit_end(&self, config: &ChannelConfig, id: ChannelId, deposit: &Deposit) -> DepositEnd {
+        let chain = &self.office.chain;
+        match chain.token_balance(config.token, config.payer).await {
+            Ok(balance) if balance < deposit.amount => return DepositEnd::PayerTooPoor,
+            Ok(_) => {}
+            Err(error) => return not_sent(&error),
+        }
+        let call = Call::Deposit {
+            config: *config,
+            amount: deposit.amount,
+            authorization: deposit.authorization.clone(),
+        };
+        if let Err(error) = chain.simulate(&call).await {
+            return not_sent(&error);
+        }
+        let transaction = match chain.send(&call).await {
+            Ok(hash) => hash,
+            Err(SendError::Refused(error)) => return not_sent(&error),
+            Err(SendError::Unknown { hash, .. }) => hash,
+        };
+        tracing::debug!(channel = %id, %transaction, "deposit sent");
+        self.follow_deposit(config, id, deposit, transaction).await
+    }
+
+    /// Waits until the deposit's fate is known.
+    async fn follow_deposit(
+        &self,
+        config: &ChannelConfig,
+        id: ChannelId,
+        deposit: &Deposit,
+        transaction: Hash,
+    ) -> DepositEnd {
+        let office = &self.office;
+        let nonce = Authorization::nonce(id, deposit.authorization.salt);
+        loop {
+            let receipt = office.chain.await_receipt(transaction, RECEIPT_WAIT, office.settings.poll).await;
+            match receipt {
+                Ok(Some(mined)) if mined.success => {
+                    if let Some(view) = self.book_deposit(config, id, deposit, mined.block).await {
+                        return DepositEnd::Landed { transaction, view };
+                    }
+                }
+                Ok(Some(_)) => return DepositEnd::Dead(format!("transaction {transaction} reverted")),
+                Ok(None) => {
+                    // Not mined: look whether it can still be. An authorization that is used up landed some other way.
+                    match office.chain.authorization_used(config.token, config.payer, nonce).await {
+                        Ok(true) => {
+                            if let Some(view) = self.book_deposit(config, id, deposit, 0).await {
+                                return DepositEnd::Landed { transaction, view };
+                            }
+                        }
+                        Ok(false) => match office.chain.head().await {
+                            Ok(head) if head.timestamp >= deposit.authorization.valid_before => {
+                                return DepositEnd::Dead("the authorization ran out before it was mined".to_owned());
+                            }
+                            _ => {}
+                        },
+                        Err(_) => {}
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(channel = %id, %transaction, %error, "a deposit cannot be followed at the moment");
+                    tokio::time::sleep(office.settings.poll).await;
+                }
+            }
+        }
+    }
+
+    async fn book_deposit(
+        &self,
+        config: &ChannelConfig,
+        id: ChannelId,
+        deposit: &Deposit,
+        block: u64,
+    ) -> Option<View> {
+        match self.office.refresh_since(config, id, block).await {
+            Ok(view) => {
+                self.office.accounts().note_deposit(&id, deposit.authorization.salt);
+                Some(view)
+            }
+            Err(error) => {
+                tracing::warn!(channel = %id, %error, "a deposit landed and its channel cannot be read yet");
+                tokio::time::sleep(self.office.settings.poll).await;
+                None
+            }
+        }
+    }
+
+    async fn refund(
+        &self,
+        config: &ChannelConfig,
+        row: Option<ClaimRow>,
+        amount: Amount,
+        ticket: &RefundTicket,
+    ) -> Result<RefundSent, RefundError> {
+        let id = ticket.channel();
+        let transaction = self.send_refund(config, id, row, amount).await?;
+        let mut waits = 0;
+        let mined = loop {
+            match self.office.chain.await_receipt(transaction, RECEIPT_WAIT, self.office.settings.poll).await {
+                Ok(Some(mined)) => break mined,
+                _ if waits >= MAX_REFUND_WAITS => return Err(RefundError::Pending),
+                Ok(None) => {}
+                Err(_) => tokio::time::sleep(self.office.settings.poll).await,
+            }
+            waits += 1;
+        };
+        let refunded = refunded_in(&mined, id);
+        if let Err(error) = self.office.refresh_since(config, id, mined.block).await {
+            tracing::warn!(channel = %id, %error, "a refunded channel cannot be read yet");
+        }
+        if !mined.success || refunded.is_zero() {
+            return Err(RefundError::Failed(format!("transaction {transaction} refunded nothing")));
+        }
+        tracing::info!(channel = %id, amount = %refunded, %transaction, "refunded");
+        Ok(RefundSent { transaction, amount: refunded })
+    }
+
+    /// Signs with the channel's live nonce. Somebody else's refund may use it up in between; then it is signed again.
+    async fn send_refund(
+        &self,
+        config: &ChannelConfig,
+        id: ChannelId,
+        row: Option<ClaimRow>,
+        amount: Amount,
+    ) -> Result<Hash, RefundError> {
+        let office = &self.office;
+        let settlement = office.gate.policy().terms().settlement();
+        let rows: Vec<_> = row.into_iter().collect();
+        for signing in 1..=MAX_REFUND_SIGNINGS {
+            let view = office.chain.channel(id).await.map_err(|_| RefundError::Unreachable)?;
+            let call = Call::ClaimAndRefund {
+                claim_signature: office.authorizer.sign(claim_batch_digest(&settlement, &rows)),
+                rows: rows.clone(),
+                config: *config,
+                amount,
+                nonce: view.refund_nonce,
+                refund_signature: office.authorizer.sign(refund_digest(&settlement, id, view.refund_nonce, amount)),
+            };
+            let error = match office.chain.send(&call).await {
+                Ok(hash) | Err(SendError::Unknown { hash, .. }) => return Ok(hash),
+                Err(SendError::Refused(error)) => error,
+            };
+            match error.revert_name() {
+                Some(name) if name.starts_with("InvalidRefundNonce") && signing < MAX_REFUND_SIGNINGS => {}
+                Some(_) => return Err(RefundError::WouldFail(error.to_string())),
+                None => {
+                    tracing::error!(channel = %id, %error, "a refund could not be sent");
+                    return Err(RefundError::Unreachable);
+                }
+            }
+        }
+        Err(RefundError::Failed("the refund nonce moved again and again".to_owned()))
+    }
+}
+
+fn refunded_in(mined: &Mined, id: ChannelId) -> Amount {
+    mined.events.iter().fold(Amount::ZERO, |sum, event| match event.what {
+        Happening::Refunded { channel, amount } if channel == id => sum.checked_add(amount).unwrap_or(Amount::MAX),
+        _ => sum,
+    })
+}
+
+fn unreachable(error: &ChainError) -> DeskError {
+    tracing::warn!(%error, "the chain could not be read");
+    DeskError::Unreachable
+}
+
+/// What an error before broadcasting means: the contract's no is the payer's affair, everything else is ours.
+fn not_sent(error: &ChainError) -> DepositEnd {
+    match error {
+        ChainError::Reverted { .. } => DepositEnd::WouldFail(error.to_string()),
+        other => {
+            tracing::error!(error = %other, "a deposit could not be relayed");
+            DepositEnd::Unreachable
+        }
+    }
+}
