@@ -141,6 +141,10 @@ fn transaction_count(chain: &Chain, params: &Params) -> Result<Value, RpcError> 
 fn call(chain: &Chain, params: &Params) -> Result<Value, RpcError> {
     let request: TransactionRequest = params.required(0)?;
     let moment = moment(chain, params.optional(1)?)?;
+    if params.is_object(2) {
+        // To ignore them would answer a question that was not asked.
+        return Err(RpcError::invalid_params("state overrides are not supported"));
+    }
     let result = chain.call(&moment, execute::call_env(&request, chain.chain_id, CALL_GAS_CAP))?;
     if result.is_success() {
         return Ok(json!(result.into_output().unwrap_or_default()));
