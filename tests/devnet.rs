@@ -844,6 +844,9 @@ async fn logs_are_found_by_address_topic_list_range_and_block() {
     assert_eq!(count(any.clone().topic1(B256::ZERO)).await, 0);
     assert_eq!(count(any.clone().from_block(claimed.block_number.unwrap())).await, 1);
     assert_eq!(count(any.clone().at_block_hash(first.block_hash.unwrap())).await, 2);
+    let head = stage.devnet.block_number();
+    assert_eq!(count(any.clone().from_block(head + 1)).await, 0);
+    assert!(stage.reader.get_logs(&any.clone().from_block(head + 1).to_block(head)).await.is_err());
     let log = &stage.reader.get_logs(&any.at_block_hash(claimed.block_hash.unwrap())).await.unwrap()[0];
     assert_eq!((log.transaction_hash, log.log_index), (Some(claimed.transaction_hash), Some(0)));
     // The dollar's three logs of the first deposit come before and between the settlement's.
@@ -993,6 +996,39 @@ async fn the_base_fee_follows_demand_down_to_its_floor() {
     assert_eq!(history.reward.unwrap().len(), 4);
     let fees = reader.estimate_eip1559_fees().await.unwrap();
     assert!(fees.max_fee_per_gas > 1_000_000);
+}
+
+#[tokio::test]
+async fn safe_and_finalized_lag_as_far_as_configured() {
+    init_tls();
+    let devnet = Devnet::start(DevnetConfig { finality_depth: 3, ..DevnetConfig::default() }).await.unwrap();
+    let reader = reader(&devnet);
+    let number = async |tag: BlockNumberOrTag| reader.get_block_by_number(tag).await.unwrap().unwrap().header.number;
+    assert_eq!(number(BlockNumberOrTag::Finalized).await, 0);
+    devnet.mine(5).unwrap();
+    assert_eq!(number(BlockNumberOrTag::Safe).await, 2);
+    assert_eq!(number(BlockNumberOrTag::Finalized).await, 2);
+    assert_eq!(number(BlockNumberOrTag::Latest).await, 5);
+    assert_eq!(number(BlockNumberOrTag::Earliest).await, 0);
+    assert_eq!(number(BlockNumberOrTag::Pending).await, 6);
+}
+
+#[tokio::test]
+async fn an_estimate_says_when_the_sender_cannot_pay() {
+    let devnet = start().await;
+    let reader = reader(&devnet);
+    let poor =
+        TransactionRequest::default().from(Address::repeat_byte(6)).to(genesis::DOLLAR).max_fee_per_gas(1_000_000_000);
+    let error = reader.estimate_gas(poor).await.unwrap_err().to_string();
+    assert!(error.contains("insufficient funds for gas * price + value"), "{error}");
+}
+
+#[tokio::test]
+async fn state_overrides_are_refused_not_ignored() {
+    let devnet = start().await;
+    let params = json!([{ "to": genesis::DOLLAR }, "latest", { (genesis::DOLLAR.to_string()): { "balance": "0x1" } }]);
+    let error = reader(&devnet).raw_request::<_, Value>("eth_call".into(), params).await.unwrap_err();
+    assert!(error.to_string().contains("state overrides are not supported"));
 }
 
 #[tokio::test]

@@ -167,7 +167,8 @@ struct Core {
 struct Assembled {
     header: Header,
     txs: Vec<MinedTx>,
-    state: State,
+    /// Shared with the head until the first transaction.
+    state: Arc<State>,
     /// Transactions that can no longer run, and why.
     unusable: Vec<(B256, ExecuteError)>,
     /// Logs so far.
@@ -178,7 +179,7 @@ impl Assembled {
     /// Appends a transaction that ran.
     fn push(&mut self, tx: Arc<Recovered<TxEnvelope>>, outcome: ResultAndState) {
         let ResultAndState { result, state } = outcome;
-        self.state.commit(state);
+        Arc::make_mut(&mut self.state).commit(state);
         let gas_used = result.tx_gas_used();
         self.header.gas_used += gas_used;
         let created = result.created_address();
@@ -303,7 +304,7 @@ impl Chain {
         match point {
             Point::Pending => {
                 let pending = self.assemble(true);
-                Ok(Moment { env: execute::block_env(&pending.header), state: Arc::new(pending.state) })
+                Ok(Moment { env: execute::block_env(&pending.header), state: pending.state })
             }
             Point::Mined(number) if number == head.number() => {
                 let mut env = execute::block_env(&head.header);
@@ -441,7 +442,7 @@ impl Chain {
                 ..empty_header()
             },
             txs: Vec::new(),
-            state: State::clone(&self.core.state),
+            state: self.core.state.clone(),
             unusable: Vec::new(),
             logs: 0,
         };
@@ -494,7 +495,7 @@ impl Chain {
             core.index.insert(*mined.tx.tx_hash(), (block.number(), index));
         }
         core.pool.forget_used(&state);
-        core.history.push_back(std::mem::replace(&mut core.state, Arc::new(state)));
+        core.history.push_back(std::mem::replace(&mut core.state, state));
         while core.history.len() > STATE_HISTORY {
             core.history.pop_front();
         }
@@ -608,16 +609,23 @@ impl Chain {
     }
 
     /// Calls `to` as `from`, keeps what changed in `to` itself, and leaves no block and no logs behind.
-    pub(super) fn own_call(&mut self, from: Address, to: Address, data: Bytes) -> Result<Bytes, ChainError> {
+    pub(super) fn own_call(&mut self, from: Address, to: Address, data: Bytes) -> Result<(), ChainError> {
+        let outcome = self.own_run(from, to, data)?;
+        self.edit(|state| state.commit_only(to, outcome.state));
+        Ok(())
+    }
+
+    /// Calls `to` as `from` and keeps only the answer.
+    pub(super) fn own_read(&self, from: Address, to: Address, data: Bytes) -> Result<Bytes, ChainError> {
+        Ok(self.own_run(from, to, data)?.result.into_output().unwrap_or_default())
+    }
+
+    fn own_run(&self, from: Address, to: Address, data: Bytes) -> Result<ResultAndState, ChainError> {
         let moment = self.moment(Point::Mined(self.head().number()))?;
         let view = View { state: &moment.state, blocks: &self.core.blocks };
         let tx = execute::internal_call(from, to, data, self.chain_id, BLOCK_GAS_LIMIT);
         let outcome = execute::transact(view, self.chain_id, moment.env.clone(), tx, Rules::Call)?;
-        if !outcome.result.is_success() {
-            return Err(ChainError::OwnCall(outcome.result));
-        }
-        self.edit(|state| state.commit_only(to, outcome.state));
-        Ok(outcome.result.into_output().unwrap_or_default())
+        if outcome.result.is_success() { Ok(outcome) } else { Err(ChainError::OwnCall(outcome.result)) }
     }
 }
 

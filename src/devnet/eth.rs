@@ -161,6 +161,9 @@ fn estimate_gas(chain: &Chain, params: &Params) -> Result<Value, RpcError> {
         // What the sender can pay for bounds the search, as it bounds the transaction.
         let spendable = moment.state.balance(tx.caller).saturating_sub(tx.value);
         let affordable = spendable.checked_div(U256::from(tx.gas_price)).unwrap_or_default();
+        if affordable < U256::from(execute::TRANSFER_GAS) {
+            return Err(RpcError::server("insufficient funds for gas * price + value"));
+        }
         tx.gas_limit = tx.gas_limit.min(affordable.saturating_to());
     }
     match chain.estimate(&moment, &tx)? {

@@ -23,7 +23,7 @@ use super::state::View;
 const FORK: SpecId = SpecId::PRAGUE;
 
 /// Gas of a plain transfer, the least any transaction costs.
-const TRANSFER_GAS: u64 = 21_000;
+pub(super) const TRANSFER_GAS: u64 = 21_000;
 
 /// An estimate is within this fraction (in thousandths) of the least sufficient gas limit.
 const ESTIMATE_TOLERANCE_PER_MILLE: u64 = 15;
