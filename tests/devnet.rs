@@ -423,9 +423,8 @@ async fn only_the_receiving_side_claims_without_a_signature() {
     assert_eq!(error_name(call.call().await), "InvalidSignature()");
 
     let other = ChannelConfig { receiverAuthorizer: Address::repeat_byte(9), ..stage.config.clone() };
-    let mixed = vec![stage.row(100, 100), row(&other, 1, 1, Bytes::new())];
-    let call = stage.contract.claimWithSignature(mixed, Bytes::new());
-    assert_eq!(error_name(call.call().await), "NotReceiverAuthorizer()");
+    let mixed = [stage.row(100, 100), row(&other, 1, 1, Bytes::new())];
+    assert_eq!(stage.claim_error(&mixed).await, "NotReceiverAuthorizer()");
 }
 
 #[tokio::test]
