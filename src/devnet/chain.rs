@@ -167,9 +167,10 @@ struct Core {
 struct Assembled {
     header: Header,
     txs: Vec<MinedTx>,
-    state: State,
-    /// Transactions that can no longer run.
-    unusable: Vec<B256>,
+    /// Shared with the head until the first transaction.
+    state: Arc<State>,
+    /// Transactions that can no longer run, and why.
+    unusable: Vec<(B256, ExecuteError)>,
     /// Logs so far.
     logs: usize,
 }
@@ -178,7 +179,7 @@ impl Assembled {
     /// Appends a transaction that ran.
     fn push(&mut self, tx: Arc<Recovered<TxEnvelope>>, outcome: ResultAndState) {
         let ResultAndState { result, state } = outcome;
-        self.state.commit(state);
+        Arc::make_mut(&mut self.state).commit(state);
         let gas_used = result.tx_gas_used();
         self.header.gas_used += gas_used;
         let created = result.created_address();
@@ -303,7 +304,7 @@ impl Chain {
         match point {
             Point::Pending => {
                 let pending = self.assemble(true);
-                Ok(Moment { env: execute::block_env(&pending.header), state: Arc::new(pending.state) })
+                Ok(Moment { env: execute::block_env(&pending.header), state: pending.state })
             }
             Point::Mined(number) if number == head.number() => {
                 let mut env = execute::block_env(&head.header);
@@ -368,29 +369,12 @@ impl Chain {
         if self.core.index.contains_key(&hash) {
             return Err(PoolError::AlreadyKnown.into());
         }
-        self.require_runnable(&tx)?;
+        execute::require_intrinsic_gas(&execute::signed_env(&tx))?;
         self.core.pool.insert(tx, &self.core.state)?;
-        self.mine_if_on_demand();
-        Ok(hash)
-    }
-
-    /// Refuses what no block could ever hold, in the words of the EVM, before it takes a place in the pool.
-    fn require_runnable(&self, tx: &Recovered<TxEnvelope>) -> Result<(), ChainError> {
-        // Only the intrinsic cost is left to judge: nonce, funds and fees are the pool's.
-        let env =
-            revm::context::TxEnv { gas_price: 0, gas_priority_fee: None, value: U256::ZERO, ..execute::signed_env(tx) };
-        let words = env.data.len().saturating_mul(16).saturating_add(21_000);
-        // Enough for the data even if every byte costs the most: no need to run anything.
-        if env.access_list.0.is_empty()
-            && env.authorization_list.is_empty()
-            && env.kind.is_call()
-            && usize::try_from(env.gas_limit).is_ok_and(|limit| limit >= words.saturating_mul(3))
-        {
-            return Ok(());
+        match self.mine_if_on_demand().into_iter().find(|(unusable, _)| *unusable == hash) {
+            Some((_, error)) => Err(error.into()),
+            None => Ok(hash),
         }
-        let view = View { state: &self.core.state, blocks: &self.core.blocks };
-        execute::transact(view, self.chain_id, execute::block_env(&self.head().header), env, Rules::Call)?;
-        Ok(())
     }
 
     pub(super) fn drop_transaction(&mut self, hash: B256) -> bool {
@@ -424,17 +408,23 @@ impl Chain {
         Ok(())
     }
 
-    fn mine_if_on_demand(&mut self) {
+    /// Mines while something is ready, if that is how blocks come about. Returns what turned out unable to run.
+    fn mine_if_on_demand(&mut self) -> Vec<(B256, ExecuteError)> {
+        let mut unusable = Vec::new();
         if self.mining != Mining::OnDemand {
-            return;
+            return unusable;
         }
-        while self.core.pool.next_ready(&self.core.state, self.next_base_fee(), &[]).is_some() {
-            let before = self.core.pool.len();
-            self.mine();
-            if self.core.pool.len() == before {
-                return;
+        while self.core.pool.next_ready(&self.core.state, self.next_base_fee(), |_| false).is_some() {
+            let mut block = self.assemble(true);
+            for (hash, error) in std::mem::take(&mut block.unusable) {
+                self.core.pool.remove(hash);
+                unusable.push((hash, error));
+            }
+            if !block.txs.is_empty() {
+                self.attach(block);
             }
         }
+        unusable
     }
 
     /// Works out the next block: with the transactions that are ready, or empty.
@@ -452,7 +442,7 @@ impl Chain {
                 ..empty_header()
             },
             txs: Vec::new(),
-            state: State::clone(&self.core.state),
+            state: self.core.state.clone(),
             unusable: Vec::new(),
             logs: 0,
         };
@@ -473,9 +463,8 @@ impl Chain {
     fn fill(&self, block: &mut Assembled) {
         let env = execute::block_env(&block.header);
         loop {
-            let Some(tx) = self.core.pool.next_ready(&block.state, env.basefee, &block.unusable).cloned() else {
-                return;
-            };
+            let skip = |hash: &B256| block.unusable.iter().any(|(unusable, _)| unusable == hash);
+            let Some(tx) = self.core.pool.next_ready(&block.state, env.basefee, skip).cloned() else { return };
             if block.header.gas_used.saturating_add(tx.gas_limit()) > block.header.gas_limit {
                 return;
             }
@@ -483,10 +472,7 @@ impl Chain {
             let run = execute::transact(view, self.chain_id, env.clone(), execute::signed_env(&tx), Rules::Transaction);
             match run {
                 Ok(outcome) => block.push(tx, outcome),
-                Err(error) => {
-                    tracing::debug!(%error, hash = %tx.tx_hash(), "a waiting transaction cannot run any more");
-                    block.unusable.push(*tx.tx_hash());
-                }
+                Err(error) => block.unusable.push((*tx.tx_hash(), error)),
             }
         }
     }
@@ -500,7 +486,8 @@ impl Chain {
             core.clock_ahead = i64::try_from(i128::from(block.header.timestamp) - i128::from(machine_time()))
                 .unwrap_or(core.clock_ahead);
         }
-        for hash in unusable {
+        for (hash, error) in unusable {
+            tracing::debug!(%error, %hash, "a waiting transaction cannot run any more");
             core.pool.remove(hash);
         }
         for (index, mined) in block.txs.iter().enumerate() {
@@ -508,7 +495,7 @@ impl Chain {
             core.index.insert(*mined.tx.tx_hash(), (block.number(), index));
         }
         core.pool.forget_used(&state);
-        core.history.push_back(std::mem::replace(&mut core.state, Arc::new(state)));
+        core.history.push_back(std::mem::replace(&mut core.state, state));
         while core.history.len() > STATE_HISTORY {
             core.history.pop_front();
         }
@@ -622,16 +609,23 @@ impl Chain {
     }
 
     /// Calls `to` as `from`, keeps what changed in `to` itself, and leaves no block and no logs behind.
-    pub(super) fn own_call(&mut self, from: Address, to: Address, data: Bytes) -> Result<Bytes, ChainError> {
+    pub(super) fn own_call(&mut self, from: Address, to: Address, data: Bytes) -> Result<(), ChainError> {
+        let outcome = self.own_run(from, to, data)?;
+        self.edit(|state| state.commit_only(to, outcome.state));
+        Ok(())
+    }
+
+    /// Calls `to` as `from` and keeps only the answer.
+    pub(super) fn own_read(&self, from: Address, to: Address, data: Bytes) -> Result<Bytes, ChainError> {
+        Ok(self.own_run(from, to, data)?.result.into_output().unwrap_or_default())
+    }
+
+    fn own_run(&self, from: Address, to: Address, data: Bytes) -> Result<ResultAndState, ChainError> {
         let moment = self.moment(Point::Mined(self.head().number()))?;
         let view = View { state: &moment.state, blocks: &self.core.blocks };
         let tx = execute::internal_call(from, to, data, self.chain_id, BLOCK_GAS_LIMIT);
         let outcome = execute::transact(view, self.chain_id, moment.env.clone(), tx, Rules::Call)?;
-        if !outcome.result.is_success() {
-            return Err(ChainError::OwnCall(outcome.result));
-        }
-        self.edit(|state| state.commit_only(to, outcome.state));
-        Ok(outcome.result.into_output().unwrap_or_default())
+        if outcome.result.is_success() { Ok(outcome) } else { Err(ChainError::OwnCall(outcome.result)) }
     }
 }
 
@@ -654,4 +648,69 @@ fn empty_header() -> Header {
 
 fn machine_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain() -> Chain {
+        Chain::new(1, Mining::Manual, None, 0)
+    }
+
+    #[test]
+    fn states_are_kept_for_a_bounded_number_of_blocks() {
+        let mut chain = chain();
+        let history = u64::try_from(STATE_HISTORY).unwrap();
+        chain.mine_many(history, None).unwrap();
+        assert!(chain.moment(Point::Mined(0)).is_ok());
+        chain.mine();
+        assert!(matches!(chain.moment(Point::Mined(0)), Err(ChainError::StateNotKept(0))));
+        assert!(chain.moment(Point::Mined(1)).is_ok());
+        assert!(chain.reorg(history + 1).is_err());
+        chain.reorg(history).unwrap();
+        assert_eq!(chain.head().number(), history + 1);
+    }
+
+    #[test]
+    fn one_call_mines_a_bounded_number_of_blocks() {
+        assert!(matches!(chain().mine_many(MAX_BLOCKS_AT_ONCE + 1, None), Err(ChainError::TooManyBlocks)));
+    }
+
+    #[test]
+    fn the_oldest_snapshot_makes_room() {
+        let mut chain = chain();
+        let first = chain.snapshot();
+        let second = chain.snapshot();
+        for _ in 2..=MAX_SNAPSHOTS {
+            chain.snapshot();
+        }
+        assert!(!chain.revert(first));
+        assert!(chain.revert(second));
+        assert!(!chain.revert(second + 1), "a revert forgets the later ones");
+    }
+
+    #[test]
+    fn time_does_not_go_back_nor_run_ahead() {
+        let mut chain = chain();
+        let start = chain.head().header.timestamp;
+        chain.mine_many(100, None).unwrap();
+        let head = chain.head().header.timestamp;
+        assert!((start..start + 30).contains(&head));
+        chain.set_next_timestamp(head).unwrap();
+        assert!(chain.set_next_timestamp(head - 1).is_err());
+    }
+
+    #[test]
+    fn a_control_changes_the_present_not_the_past() {
+        let mut chain = chain();
+        let who = Address::repeat_byte(1);
+        chain.edit(|state| state.set_balance(who, U256::from(1)));
+        chain.mine();
+        chain.edit(|state| state.set_balance(who, U256::from(2)));
+        assert_eq!(chain.moment(Point::Mined(0)).unwrap().state.balance(who), U256::from(1));
+        assert_eq!(chain.moment(Point::Mined(1)).unwrap().state.balance(who), U256::from(2));
+        chain.reorg(1).unwrap();
+        assert_eq!(chain.state().balance(who), U256::from(1));
+    }
 }

@@ -141,6 +141,10 @@ fn transaction_count(chain: &Chain, params: &Params) -> Result<Value, RpcError> 
 fn call(chain: &Chain, params: &Params) -> Result<Value, RpcError> {
     let request: TransactionRequest = params.required(0)?;
     let moment = moment(chain, params.optional(1)?)?;
+    if params.is_object(2) {
+        // To ignore them would answer a question that was not asked.
+        return Err(RpcError::invalid_params("state overrides are not supported"));
+    }
     let result = chain.call(&moment, execute::call_env(&request, chain.chain_id, CALL_GAS_CAP))?;
     if result.is_success() {
         return Ok(json!(result.into_output().unwrap_or_default()));
@@ -157,6 +161,9 @@ fn estimate_gas(chain: &Chain, params: &Params) -> Result<Value, RpcError> {
         // What the sender can pay for bounds the search, as it bounds the transaction.
         let spendable = moment.state.balance(tx.caller).saturating_sub(tx.value);
         let affordable = spendable.checked_div(U256::from(tx.gas_price)).unwrap_or_default();
+        if affordable < U256::from(execute::TRANSFER_GAS) {
+            return Err(RpcError::server("insufficient funds for gas * price + value"));
+        }
         tx.gas_limit = tx.gas_limit.min(affordable.saturating_to());
     }
     match chain.estimate(&moment, &tx)? {

@@ -12,6 +12,7 @@ use revm::context::{BlockEnv, Context, TxEnv};
 use revm::context_interface::block::BlobExcessGasAndPrice;
 use revm::context_interface::either::Either;
 use revm::database_interface::WrapDatabaseRef;
+use revm::handler::validation::validate_initial_tx_gas;
 use revm::primitives::eip4844::BLOB_BASE_FEE_UPDATE_FRACTION_PRAGUE;
 use revm::primitives::hardfork::SpecId;
 use revm::{ExecuteEvm as _, MainBuilder as _, MainContext as _};
@@ -22,7 +23,7 @@ use super::state::View;
 const FORK: SpecId = SpecId::PRAGUE;
 
 /// Gas of a plain transfer, the least any transaction costs.
-const TRANSFER_GAS: u64 = 21_000;
+pub(super) const TRANSFER_GAS: u64 = 21_000;
 
 /// An estimate is within this fraction (in thousandths) of the least sufficient gas limit.
 const ESTIMATE_TOLERANCE_PER_MILLE: u64 = 15;
@@ -80,6 +81,11 @@ pub(super) fn transact(
         EVMError::Transaction(reason) => ExecuteError::Invalid(reason),
         other => ExecuteError::Internal(other.to_string()),
     })
+}
+
+/// Refuses a gas limit that does not even pay for the transaction's own bytes.
+pub(super) fn require_intrinsic_gas(tx: &TxEnv) -> Result<(), ExecuteError> {
+    validate_initial_tx_gas(tx, FORK, false, false, u64::MAX, None).map(|_| ()).map_err(ExecuteError::Invalid)
 }
 
 /// Finds a gas limit with which `tx` succeeds, by bisection from what it used.

@@ -226,7 +226,7 @@ impl Devnet {
     /// [`DevnetError::Refused`] if the dollar was replaced by something that is no token.
     pub fn dollar_balance(&self, who: Address) -> Result<u128, DevnetError> {
         let call = abi::balanceOfCall { account: who }.abi_encode();
-        let output = self.node.chain().own_call(who, genesis::DOLLAR, call.into())?;
+        let output = self.node.chain().own_read(who, genesis::DOLLAR, call.into())?;
         let balance =
             abi::balanceOfCall::abi_decode_returns(&output).map_err(|error| DevnetError::Refused(error.to_string()))?;
         Ok(balance.saturating_to())

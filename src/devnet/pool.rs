@@ -53,10 +53,6 @@ impl Pool {
         Some(&self.senders.get(sender)?.get(nonce)?.tx)
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.hashes.len()
-    }
-
     pub(super) fn hashes(&self) -> impl Iterator<Item = B256> {
         let mut waiting: Vec<_> = self.senders.values().flat_map(BTreeMap::values).collect();
         waiting.sort_by_key(|waiting| waiting.arrival);
@@ -121,18 +117,18 @@ impl Pool {
         });
     }
 
-    /// The first arrival among those whose nonce is next and whose fee covers `base_fee`, unless it was `skipped`.
+    /// The first arrival among those whose nonce is next and whose fee covers `base_fee`, leaving out what `skip` says.
     pub(super) fn next_ready(
         &self,
         state: &State,
         base_fee: u64,
-        skipped: &[B256],
+        skip: impl Fn(&B256) -> bool,
     ) -> Option<&Arc<Recovered<TxEnvelope>>> {
         self.senders
             .iter()
             .filter_map(|(sender, waiting)| waiting.get(&state.nonce(*sender)))
             .filter(|waiting| waiting.tx.max_fee_per_gas() >= u128::from(base_fee))
-            .filter(|waiting| !skipped.contains(waiting.tx.tx_hash()))
+            .filter(|waiting| !skip(waiting.tx.tx_hash()))
             .min_by_key(|waiting| waiting.arrival)
             .map(|waiting| &waiting.tx)
     }

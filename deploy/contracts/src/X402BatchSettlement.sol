@@ -166,14 +166,13 @@ contract X402BatchSettlement {
     {
         if (voucherClaims.length == 0) revert EmptyBatch();
         address authorizer = voucherClaims[0].voucher.channel.receiverAuthorizer;
-        for (uint256 i = 1; i < voucherClaims.length; ++i) {
-            if (voucherClaims[i].voucher.channel.receiverAuthorizer != authorizer) revert NotReceiverAuthorizer();
-        }
-        if (!Signatures.isValidNow(authorizer, getClaimBatchDigest(voucherClaims), authorizerSignature)) {
-            revert InvalidSignature();
-        }
+        bytes32 digest = getClaimBatchDigest(voucherClaims);
+        if (!Signatures.isValidNow(authorizer, digest, authorizerSignature)) revert InvalidSignature();
         for (uint256 i = 0; i < voucherClaims.length; ++i) {
-            _claimRow(voucherClaims[i]);
+            VoucherClaim calldata row = voucherClaims[i];
+            // The signature speaks for one authorizer's channels only.
+            if (row.voucher.channel.receiverAuthorizer != authorizer) revert NotReceiverAuthorizer();
+            _claimRow(row);
         }
     }
 
