@@ -23,7 +23,7 @@ use super::call::Call;
 use super::error::{ChainError, SendError};
 use super::events::{self, RawLog};
 use super::rpc::{Failure, Fate, Rpc};
-use super::types::{ChannelEvent, ChannelView, Head, Mined, Owed, TokenDomain, Withdrawal};
+use super::types::{ChannelEvent, Head, Mined, Owed, TokenDomain, View, Withdrawal};
 use super::url::RpcUrl;
 use crate::protocol::contracts::SETTLEMENT;
 use crate::protocol::voucher::PayerEvidence;
@@ -156,7 +156,7 @@ impl AlloyChain {
         Ok(self.rpc.ask("eth_getCode", json!([evm(address), "latest"])).await?)
     }
 
-    async fn channels_by_multicall(&self, ids: &[ChannelId], block: u64) -> Result<Vec<ChannelView>, ChainError> {
+    async fn channels_by_multicall(&self, ids: &[ChannelId], block: u64) -> Result<Vec<View>, ChainError> {
         let mut views = Vec::with_capacity(ids.len());
         for chunk in ids.chunks(CHANNELS_PER_CALL) {
             let calls = chunk.iter().flat_map(reads_of_channel).map(|data| Multicall3::Call3 {
@@ -179,7 +179,7 @@ impl AlloyChain {
         Ok(views)
     }
 
-    async fn channel_by_calls(&self, id: ChannelId, block: u64) -> Result<ChannelView, ChainError> {
+    async fn channel_by_calls(&self, id: ChannelId, block: u64) -> Result<View, ChainError> {
         let [state, withdrawal, nonce] =
             reads_of_channel(&id).map(|data| self.call(evm(SETTLEMENT), data, Some(block)));
         let (state, withdrawal, nonce) = tokio::try_join!(state, withdrawal, nonce)?;
@@ -276,12 +276,12 @@ impl Chain for AlloyChain {
         Ok(Head { number: head.number.to::<u64>(), hash: hash_of(head.hash), timestamp: head.timestamp.to::<u64>() })
     }
 
-    async fn channel(&self, id: ChannelId) -> Result<ChannelView, ChainError> {
+    async fn channel(&self, id: ChannelId) -> Result<View, ChainError> {
         let views = self.channels(&[id]).await?;
         views.into_iter().next().ok_or(ChainError::decode("one channel"))
     }
 
-    async fn channels(&self, ids: &[ChannelId]) -> Result<Vec<ChannelView>, ChainError> {
+    async fn channels(&self, ids: &[ChannelId]) -> Result<Vec<View>, ChainError> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
@@ -512,11 +512,11 @@ fn reads_of_channel(id: &ChannelId) -> [Vec<u8>; 3] {
     ]
 }
 
-fn view(state: &[u8], withdrawal: &[u8], nonce: &[u8], block: u64) -> Result<ChannelView, ChainError> {
+fn view(state: &[u8], withdrawal: &[u8], nonce: &[u8], block: u64) -> Result<View, ChainError> {
     let state = decode::<Settlement::channelsCall>(state)?;
     let pending = decode::<Settlement::pendingWithdrawalsCall>(withdrawal)?;
     let nonce = decode::<Settlement::refundNonceCall>(nonce)?;
-    Ok(ChannelView {
+    Ok(View {
         balance: Amount::new(state.balance),
         total_claimed: Amount::new(state.totalClaimed),
         withdrawal: (pending.amount != 0)

@@ -39,6 +39,12 @@ pub enum ChainError {
         #[source]
         source: Option<Cause>,
     },
+    /// A transaction was sent and no block has it yet. It may still land.
+    #[error("transaction {transaction} is not mined yet")]
+    NotMined {
+        /// Which.
+        transaction: Hash,
+    },
     /// This chain was opened for reading only.
     #[error("this takes a gas key, and none is configured")]
     NoGasKey,

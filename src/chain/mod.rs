@@ -28,7 +28,7 @@ pub use call::Call;
 pub use client::{AlloyChain, install_tls};
 pub use error::{ChainError, SendError};
 pub use keys::{DEV_KEY_NAMES, KeyError, KeyRef, PASSWORD_ENV, PASSWORD_FILE_ENV, is_development_account};
-pub use types::{ChannelEvent, ChannelView, Happening, Head, LogPosition, Mined, Owed, TokenDomain, Withdrawal};
+pub use types::{ChannelEvent, Happening, Head, LogPosition, Mined, Owed, TokenDomain, View, Withdrawal};
 pub use url::{RpcUrl, RpcUrlError};
 
 /// What the other rooms may ask of a chain, and tell it.
@@ -46,10 +46,10 @@ pub trait Chain: Send + Sync + 'static {
     fn head(&self) -> impl Future<Output = Result<Head, ChainError>> + Send;
 
     /// One channel, at the newest block. A channel that was never opened has no balance.
-    fn channel(&self, id: ChannelId) -> impl Future<Output = Result<ChannelView, ChainError>> + Send;
+    fn channel(&self, id: ChannelId) -> impl Future<Output = Result<View, ChainError>> + Send;
 
     /// Several channels in the order asked for, all at one and the same block.
-    fn channels(&self, ids: &[ChannelId]) -> impl Future<Output = Result<Vec<ChannelView>, ChainError>> + Send;
+    fn channels(&self, ids: &[ChannelId]) -> impl Future<Output = Result<Vec<View>, ChainError>> + Send;
 
     /// What the chain says about a payer that authorizes its own vouchers: whether there is code at its address, and if
     /// so, whether it approves this signature (ERC-1271). A wallet that reverts has refused; only a node that cannot be

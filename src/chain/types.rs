@@ -2,6 +2,8 @@
 
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash};
 
+pub use crate::ledger::{View, Withdrawal};
+
 /// The newest block a node knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
@@ -11,38 +13,6 @@ pub struct Head {
     pub hash: Hash,
     /// Its Unix time, seconds.
     pub timestamp: u64,
-}
-
-/// A channel as the settlement contract has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChannelView {
-    /// Deposits less refunds and withdrawals, atomic units. Claimed money stays counted, so what can still be claimed is
-    /// this less [`total_claimed`](Self::total_claimed).
-    pub balance: Amount,
-    /// Everything ever claimed, atomic units.
-    pub total_claimed: Amount,
-    /// The payer's announced withdrawal, if there is one.
-    pub withdrawal: Option<Withdrawal>,
-    /// The nonce the next refund must be signed with.
-    pub refund_nonce: u128,
-    /// The block this was read at.
-    pub block: u64,
-}
-
-impl ChannelView {
-    /// What can still be claimed, refunded or withdrawn, atomic units.
-    pub fn available(&self) -> Amount {
-        self.balance.saturating_sub(self.total_claimed)
-    }
-}
-
-/// A withdrawal a payer has announced and not yet finished.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Withdrawal {
-    /// How much, atomic units.
-    pub amount: Amount,
-    /// Unix time of the announcement, seconds; it can be finished a `withdraw_delay` later.
-    pub initiated_at: u64,
 }
 
 /// A receiver's account with the settlement contract, in one token. Both sums only grow.

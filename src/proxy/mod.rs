@@ -1,1 +1,93 @@
-//! The proxy room.
+//! The reverse proxy around the gate.
+//!
+//! **Owns** the listener, the stack every request goes down, the upstream and its pool, the hygiene of headers, CORS,
+//! and the turning of errors into responses. **Promises** that bodies stream both ways without being collected, that
+//! hop-by-hop headers end here, that `X-Forwarded-*` names the peer we saw and never what it said, and that a client
+//! that sends a large body unpaid gets its 402 at once and a connection it can go on using. **Does not** price, charge
+//! or speak to a chain.
+
+mod body;
+mod cors;
+mod headers;
+mod listener;
+mod upstream;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+use tower::ServiceBuilder;
+use tower::util::BoxCloneSyncService;
+use tower_http::ServiceBuilderExt as _;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::MakeRequestUuid;
+use tower_http::trace::TraceLayer;
+
+use crate::gate::Gate;
+
+pub use body::RequestBody;
+pub use cors::Cors;
+pub use listener::{Listener, MAX_CONNECTIONS};
+pub use upstream::{Upstream, UpstreamError, UpstreamSettings};
+
+/// The address a connection came from.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+/// The body of every answer that leaves.
+pub type ResponseBody = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, tower::BoxError>;
+
+/// The whole stack, ready to serve connections.
+pub type Stack = BoxCloneSyncService<Request<Incoming>, Response<ResponseBody>, Infallible>;
+
+/// Builds the stack. Read from the top, it is the way of a request.
+pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors) -> Stack {
+    let service = ServiceBuilder::new()
+        // A request is found again in the logs of both sides by its id; one that came with it is kept.
+        .set_x_request_id(MakeRequestUuid)
+        // No path, query or header is logged: they carry what clients pay for.
+        .layer(TraceLayer::new_for_http().make_span_with(span).on_request(()).on_response(on_response))
+        .propagate_x_request_id()
+        // A bug in serving one request is that request's 500.
+        .layer(CatchPanicLayer::new())
+        // Methods that would turn the proxy into something else.
+        .layer(tower::layer::layer_fn(headers::RefuseOddMethods::new))
+        // Browsers must be able to read the 402 itself, so CORS is around the gate.
+        .layer(cors)
+        // An unpaid client's body is drained, so that it can read its 402 and stay connected.
+        .map_request(body::guard)
+        // Nothing below is reached unpaid.
+        .layer(gate.layer())
+        .service(upstream);
+    let service =
+        ServiceBuilder::new().map_response(|response: Response<_>| response.map(body::boxed)).service(service);
+    BoxCloneSyncService::new(service)
+}
+
+fn span<B>(request: &Request<B>) -> tracing::Span {
+    let id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+    tracing::info_span!("request", method = %request.method(), id)
+}
+
+fn on_response<B>(response: &Response<B>, latency: Duration, _: &tracing::Span) {
+    tracing::debug!(status = response.status().as_u16(), latency_us = latency.as_micros(), "answered");
+}
+
+/// Whether a method makes no sense at a toll booth: `CONNECT` asks for a tunnel, `TRACE` for its own headers back.
+fn is_odd(method: &Method) -> bool {
+    method == Method::CONNECT || method == Method::TRACE
+}
+
+/// An error and what caused it, in one line for the log.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
+}

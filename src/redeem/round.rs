@@ -166,9 +166,9 @@ fn claim_call<C: Chain>(office: &Office<C>, rows: &[ClaimRow]) -> Call {
 
 fn fail<C: Chain>(office: &Office<C>, rows: &[ClaimRow], reason: &str, report: &mut Report) {
     let settlement = office.gate.policy().terms().settlement();
-    report.failures.extend(
-        rows.iter().map(|row| RowFailure { channel: row.config.id(&settlement), reason: reason.to_owned() }),
-    );
+    report
+        .failures
+        .extend(rows.iter().map(|row| RowFailure { channel: row.config.id(&settlement), reason: reason.to_owned() }));
 }
 
 /// Books what the events say, and reads the channels again.

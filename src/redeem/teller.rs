@@ -111,11 +111,8 @@ impl<C: Chain> Teller<C> {
             Ok(_) => {}
             Err(error) => return not_sent(&error),
         }
-        let call = Call::Deposit {
-            config: *config,
-            amount: deposit.amount,
-            authorization: deposit.authorization.clone(),
-        };
+        let call =
+            Call::Deposit { config: *config, amount: deposit.amount, authorization: deposit.authorization.clone() };
         if let Err(error) = chain.simulate(&call).await {
             return not_sent(&error);
         }
@@ -172,13 +169,7 @@ impl<C: Chain> Teller<C> {
         }
     }
 
-    async fn book_deposit(
-        &self,
-        config: &ChannelConfig,
-        id: ChannelId,
-        deposit: &Deposit,
-        block: u64,
-    ) -> Option<View> {
+    async fn book_deposit(&self, config: &ChannelConfig, id: ChannelId, deposit: &Deposit, block: u64) -> Option<View> {
         match self.office.refresh_since(config, id, block).await {
             Ok(view) => {
                 self.office.accounts().note_deposit(&id, deposit.authorization.salt);

@@ -1,0 +1,91 @@
+//! Bodies of requests that may not be read to their end.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::EXPECT;
+use http::{Request, Version};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tower::BoxError;
+
+use super::ResponseBody;
+
+/// How much of an unwanted body is read and thrown away, in bytes. A client that wrote more finds its connection
+/// closed.
+const MAX_DRAINED_BYTES: usize = 16 * 1024 * 1024;
+/// How long that may take.
+const MAX_DRAIN_TIME: Duration = Duration::from_secs(10);
+
+/// A request's body. One that is dropped unread, because the request was refused, is drained in the background: on
+/// HTTP/1 a client that is still writing would otherwise see its connection reset before it could read the answer.
+#[derive(Debug)]
+pub struct RequestBody {
+    incoming: Option<Incoming>,
+    drain: bool,
+}
+
+/// Puts the guard around a request's body.
+pub(super) fn guard(request: Request<Incoming>) -> Request<RequestBody> {
+    // HTTP/2 resets the one stream by itself. A client that asked first (`Expect: 100-continue`) has sent nothing yet,
+    // and reading would invite it to.
+    let drain = request.version() <= Version::HTTP_11 && !request.headers().contains_key(EXPECT);
+    request.map(|incoming| RequestBody { incoming: Some(incoming), drain })
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.incoming.as_mut() {
+            Some(incoming) => Pin::new(incoming).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        let Some(incoming) = self.incoming.take().filter(|incoming| self.drain && !incoming.is_end_stream()) else {
+            return;
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(tokio::time::timeout(MAX_DRAIN_TIME, drain(incoming)));
+        }
+    }
+}
+
+async fn drain(mut body: Incoming) {
+    let mut left = MAX_DRAINED_BYTES;
+    while let Some(Ok(frame)) = body.frame().await {
+        let read = frame.data_ref().map_or(0, Bytes::len);
+        match left.checked_sub(read) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+}
+
+/// One type for all answers.
+pub(super) fn boxed<B>(body: B) -> ResponseBody
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    body.map_err(Into::into).boxed_unsync()
+}

@@ -1,0 +1,125 @@
+//! The listener: connections in, HTTP/1.1 and HTTP/2 (by prior knowledge) on the same port.
+//!
+//! **Promises** a named bound for connections, header time and header size, and an orderly end: no new connections,
+//! those at work finish, the deadline cuts off the rest.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceBuilder;
+
+use super::{Peer, Stack};
+
+/// How many connections are served at once; further ones wait in the kernel's queue.
+pub const MAX_CONNECTIONS: usize = 16_384;
+
+/// How long a client may take to send the head of a request.
+const MAX_HEADER_TIME: Duration = Duration::from_secs(15);
+/// How large the head of a request may be, bytes: the payment header's limit and as much again three times over.
+const MAX_HEADER_BYTES: usize = 64 * 1024;
+/// How many requests one HTTP/2 connection may have open.
+const MAX_H2_STREAMS: u32 = 256;
+/// How long to wait when the system has no file descriptor left for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A bound port.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+}
+
+impl Listener {
+    /// Binds the port.
+    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+        Ok(Self { socket: TcpListener::bind(address).await? })
+    }
+
+    /// Where it listens; with port 0 asked for, the port that was given.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Serves until `stop`, then lets requests in progress finish for `drain` at most. `at_deadline` is called when
+    /// some did not, before they are cut off.
+    pub async fn serve(self, stack: Stack, stop: CancellationToken, drain: Duration, at_deadline: impl FnOnce()) {
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let graceful = GracefulShutdown::new();
+        let cut_off = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        loop {
+            let next = async {
+                let permit = Arc::clone(&connections).acquire_owned().await;
+                (permit, self.socket.accept().await)
+            };
+            let (permit, (stream, peer)) = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                (permit, accepted) = next => match accepted {
+                    Ok(accepted) => (permit, accepted),
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    }
+                },
+            };
+            let watcher = graceful.watcher();
+            let (stack, cut_off) = (stack.clone(), cut_off.clone());
+            tasks.spawn(async move {
+                let connection = watcher.watch(connection(stream, peer, stack));
+                tokio::select! {
+                    ended = connection => if let Err(error) = ended {
+                        tracing::debug!(error = %super::causes(&*error), "a connection ended badly");
+                    },
+                    () = cut_off.cancelled() => {}
+                }
+                drop(permit);
+            });
+        }
+        drop(self.socket);
+        tasks.close();
+        if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
+            at_deadline();
+            cut_off.cancel();
+        }
+        tasks.wait().await;
+    }
+}
+
+fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    stack: Stack,
+) -> impl hyper_util::server::graceful::GracefulConnection<Error = Box<dyn std::error::Error + Send + Sync>> {
+    // Small answers leave at once.
+    let _ = stream.set_nodelay(true);
+    let service = ServiceBuilder::new()
+        .map_request(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            request
+        })
+        .service(stack);
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(MAX_HEADER_TIME)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_H2_STREAMS)
+        .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
+    builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned()
+}
