@@ -1,0 +1,1 @@
+//! Sections of a TOML document, read key by key.
