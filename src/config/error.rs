@@ -140,7 +140,9 @@ impl std::error::Error for ConfigErrors {}
 
 impl Place {
     /// The place of a byte range of `text`.
-    pub(super) fn of(text: &str, span: Range<usize>) -> Self {
+    ///
+    /// `known` says that the line's key is one we know, so that its value cannot be a secret under a mistyped name.
+    pub(super) fn of(text: &str, span: Range<usize>, known: bool) -> Self {
         let start = floor(text, span.start);
         let end = floor(text, span.end).max(start);
         let before = text.get(..start).unwrap_or_default();
@@ -151,7 +153,7 @@ impl Place {
             line: before.matches('\n').count().saturating_add(1),
             column: text.get(line_start..start).unwrap_or_default().chars().count().saturating_add(1),
             width: meant.chars().count().max(1),
-            source: without_secrets(line),
+            source: without_secrets(line, known),
         }
     }
 }
@@ -161,19 +163,19 @@ fn floor(text: &str, byte: usize) -> usize {
     (0..=byte.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
-fn without_secrets(line: &str) -> String {
+fn without_secrets(line: &str, known: bool) -> String {
     let printable: String = line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
-    match printable.split_once('=') {
-        Some((key, _)) if may_hold_a_secret(&printable) => format!("{key}= …"),
-        None if may_hold_a_secret(&printable) => "…".to_owned(),
-        _ => blot(&printable),
+    let lower = printable.to_ascii_lowercase();
+    // Generous: a line is cut rather than shown if it so much as looks like one with a secret.
+    let suspect =
+        ["rpc", "key", "secret", "@"].iter().any(|sign| lower.contains(sign)) || (!known && lower.contains("://"));
+    if !suspect || !lower.contains(['"', '\'', '=']) {
+        return blot(&printable);
     }
-}
-
-/// Generous: a line is cut rather than shown if it so much as looks like one with a secret.
-fn may_hold_a_secret(line: &str) -> bool {
-    let lower = line.to_ascii_lowercase();
-    ["rpc", "key", "://"].iter().any(|sign| lower.contains(sign)) && !lower.trim_start().starts_with('[')
+    match printable.split_once('=') {
+        Some((key, _)) if !key.contains(['"', '\'']) => format!("{key}= …"),
+        _ => "…".to_owned(),
+    }
 }
 
 /// Replaces every run of hex digits that is long enough to be a private key.

@@ -5,6 +5,31 @@
 //! refused file is refused with every error at once, each with its place and its fix; and that no secret is echoed.
 //! **Does not** touch anything but the file: keys and RPC URLs stay references, and whether the chain behind them is
 //! the right one is `peaje check`'s business.
+//!
+//! ```
+//! # use peaje::config::Config;
+//! let config = Config::parse(
+//!     r#"
+//!     [upstream]
+//!     url = "http://127.0.0.1:8080"
+//!
+//!     [chain]
+//!     network = "base"
+//!     rpc = "env:PEAJE_RPC"
+//!
+//!     [receiver]
+//!     pay_to = "0x209693Bc6afc0C5328bA36FaF03C514EF312287C"
+//!     authorizer_key = "env:PEAJE_AUTHORIZER_KEY"
+//!
+//!     [[route]]
+//!     path = "/*"
+//!     price = "$0.002"
+//!     "#,
+//!     "peaje.toml",
+//! )?;
+//! assert_eq!(config.chain.chain_id, 8453);
+//! # Ok::<(), peaje::config::ConfigErrors>(())
+//! ```
 
 mod duration;
 mod error;
@@ -12,6 +37,7 @@ mod reader;
 mod reference;
 mod resolve;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -208,6 +234,12 @@ impl Config {
     pub fn policy(&self, receiver_authorizer: Address) -> Result<Policy, Vec<Ambiguity>> {
         Policy::new(self.terms(receiver_authorizer), &self.server.public_url, self.routes.clone())
     }
+}
+
+/// Every key a config file can have, as section heading (empty for the document itself) and key: exactly those the
+/// reader asks for.
+pub fn known_keys() -> BTreeSet<(String, &'static str)> {
+    resolve::known_keys()
 }
 
 fn read(path: &Path) -> Result<String, String> {

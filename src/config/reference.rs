@@ -17,7 +17,9 @@ pub struct KeyReference(String);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyReferenceError {
     /// A key, where a reference belongs.
-    #[error("this is a private key, and config files are read by many; put the key in an environment variable or a file")]
+    #[error(
+        "this is a private key, and config files are read by many; put the key in an environment variable or a file"
+    )]
     Literal,
     /// Not one of the known forms.
     #[error("a key is named, not written: \"env:NAME\", \"file:PATH\" or \"keystore:PATH\"")]
@@ -74,7 +76,9 @@ pub enum RpcReference {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RpcReferenceError {
     /// Neither a URL nor a variable.
-    #[error("an RPC endpoint is a URL that begins with http:// or https://, or \"env:NAME\" for a variable that holds one")]
+    #[error(
+        "an RPC endpoint is a URL that begins with http:// or https://, or \"env:NAME\" for a variable that holds one"
+    )]
     Form,
     /// The name of the environment variable is none.
     #[error("\"env:\" is followed by the name of an environment variable: letters, digits and underscores")]
