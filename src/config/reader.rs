@@ -101,12 +101,11 @@ impl<'a> Report<'a> {
 
     /// Records an error at a place, or about something that has none.
     pub(super) fn error(&self, span: Option<Range<usize>>, key: &str, problem: Problem) {
-        self.push(span.map(|span| Place::of(self.text, span, true)), key, problem);
+        self.push(span, true, key, problem);
     }
 
     /// Records that the text is no TOML.
     pub(super) fn syntax_error(&self, error: &toml::de::Error) {
-        let place = error.span().map(|span| Place::of(self.text, span, false));
         let problem = Problem::new(format!("not valid TOML: {}", error.message()));
         let message = error.message();
         let problem = if message.contains("duplicate") {
@@ -119,14 +118,15 @@ impl<'a> Report<'a> {
         } else {
             problem
         };
-        self.push(place, "", problem);
+        self.push(error.span(), false, "", problem);
     }
 
-    fn push(&self, place: Option<Place>, key: &str, problem: Problem) {
+    fn push(&self, span: Option<Range<usize>>, known: bool, key: &str, problem: Problem) {
         let mut errors = self.errors.borrow_mut();
+        // To find a place takes a look through the text, which is why it waits until it is certain to be shown.
         if errors.len() < MAX_ERRORS {
             errors.push(ConfigError {
-                place,
+                place: span.map(|span| Place::of(self.text, span, known)),
                 key: key.to_owned(),
                 problem: blot(&problem.what),
                 fix: problem.fix.as_deref().map(blot),
@@ -158,8 +158,8 @@ impl<'a> Report<'a> {
                 None if !elsewhere.is_empty() => problem.fix(format!("it belongs under {}", elsewhere.join(" or "))),
                 None => problem.fix(format!("known here: {}", here().collect::<Vec<_>>().join(", "))),
             };
-            let place = Place::of(self.text, unknown.span.clone(), false);
-            self.push(Some(place), &path(&unknown.heading, &quoted_key(&unknown.key)), problem);
+            let span = Some(unknown.span.clone());
+            self.push(span, false, &path(&unknown.heading, &quoted_key(&unknown.key)), problem);
         }
         drop(known);
         self.errors.into_inner()
