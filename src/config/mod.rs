@@ -1,1 +1,257 @@
-//! The config room.
+//! The operator's file: TOML in, one resolved [`Config`] out.
+//!
+//! **Owns** the keys of `config.example.toml`, their defaults and their limits. **Promises** that a [`Config`] is whole:
+//! what is there was checked, in itself and against the rest, so nothing behind this room validates again; that a
+//! refused file is refused with every error at once, each with its place and its fix; and that no secret is echoed.
+//! **Does not** touch anything but the file: keys and RPC URLs stay references, and whether the chain behind them is
+//! the right one is `peaje check`'s business.
+//!
+//! ```
+//! # use peaje::config::Config;
+//! let config = Config::parse(
+//!     r#"
+//!     [upstream]
+//!     url = "http://127.0.0.1:8080"
+//!
+//!     [chain]
+//!     network = "base"
+//!     rpc = "env:PEAJE_RPC"
+//!
+//!     [receiver]
+//!     pay_to = "0x209693Bc6afc0C5328bA36FaF03C514EF312287C"
+//!     authorizer_key = "env:PEAJE_AUTHORIZER_KEY"
+//!
+//!     [[route]]
+//!     path = "/*"
+//!     price = "$0.002"
+//!     "#,
+//!     "peaje.toml",
+//! )?;
+//! assert_eq!(config.chain.chain_id, 8453);
+//! # Ok::<(), peaje::config::ConfigErrors>(())
+//! ```
+
+mod duration;
+mod error;
+mod reader;
+mod reference;
+mod resolve;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use http::{HeaderValue, Uri};
+
+pub use self::duration::{DurationError, parse_duration, write_duration};
+pub use self::error::{ConfigError, ConfigErrors};
+pub use self::reference::{KeyReference, KeyReferenceError, RpcReference, RpcReferenceError};
+use crate::gate::policy::{Ambiguity, Policy, Route, Terms, TokenTerms};
+use crate::protocol::{Address, Amount};
+
+/// The largest config file that is read, bytes.
+pub const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Everything an operator can decide, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The public listener.
+    pub server: Server,
+    /// The operator's listener.
+    pub admin: Admin,
+    /// What is sold.
+    pub upstream: Upstream,
+    /// Where it is paid.
+    pub chain: Chain,
+    /// Who is paid.
+    pub receiver: Receiver,
+    /// What every channel must agree to.
+    pub channel: Channel,
+    /// When vouchers become money.
+    pub redeem: Redeem,
+    /// Which web pages may pay.
+    pub cors: Cors,
+    /// What is logged, and how.
+    pub log: LogOptions,
+    /// The price list, in the file's order; at least one, and no two match a request with equal right.
+    pub routes: Vec<Route>,
+}
+
+/// `[server]`: the public listener.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Where agents connect.
+    pub listen: SocketAddr,
+    /// The URL agents see in quotes, before the request's path; no trailing slash.
+    pub public_url: String,
+    /// How long requests in flight may take once a shutdown began.
+    pub shutdown_timeout: Duration,
+}
+
+/// `[admin]`: the operator's listener.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Where it listens, always a loopback address; `None` if it is off.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[upstream]`: what is sold.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// Its absolute `http` or `https` URL, perhaps with a base path; no query, no credentials.
+    pub url: Uri,
+    /// How long a connection to it may take.
+    pub connect_timeout: Duration,
+    /// How long its answer's head may take.
+    pub response_timeout: Duration,
+}
+
+/// `[chain]`: where it is paid.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    /// The preset's name; `None` for a chain named by its id only.
+    pub network: Option<&'static str>,
+    /// Its EIP-155 chain id.
+    pub chain_id: u64,
+    /// Its node.
+    pub rpc: RpcReference,
+    /// The token that is paid.
+    pub token: TokenTerms,
+    /// How often receipts and events are asked for.
+    pub poll: Duration,
+}
+
+/// `[receiver]`: who is paid, and with whose signatures.
+#[derive(Debug, Clone)]
+pub struct Receiver {
+    /// Where the money goes. Needs no key here.
+    pub pay_to: Address,
+    /// The key that signs claims and refunds.
+    pub authorizer_key: KeyReference,
+    /// The key that pays for transactions; the authorizer's, if none is named.
+    pub gas_key: KeyReference,
+}
+
+/// `[channel]`: what every channel must agree to.
+#[derive(Debug, Clone)]
+pub struct Channel {
+    /// How long before a withdrawal its payer must announce it; whole seconds, within the contract's limits.
+    pub withdraw_delay: Duration,
+    /// The least deposit that is relayed; `None` means any.
+    pub min_deposit: Option<Amount>,
+    /// How long one request may take; whole seconds, longer than the upstream may.
+    pub max_timeout: Duration,
+}
+
+/// `[redeem]`: when vouchers become money.
+#[derive(Debug, Clone)]
+pub struct Redeem {
+    /// How often.
+    pub interval: Duration,
+    /// How many channels one claim transaction may hold.
+    pub max_rows: usize,
+    /// Whether a shutdown redeems what is left.
+    pub on_shutdown: bool,
+}
+
+/// `[cors]`: which web pages may pay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cors {
+    /// No CORS headers at all.
+    Off,
+    /// Any page.
+    Any,
+    /// Pages of these origins.
+    Origins(Vec<HeaderValue>),
+}
+
+/// `[log]`: what is logged, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogOptions {
+    /// The least important events that are shown; `RUST_LOG` overrides it.
+    pub level: LogLevel,
+    /// In which form.
+    pub format: LogFormat,
+}
+
+/// How important an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Money or service is lost.
+    Error,
+    /// Somebody should look.
+    Warn,
+    /// What an operator wants to have read.
+    Info,
+    /// What a developer wants to know.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let name = path.display().to_string();
+        match read(path) {
+            Ok(text) => Self::parse(&text, &name),
+            Err(problem) => Err(ConfigErrors::unreadable(&name, &problem)),
+        }
+    }
+
+    /// Checks a text; `file_name` is what its errors call it.
+    pub fn parse(text: &str, file_name: &str) -> Result<Self, ConfigErrors> {
+        resolve::resolve(text, file_name)
+    }
+
+    /// The terms of every channel, once the authorizer's key is known.
+    pub fn terms(&self, receiver_authorizer: Address) -> Terms {
+        Terms {
+            chain_id: self.chain.chain_id,
+            token: self.chain.token.clone(),
+            pay_to: self.receiver.pay_to,
+            receiver_authorizer,
+            withdraw_delay_s: self.channel.withdraw_delay.as_secs(),
+            max_timeout_s: self.channel.max_timeout.as_secs(),
+            min_deposit: self.channel.min_deposit,
+        }
+    }
+
+    /// The policy, once the authorizer's key is known. A [`Config`] has no ambiguous routes, so one that was not
+    /// changed by hand does not fail here.
+    pub fn policy(&self, receiver_authorizer: Address) -> Result<Policy, Vec<Ambiguity>> {
+        Policy::new(self.terms(receiver_authorizer), &self.server.public_url, self.routes.clone())
+    }
+}
+
+/// Every key a config file can have, as section heading (empty for the document itself) and key: exactly those the
+/// reader asks for.
+pub fn known_keys() -> BTreeSet<(String, &'static str)> {
+    resolve::known_keys()
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    use std::io::Read as _;
+
+    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    let mut text = String::new();
+    // One byte more than allowed tells a file that is just small enough from one that is too large.
+    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    if u64::try_from(text.len()).is_ok_and(|length| length <= MAX_FILE_BYTES) {
+        Ok(text)
+    } else {
+        Err(format!("it is larger than {MAX_FILE_BYTES} bytes, which no config file is"))
+    }
+}

@@ -1,0 +1,574 @@
+//! The config file, as an operator meets it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use peaje::config::{Config, Cors, LogFormat, LogLevel, known_keys};
+use peaje::gate::policy::Price;
+use peaje::protocol::{Address, Amount};
+use proptest::prelude::*;
+
+const EXAMPLE: &str = include_str!("../config.example.toml");
+
+const MINIMAL: &str = r#"[upstream]
+url = "http://127.0.0.1:8080"
+
+[chain]
+network = "base-sepolia"
+rpc = "env:PEAJE_RPC"
+
+[receiver]
+pay_to = "0x209693Bc6afc0C5328bA36FaF03C514EF312287C"
+authorizer_key = "env:PEAJE_AUTHORIZER_KEY"
+
+[[route]]
+path = "/v1/*"
+price = "$0.002"
+"#;
+
+const KEY: &str = "ab5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed5aAeb6053F3E94C9b9A09f";
+
+/// The minimal config with one text replaced by another.
+fn changed(from: &str, to: &str) -> String {
+    assert!(MINIMAL.contains(from), "{from}");
+    MINIMAL.replace(from, to)
+}
+
+/// The minimal config with more at its end.
+fn with(more: &str) -> String {
+    format!("{MINIMAL}{more}\n")
+}
+
+/// The first line of each error.
+fn errors(text: &str) -> Vec<String> {
+    let errors = match Config::parse(text, "c.toml") {
+        Ok(_) => return Vec::new(),
+        Err(errors) => errors,
+    };
+    let lines: Vec<_> = errors
+        .to_string()
+        .lines()
+        .filter_map(|line| line.strip_prefix("error: c.toml"))
+        .map(|line| line.trim_start_matches(':').trim_start().to_owned())
+        .collect();
+    assert_eq!(lines.len(), errors.errors().len());
+    lines
+}
+
+#[test]
+fn a_minimal_config_is_short_and_the_rest_has_defaults() {
+    assert!(MINIMAL.lines().count() < 20);
+    let config = Config::parse(MINIMAL, "c.toml").unwrap();
+    assert_eq!(config.server.listen.to_string(), "127.0.0.1:4020");
+    assert_eq!(config.server.public_url, "http://127.0.0.1:4020");
+    assert_eq!(config.admin.listen.unwrap().to_string(), "127.0.0.1:9402");
+    assert_eq!(config.chain.chain_id, 84532);
+    assert_eq!(config.chain.network, Some("base-sepolia"));
+    assert_eq!(config.chain.token.domain_name, "USDC");
+    assert_eq!(config.receiver.gas_key, config.receiver.authorizer_key);
+    assert_eq!(config.channel.withdraw_delay, Duration::from_secs(86_400));
+    assert_eq!(config.channel.min_deposit, None);
+    assert_eq!(config.redeem.max_rows, 100);
+    assert_eq!(config.cors, Cors::Any);
+    assert_eq!((config.log.level, config.log.format), (LogLevel::Info, LogFormat::Auto));
+    assert_eq!(config.routes.len(), 1);
+    assert_eq!(config.routes[0].name, "/v1/*");
+    assert_eq!(config.routes[0].price, Price::Fixed(Amount::new(2_000)));
+    let policy = config.policy(Address([7; 20])).unwrap();
+    assert_eq!(policy.terms().max_timeout_s, 300);
+    assert_eq!(policy.terms().receiver_authorizer, Address([7; 20]));
+}
+
+#[test]
+fn the_example_shows_the_defaults() {
+    let example = Config::parse(EXAMPLE, "config.example.toml").unwrap();
+    let mut minimal = Config::parse(MINIMAL, "c.toml").unwrap();
+    minimal.routes = example.routes.clone();
+    assert_eq!(format!("{example:#?}"), format!("{minimal:#?}"));
+}
+
+#[test]
+fn the_example_is_complete() {
+    let mut heading = String::new();
+    let mut shown = BTreeSet::new();
+    for line in EXAMPLE.lines() {
+        let line = line.strip_prefix("# ").unwrap_or(line);
+        if line.starts_with('[') && line.ends_with(']') {
+            heading = line.to_owned();
+            continue;
+        }
+        let Some((key, value)) = line.split_once(" = ") else { continue };
+        assert!(key.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{line}");
+        assert!(format!("{key} = {value}").parse::<toml::Table>().is_ok(), "{line}");
+        shown.insert((heading.clone(), key.to_owned()));
+    }
+    let known: BTreeSet<_> = known_keys()
+        .into_iter()
+        .filter(|(heading, _)| !heading.is_empty())
+        .map(|(heading, key)| (heading, key.to_owned()))
+        .collect();
+    assert_eq!(shown, known);
+    assert!(known.len() > 25);
+}
+
+#[test]
+fn the_examples_comments_are_a_config_too() {
+    let own_token = EXAMPLE.replace("token = \"usdc\"\n", "");
+    let uncommented: String = own_token
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest) if rest.contains(" = ") || rest == "[chain.token]" => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let config = Config::parse(&uncommented, "c.toml").unwrap();
+    assert_eq!(config.channel.min_deposit, Some(Amount::new(100_000)));
+    assert_eq!(config.receiver.gas_key.as_str(), "env:PEAJE_GAS_KEY");
+    assert_eq!(config.routes[0].extensions["bazaar"]["info"]["input"]["method"], "GET");
+    assert_eq!(config.routes[0].methods.len(), 2);
+}
+
+#[test]
+fn every_error_says_where_what_and_how_to_fix_it() {
+    let cases: &[(String, &str)] = &[
+        // Syntax.
+        (
+            changed("\"$0.002\"", "$0.002"),
+            "14:9 not valid TOML: string values must be quoted, expected literal string; put text in quotes, as in \
+             listen = \"127.0.0.1:4020\"",
+        ),
+        // Unknown keys.
+        (with("pric = 3"), "15:1 [[route]].pric: unknown key; did you mean \"price\"?"),
+        (with("[sever]"), "15:2 sever: unknown section or key; did you mean \"server\"?"),
+        (with("[log]\nallow_origins = []"), "16:1 [log].allow_origins: unknown key; it belongs under [cors]"),
+        (with("[log]\nzzz = 1"), "16:1 [log].zzz: unknown key; known here: format, level"),
+        (with("[log]\n\"a b\" = 1"), "16:1 [log].\"a b\": unknown key; known here: format, level"),
+        // Types and sections.
+        (
+            with("[redeem]\non_shutdown = \"yes\""),
+            "16:15 [redeem].on_shutdown: expected true or false, found text; write true or false, without quotes",
+        ),
+        (with("[redeem]\nmax_rows = \"7\""), "16:12 [redeem].max_rows: expected a whole number, found text"),
+        (
+            with("[redeem]\nmax_rows = 273"),
+            "16:12 [redeem].max_rows: 273 is not between 1 and 272, which is what one transaction holds",
+        ),
+        (with("[redeem]\nmax_rows = -1"), "16:12 [redeem].max_rows: expected a whole number, found the number -1"),
+        (
+            with("[redeem]\ninterval = 600"),
+            "16:12 [redeem].interval: expected text, found the number 600; put it in quotes",
+        ),
+        (format!("log = 3\n{MINIMAL}"), "1:7 log: is a section; write [log] on a line of its own"),
+        (changed("[[route]]", "[route]"), "12:1 route: is a list of sections; write [[route]], with two brackets"),
+        (
+            with("[cors]\nallow_origins = \"*\""),
+            "16:17 [cors].allow_origins: expected a list, found text; write it in brackets, as in [\"…\"]",
+        ),
+        // What must be there.
+        (
+            changed("url = \"http://127.0.0.1:8080\"\n", ""),
+            "1:1 [upstream].url: is missing; add url = \"http://127.0.0.1:8080\"",
+        ),
+        (
+            changed("[upstream]\nurl = \"http://127.0.0.1:8080\"\n", ""),
+            "[upstream].url: is missing; add url = \"http://127.0.0.1:8080\" under [upstream]",
+        ),
+        (
+            changed("network = \"base-sepolia\"\n", ""),
+            "4:1 [chain].network: is missing; add network = \"base\" (\"base\", \"base-sepolia\", \"arbitrum\", \
+             \"arbitrum-sepolia\", \"polygon\")",
+        ),
+        (changed("price = \"$0.002\"\n", ""), "12:1 [[route]].price: is missing; add price = \"$0.001\", or \"free\""),
+        (
+            changed("[[route]]\npath = \"/v1/*\"\nprice = \"$0.002\"\n", ""),
+            "[[route]]: nothing is for sale, and what no route names is not served; add [[route]] with path = \"/*\" \
+             and price = \"$0.001\"",
+        ),
+        // Durations.
+        (
+            with("[server]\nshutdown_timeout = \"30\""),
+            "16:20 [server].shutdown_timeout: \"30\" is refused: a duration needs a unit (ms, s, m, h, d), as in \"30s\"",
+        ),
+        (
+            with("[channel]\nwithdraw_delay = \"899s\""),
+            "16:18 [channel].withdraw_delay: \"899s\" is not between 15m and 30d",
+        ),
+        (
+            with("[channel]\nwithdraw_delay = \"2592001s\""),
+            "16:18 [channel].withdraw_delay: \"2592001s\" is not between 15m and 30d",
+        ),
+        (
+            with("[channel]\nmax_timeout = \"100500ms\""),
+            "16:15 [channel].max_timeout: \"100500ms\" is not a whole number of seconds",
+        ),
+        (
+            with("[channel]\nmax_timeout = \"60s\""),
+            "16:15 [channel].max_timeout: 1m must be longer than [upstream].response_timeout, which is 1m; raise it, or \
+             lower response_timeout: an agent must not give up before the upstream may",
+        ),
+        (
+            with("[redeem]\ninterval = \"1d\""),
+            "16:12 [redeem].interval: 1d is not below [channel].withdraw_delay, 1d; redeem more often than a payer can \
+             withdraw",
+        ),
+        // Addresses to listen on.
+        (
+            with("[server]\nlisten = \"localhost:80\""),
+            "16:10 [server].listen: \"localhost:80\" is not an IP address and a port; write \"127.0.0.1:80\"",
+        ),
+        (
+            with("[server]\nlisten = \":80\""),
+            "16:10 [server].listen: \":80\" is not an IP address and a port; write \"0.0.0.0:80\" for every interface, \
+             \"127.0.0.1:80\" for this machine",
+        ),
+        (
+            with("[server]\nlisten = \"0.0.0.0:80\""),
+            "15:1 [server].public_url: is missing, and agents cannot reach http://0.0.0.0:80; add public_url = \
+             \"https://api.example.com\", as agents see it",
+        ),
+        (
+            with("[admin]\nlisten = \"0.0.0.0:9402\""),
+            "16:10 [admin].listen: 0.0.0.0:9402 can be reached by others, and this listener asks no password; use a \
+             loopback address such as \"127.0.0.1:9402\", or \"off\"",
+        ),
+        (
+            with("[admin]\nlisten = \"127.0.0.1:4020\""),
+            "16:10 [admin].listen: 127.0.0.1:4020 is taken by [server].listen; give it a port of its own",
+        ),
+        // URLs.
+        (
+            changed("http://127.0.0.1:8080", "127.0.0.1:8080"),
+            "2:7 [upstream].url: \"127.0.0.1:8080\" is not an http or https URL; write it like \"http://127.0.0.1:8080\"",
+        ),
+        (
+            changed("http://127.0.0.1:8080", "http://localhost:4020/x"),
+            "2:7 [upstream].url: \"http://localhost:4020/x\" is where Peaje itself listens; name the address of the API \
+             that is sold",
+        ),
+        (
+            changed("http://127.0.0.1:8080", "http://h/?a=b"),
+            "2:7 [upstream].url: has a query or a fragment; end it with the path",
+        ),
+        (
+            changed("http://127.0.0.1:8080", "http://me:s3cret@h"),
+            "2:7 [upstream].url: holds credentials; leave user and password out of the URL",
+        ),
+        (
+            with("[server]\npublic_url = \"api.example.com\""),
+            "16:14 [server].public_url: \"api.example.com\" is not an http or https URL; write it like \
+             \"https://api.example.com\"",
+        ),
+        // The chain.
+        (
+            changed("base-sepolia", "base-seplia"),
+            "5:11 [chain].network: \"base-seplia\" is not a known network; did you mean \"base-sepolia\"?",
+        ),
+        (
+            changed("base-sepolia", "ethereum"),
+            "5:11 [chain].network: \"ethereum\" is not a known network; use \"base\", \"base-sepolia\", \"arbitrum\", \
+             \"arbitrum-sepolia\", \"polygon\", or chain_id and a [chain.token] table instead",
+        ),
+        (
+            changed("rpc = ", "chain_id = 8453\nrpc = "),
+            "6:12 [chain].chain_id: 8453 is not base-sepolia, whose chain id is 84532; remove chain_id or network",
+        ),
+        (
+            changed("network = \"base-sepolia\"", "chain_id = 7"),
+            "4:1 [chain].token: is missing; add a [chain.token] table with address, decimals, domain_name and \
+             domain_version, because chain 7 has no preset",
+        ),
+        (
+            changed("rpc = ", "token = \"dai\"\nrpc = "),
+            "6:9 [chain].token: \"dai\" is not a token known on chain 84532; use \"usdc\", or write a [chain.token] \
+             table with address, decimals, domain_name and domain_version",
+        ),
+        (
+            with(
+                "[chain.token]\naddress = \"0x036CbD53842c5426634e7929541eC2318f3dCF7e\"\ndecimals = 6\ndomain_name = \"X\"",
+            ),
+            "15:1 [chain.token].domain_version: is missing; add domain_version, the version in the token's EIP-712 domain",
+        ),
+        (
+            changed("env:PEAJE_RPC", "wss://node.example/v2/s3cret"),
+            "6:7 [chain].rpc: an RPC endpoint is a URL that begins with http:// or https://, or \"env:NAME\" for a \
+             variable that holds one",
+        ),
+        // The receiver.
+        (
+            changed("0x209693Bc", "0x209693bc"),
+            "9:10 [receiver].pay_to: \"0x209693bc6afc0C5328bA36FaF03C514EF312287C\" fails its checksum, so it may be \
+             mistyped; if your wallet shows the same digits, write \"0x209693Bc6afc0C5328bA36FaF03C514EF312287C\"",
+        ),
+        (
+            changed("0x209693Bc6afc0C5328bA36FaF03C514EF312287C", "0x0000000000000000000000000000000000000000"),
+            "9:10 [receiver].pay_to: is the zero address, which nobody owns",
+        ),
+        (
+            changed("0x209693Bc6afc0C5328bA36FaF03C514EF312287C", "0x209693Bc"),
+            "9:10 [receiver].pay_to: \"0x209693Bc\" is not an address: expected 40 hex digits, found 8; write 0x and 40 \
+             hex digits",
+        ),
+        (
+            changed("0x209693Bc6afc0C5328bA36FaF03C514EF312287C", "0x036CbD53842c5426634e7929541eC2318f3dCF7e"),
+            "9:10 [receiver].pay_to: this is the token's contract; name the account that should be paid",
+        ),
+        (
+            changed("env:PEAJE_AUTHORIZER_KEY", KEY),
+            "10:18 [receiver].authorizer_key: this is a private key, and config files are read by many; put the key in \
+             an environment variable or a file; write \"env:PEAJE_AUTHORIZER_KEY\" and set that variable",
+        ),
+        // Prices.
+        (
+            changed("$0.002", "0.002"),
+            "14:9 [[route]].price: \"0.002\" is not a price; write it with a dollar sign: \"$0.002\"",
+        ),
+        (
+            changed("\"$0.002\"", "0.002"),
+            "14:9 [[route]].price: 0.002 is not a price; write it as text with a dollar sign: \"$0.002\"",
+        ),
+        (changed("$0.002", "cheap"), "14:9 [[route]].price: \"cheap\" is not a price; write it like \"$0.002\""),
+        (changed("$0.002", "Free"), "14:9 [[route]].price: \"Free\" is not a price; write \"free\", in lower case"),
+        (changed("$0.002", "$0.00"), "14:9 [[route]].price: \"$0.00\" is no price; write \"free\" if you mean it"),
+        (
+            changed("$0.002", "$0.0000001"),
+            "14:9 [[route]].price: \"$0.0000001\" is finer than the token, which has 6 decimal places; use a multiple of \
+             $0.000001",
+        ),
+        (
+            with("[channel]\nmin_deposit = \"$0\""),
+            "16:15 [channel].min_deposit: a deposit of nothing is no limit; leave min_deposit out to accept any",
+        ),
+        // Routes.
+        (changed("/v1/*", "v1/*"), "13:8 [[route]].path: \"v1/*\" is refused: a path begins with /; write \"/v1/*\""),
+        (
+            changed("/v1/*", "/v*"),
+            "13:8 [[route]].path: \"/v*\" is refused: * may only stand as the whole last segment, as in /v1/*; write it \
+             like \"/v1/models\", \"/v1/users/{id}\" or \"/v1/*\"",
+        ),
+        (
+            with("methods = [\"get\"]"),
+            "15:12 [[route]].methods: \"get\" is not a method; methods are upper case: \"GET\"",
+        ),
+        (with("methods = [\"GTE\"]"), "15:12 [[route]].methods: \"GTE\" is not a method; did you mean \"GET\"?"),
+        (
+            with("methods = [\"HEAD\"]"),
+            "15:12 [[route]].methods: \"HEAD\" has no price of its own; write \"GET\", which covers it",
+        ),
+        (with("methods = []"), "15:11 [[route]].methods: no method is allowed; leave methods out to allow all"),
+        (
+            with("mime_type = \"json\""),
+            "15:13 [[route]].mime_type: \"json\" is not a media type; write it like \"application/json\"",
+        ),
+        (
+            with("name = \"a\\nb\""),
+            "15:8 [[route]].name: holds a line break or a control character; write it on one line",
+        ),
+        (with("extensions = 3"), "15:14 [[route]].extensions: expected a table, found the number 3"),
+        (with("extensions = { x = nan }"), "15:14 [[route]].extensions: holds a number that JSON cannot express"),
+        (
+            with(
+                "[[route]]\npath = \"/v1/*\"\nmethods = [\"GET\"]\nprice = \"free\"\n\n[[route]]\npath = \"/v1/*/\"\nprice = \"free\"",
+            ),
+            "21:8 [[route]].path: matches the same requests as the route in line 13, \"/v1/*\"; give one of them another \
+             path or other methods, or remove it",
+        ),
+        // CORS and log.
+        (
+            with("[cors]\nallow_origins = [\"*\", \"https://a.example\"]"),
+            "16:18 [cors].allow_origins: \"*\" allows every origin, so the others mean nothing; write [\"*\"], or the \
+             origins alone",
+        ),
+        (
+            with("[cors]\nallow_origins = [\"https://a.example/\"]"),
+            "16:18 [cors].allow_origins: \"https://a.example/\" is not an origin; write scheme and host only, in lower \
+             case, as in \"https://app.example.com\"",
+        ),
+        (
+            with("[log]\nlevel = \"loud\""),
+            "16:9 [log].level: \"loud\" is not known here; use \"error\", \"warn\", \"info\", \"debug\", \"trace\"",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(errors(text), [*expected], "{text}");
+    }
+}
+
+#[test]
+fn every_limit_holds_at_its_boundary() {
+    let fine = [
+        with("[channel]\nwithdraw_delay = \"15m\""),
+        with("[channel]\nwithdraw_delay = \"30d\""),
+        with("[channel]\nmax_timeout = \"61s\""),
+        with("[redeem]\ninterval = \"86399s\""),
+        with("[redeem]\nmax_rows = 1"),
+        with("[redeem]\nmax_rows = 272"),
+        with("[redeem]\nmax_rows = 0x64"),
+        with("[admin]\nlisten = \"[::1]:9402\""),
+        with("[admin]\nlisten = \"off\""),
+        with("[server]\nlisten = \"0.0.0.0:80\"\npublic_url = \"https://a.example/base/\""),
+        with("[cors]\nallow_origins = []"),
+        with("[cors]\nallow_origins = [\"https://a.example\", \"http://localhost:3000\"]"),
+        with("methods = [\"GET\", \"POST\", \"PROPFIND\", \"M-SEARCH\"]"),
+        with("mime_type = \"text/plain; charset=utf-8\""),
+        with("[route.extensions.bazaar]\ninfo = { a = [1, 2.5, true, 1979-05-27] }"),
+        with("[[route]]\npath = \"/v1/*\"\nmethods = [\"GET\"]\nprice = \"free\""),
+        changed("$0.002", "$0.000001"),
+        changed("http://127.0.0.1:8080", "https://upstream.example/base"),
+        changed("0x209693Bc6afc0C5328bA36FaF03C514EF312287C", "0x209693bc6afc0c5328ba36faf03c514ef312287c"),
+        changed("network = \"base-sepolia\"", "chain_id = 84532"),
+    ];
+    for text in fine {
+        assert_eq!(errors(&text), Vec::<String>::new(), "{text}");
+    }
+}
+
+#[test]
+fn a_chain_without_a_preset_is_described() {
+    let text = changed("network = \"base-sepolia\"", "chain_id = 31337")
+        + "[chain.token]\naddress = \"0x036CbD53842c5426634e7929541eC2318f3dCF7e\"\ndecimals = 2\ndomain_name = \"Test\"\n\
+           domain_version = \"1\"\n";
+    assert_eq!(errors(&text).len(), 1, "a price of $0.002 is too fine for two decimal places");
+    let config = Config::parse(&text.replace("$0.002", "$0.02"), "c.toml").unwrap();
+    assert_eq!((config.chain.network, config.chain.chain_id), (None, 31337));
+    assert_eq!(config.routes[0].price, Price::Fixed(Amount::new(2)));
+}
+
+#[test]
+fn all_errors_are_found_at_once_and_none_that_follows_from_another() {
+    let text = changed("base-sepolia", "bas").replace("$0.002", "0").replace("/v1/*", "v1") + "colour = \"red\"\n";
+    let found = errors(&text);
+    let places: Vec<_> = found.iter().map(|error| error.split(' ').next().unwrap()).collect();
+    assert_eq!(places, ["5:11", "13:8", "14:9", "15:1"]);
+    let nothing = errors("");
+    assert_eq!(nothing.len(), 6, "{nothing:#?}");
+    assert_eq!(errors("chain = 1\nreceiver = 2\nupstream = 3\nroute = 4").len(), 4);
+}
+
+#[test]
+fn an_error_shows_its_line() {
+    let shown = Config::parse(&changed("$0.002", "0.002"), "c.toml").unwrap_err().to_string();
+    let expected = "error: c.toml:14:9 [[route]].price: \"0.002\" is not a price; write it with a dollar sign: \"$0.002\"\n  \
+                    14 | price = \"0.002\"\n     |         ^^^^^^^\n1 error in c.toml";
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn an_error_can_be_read_by_programs() {
+    let errors = Config::parse(&changed("$0.002", "0.002"), "c.toml").unwrap_err();
+    let json = errors.to_json();
+    assert_eq!(json[0]["line"], 14);
+    assert_eq!(json[0]["column"], 9);
+    assert_eq!(json[0]["key"], "[[route]].price");
+    assert_eq!(json[0]["fix"], "write it with a dollar sign: \"$0.002\"");
+    assert!(!errors.render(false).contains('\u{1b}') && errors.render(true).contains('\u{1b}'));
+}
+
+#[test]
+fn columns_count_characters() {
+    let text = "[log]\nlevel = \"é\"\r\n\"ü\" = 1";
+    let found = errors(text);
+    assert!(found.iter().any(|error| error.starts_with("2:9 [log].level")), "{found:#?}");
+    assert!(found.iter().any(|error| error.starts_with("3:1 [log].\"ü\"")), "{found:#?}");
+}
+
+#[test]
+fn no_secret_is_shown() {
+    let prefixed = format!("0x{KEY}");
+    let texts = [
+        changed("env:PEAJE_AUTHORIZER_KEY", KEY),
+        changed("env:PEAJE_AUTHORIZER_KEY", &prefixed),
+        changed("\"env:PEAJE_AUTHORIZER_KEY\"", &prefixed),
+        changed("\"env:PEAJE_AUTHORIZER_KEY\"", KEY),
+        changed("\"env:PEAJE_AUTHORIZER_KEY\"", &format!("\"{KEY}")),
+        changed("env:PEAJE_AUTHORIZER_KEY", &format!("hex:{KEY}")),
+        changed("env:PEAJE_AUTHORIZER_KEY", &KEY[1..]),
+        changed("env:PEAJE_AUTHORIZER_KEY", &format!("env:{KEY}")).replace("pay_to", "payto"),
+        with(&format!("secret = \"{KEY}\"")),
+        with(&format!("description = \"{KEY}")),
+        with(&format!("{KEY} = 1")),
+        with(&format!("name = [\"{KEY}\"]")),
+        changed("env:PEAJE_RPC", "wss://node.example/s3cret"),
+        changed("\"env:PEAJE_RPC\"", "https://node.example/s3cret"),
+        changed("\"env:PEAJE_RPC\"", "\"https://node.example/s3cret"),
+        changed("rpc = \"env:PEAJE_RPC\"", "rcp = \"https://node.example/s3cret\""),
+        changed("rpc = \"env:PEAJE_RPC\"", "chian = { rcp = \"https://node.example/s3cret\" }"),
+        changed("http://127.0.0.1:8080", "http://me:s3cret@host/"),
+    ];
+    for text in texts {
+        let errors = Config::parse(&text, "c.toml").unwrap_err();
+        let shown = format!("{errors} {} {errors:?}", errors.to_json());
+        assert!(!shown.contains("s3cret"), "{shown}");
+        assert!(!shown.contains(&KEY[1..60]), "{shown}");
+    }
+    let config = Config::parse(&changed("env:PEAJE_RPC", "https://node.example/s3cret"), "c.toml").unwrap();
+    assert!(!format!("{config:?}").contains("s3cret"));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_one_error() {
+    let missing = Config::load("no/such/file.toml".as_ref()).unwrap_err();
+    assert!(missing.to_string().contains("no/such/file.toml cannot be read"), "{missing}");
+    assert_eq!(missing.errors().len(), 1);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large.toml");
+    std::fs::write(&path, vec![b'#'; (1 << 20) + 1]).unwrap();
+    assert!(Config::load(&path).unwrap_err().to_string().contains("larger than"));
+    std::fs::write(&path, [0xff, 0xfe]).unwrap();
+    assert!(Config::load(&path).is_err());
+    std::fs::write(&path, MINIMAL).unwrap();
+    assert!(Config::load(&path).is_ok());
+}
+
+#[test]
+fn a_hopeless_file_is_refused_in_good_time() {
+    for text in ["x\n".repeat(200_000), "[".repeat(400_000), "a = 1\n".repeat(100_000), "[[route]]\n".repeat(50_000)] {
+        let errors = Config::parse(&text, "c.toml").unwrap_err();
+        assert!(errors.errors().len() <= 100);
+    }
+}
+
+/// The text, or nothing worse than errors that can all be shown.
+fn survives(text: &str) {
+    if let Err(errors) = Config::parse(text, "c.toml") {
+        assert!(!errors.errors().is_empty());
+        let _ = (errors.render(true), errors.to_json());
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_accepted_or_refused(text in "\\PC*") {
+        survives(&text);
+    }
+
+    #[test]
+    fn any_bytes_are_accepted_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        survives(&String::from_utf8_lossy(&bytes));
+    }
+
+    #[test]
+    fn any_change_of_the_example_is_accepted_or_refused(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..40, "[\\PC\n\t\r\u{0}\"=\\[\\]{}.0-9]{0,12}"), 1..6)
+    ) {
+        let mut text: Vec<char> = EXAMPLE.chars().collect();
+        for (at, length, new) in changes {
+            let start = at.index(text.len());
+            let end = (start + length).min(text.len());
+            text.splice(start..end, new.chars());
+        }
+        survives(&text.into_iter().collect::<String>());
+    }
+
+    #[test]
+    fn any_value_of_any_key_is_accepted_or_refused(
+        key in prop::sample::select(known_keys().into_iter().filter(|(heading, _)| !heading.is_empty()).collect::<Vec<_>>()),
+        value in prop_oneof![
+            "\"[a-z0-9$:/.*+-]{0,20}\"", "-?[0-9]{1,30}", "[0-9]{1,9}\\.[0-9]{1,30}", "\\[\"\\*?[a-z:/]{0,9}\"(, \"[A-Z]{0,5}\")?\\]",
+            Just("true".to_owned()), Just("{ a = 1 }".to_owned()), Just("\"$0.1\"".to_owned()), Just("1979-05-27".to_owned()),
+        ],
+    ) {
+        let (heading, name) = key;
+        survives(&format!("{heading}\n{name} = {value}\n"));
+        survives(&format!("{MINIMAL}{heading}\n{name} = {value}\n"));
+    }
+}
