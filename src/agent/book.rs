@@ -345,3 +345,120 @@ fn make_private_directory(path: &Path) -> io::Result<()> {
 fn sync_directory(path: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Address;
+
+    fn record(salt: u8) -> Record {
+        let config = ChannelConfig {
+            payer: Address([1; 20]),
+            payer_authorizer: Address([1; 20]),
+            receiver: Address([2; 20]),
+            receiver_authorizer: Address([3; 20]),
+            token: Address([4; 20]),
+            withdraw_delay: 900,
+            salt: Hash([salt; 32]),
+        };
+        Record {
+            channel: config.id(&Domain::settlement(84_532)),
+            network: "eip155:84532".to_owned(),
+            config,
+            decimals: 6,
+            host: "api.example".to_owned(),
+            charged: Amount::new(1),
+            signed_max: Amount::MAX,
+            balance: Amount::new(3),
+            pending_deposit: Some(PendingDeposit { amount: Amount::new(4), salt: Hash([9; 32]), valid_before: 5 }),
+        }
+    }
+
+    fn open(path: &Path) -> Result<Book, BookError> {
+        Book::open(path, Duration::ZERO)
+    }
+
+    #[test]
+    fn what_was_saved_is_there_after_reopening() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("not/yet/there");
+        let book = open(&path).unwrap();
+        assert_eq!(book.load(record(1).channel).unwrap(), None);
+        assert_eq!(book.day().unwrap(), DaySpend::default());
+        book.save(&record(1)).unwrap();
+        book.save(&record(2)).unwrap();
+        book.save(&Record { pending_deposit: None, balance: Amount::new(7), ..record(2) }).unwrap();
+        let hosts = [("a".to_owned(), Dollars::MAX)].into();
+        let day = DaySpend { day: 20_000, total: Dollars::from_micros(2), hosts };
+        book.save_day(&day).unwrap();
+        drop(book);
+
+        let book = open(&path).unwrap();
+        assert_eq!(book.load(record(1).channel).unwrap(), Some(record(1)));
+        assert_eq!(book.load(record(2).channel).unwrap().unwrap().balance, Amount::new(7));
+        assert_eq!(book.channels().unwrap().len(), 2);
+        assert_eq!(book.day().unwrap(), day);
+    }
+
+    #[test]
+    fn a_file_that_a_crash_left_half_written_is_not_looked_at() {
+        let directory = tempfile::tempdir().unwrap();
+        let book = open(directory.path()).unwrap();
+        book.save(&record(1)).unwrap();
+        let beside = directory.path().join(format!("{}.new", file_name(record(1).channel)));
+        fs::write(&beside, "{\"version\":1,\"chan").unwrap();
+        assert_eq!(book.load(record(1).channel).unwrap(), Some(record(1)));
+        assert_eq!(book.channels().unwrap(), [record(1)]);
+        let next = Record { charged: Amount::new(2), ..record(1) };
+        book.save(&next).unwrap();
+        assert_eq!(book.load(record(1).channel).unwrap(), Some(next));
+    }
+
+    #[test]
+    fn one_holder_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let book = open(directory.path()).unwrap();
+        let second_handle = book.share();
+        assert!(matches!(open(directory.path()), Err(BookError::Locked { .. })));
+        drop(book);
+        assert!(matches!(open(directory.path()), Err(BookError::Locked { .. })), "still being written");
+        let path = directory.path().to_owned();
+        let waiting = std::thread::spawn(move || Book::open(&path, Duration::from_secs(30)).is_ok());
+        drop(second_handle);
+        assert!(waiting.join().unwrap());
+    }
+
+    #[test]
+    fn damaged_files_are_refused_and_not_taken_for_new_channels() {
+        let directory = tempfile::tempdir().unwrap();
+        let book = open(directory.path()).unwrap();
+        let path = directory.path().join(file_name(record(1).channel));
+        book.save(&record(1)).unwrap();
+        let good = fs::read_to_string(&path).unwrap();
+        let other_terms = good.replace("\"withdrawDelay\": 900", "\"withdrawDelay\": 901");
+        let overcharged = good.replace(&Amount::MAX.to_string(), "0");
+        for bad in ["", "{}", &good[..good.len() / 2], &other_terms, &overcharged] {
+            fs::write(&path, bad).unwrap();
+            assert!(matches!(book.load(record(1).channel), Err(BookError::Damaged { .. })), "{bad}");
+        }
+        fs::write(&path, good.replace("\"version\": 1", "\"version\": 2")).unwrap();
+        assert!(matches!(book.load(record(1).channel), Err(BookError::Version { found: 2, .. })));
+        fs::write(&path, r#"{"version": 2, "all": "different"}"#).unwrap();
+        assert!(matches!(book.load(record(1).channel), Err(BookError::Version { found: 2, .. })));
+        fs::write(&path, good).unwrap();
+        assert!(book.load(record(1).channel).is_ok());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_the_owner_reads() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("book");
+        let book = open(&path).unwrap();
+        book.save(&record(1)).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o700);
+        assert_eq!(mode(&path.join(file_name(record(1).channel))), 0o600);
+    }
+}

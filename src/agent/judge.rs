@@ -611,3 +611,6 @@ impl fmt::Display for Plan {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

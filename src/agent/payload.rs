@@ -75,3 +75,67 @@ pub(super) fn header(
     value.set_sensitive(true);
     Ok(value)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::x402::{Action, Payment, RefundRequest};
+    use crate::protocol::{Address, Domain, Hash, LocalKey, Voucher};
+
+    #[test]
+    fn a_server_reads_what_was_meant() {
+        let offer = json!({
+            "scheme": "batch-settlement", "network": "eip155:84532", "amount": "2000",
+            "asset": "0x036cbd53842c5426634e7929541ec2318f3dcf7e",
+            "payTo": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C", "maxTimeoutSeconds": 300,
+            "extra": {"name": "USDC", "unknown": [1]}
+        });
+        let key = LocalKey::from_bytes(&[3; 32]).unwrap();
+        let domain = Domain::settlement(84_532);
+        let config = ChannelConfig {
+            payer: key.address(),
+            payer_authorizer: key.address(),
+            receiver: Address([1; 20]),
+            receiver_authorizer: Address([2; 20]),
+            token: Address([3; 20]),
+            withdraw_delay: 900,
+            salt: Hash([4; 32]),
+        };
+        let voucher = Voucher { channel: config.id(&domain), max_claimable: Amount::new(7) }.sign(&domain, &key);
+        let authorization = Authorization {
+            valid_after: 0,
+            valid_before: 9,
+            salt: Hash([5; 32]),
+            signature: voucher.signature.clone(),
+        };
+        let extensions = json!({"x": {"info": {}}});
+        let echo = Echo { accepted: &offer, resource: None, extensions: Some(&extensions) };
+        let read = |kind| {
+            let value = header(echo, &config, &voucher, kind).unwrap();
+            assert!(value.is_sensitive());
+            Payment::read(value.as_bytes()).unwrap()
+        };
+
+        let payment = read(Kind::Voucher);
+        assert!(payment.accepted.answers(&serde_json::from_value(offer.clone()).unwrap()));
+        assert_eq!((payment.config, &payment.voucher), (config, &voucher));
+        assert_eq!(Value::Object(payment.extensions), extensions);
+        assert!(matches!(payment.action, Action::Pay));
+
+        match read(Kind::Deposit(Amount::new(70), &authorization)).action {
+            Action::DepositAndPay(deposit) => {
+                assert_eq!((deposit.amount, deposit.authorization), (Amount::new(70), authorization.clone()));
+            }
+            other => panic!("{other:?}"),
+        }
+        let all = read(Kind::Refund(None)).action;
+        assert!(matches!(all, Action::Refund(RefundRequest::Remainder)));
+        let part = read(Kind::Refund(Some(Amount::new(1)))).action;
+        assert!(matches!(part, Action::Refund(RefundRequest::Amount(amount)) if amount == Amount::new(1)));
+
+        let huge = json!("x".repeat(MAX_PAYMENT_HEADER_BYTES));
+        let echo = Echo { accepted: &offer, resource: Some(&huge), extensions: None };
+        let refused = header(echo, &config, &voucher, Kind::Voucher);
+        assert!(matches!(refused, Err(AgentError::PaymentTooLarge { .. })));
+    }
+}
