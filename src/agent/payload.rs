@@ -1,0 +1,141 @@
+//! The payment header.
+//!
+//! **Owns** the JSON of `PAYMENT-SIGNATURE`. **Promises** that an offer is echoed as it came. **Does not** decide what
+//! goes into it.
+
+use http::HeaderValue;
+use serde_json::{Map, Value, json};
+
+use super::AgentError;
+use crate::protocol::deposit::Authorization;
+use crate::protocol::x402::{MAX_PAYMENT_HEADER_BYTES, VERSION, encode};
+use crate::protocol::{Amount, ChannelConfig, SignedVoucher};
+
+/// What a payment asks for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind<'a> {
+    Voucher,
+    Deposit(Amount, &'a Authorization),
+    /// Of so much, or of all that is left.
+    Refund(Option<Amount>),
+}
+
+/// What the server made of itself in its quote, to be echoed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Echo<'a> {
+    pub(super) accepted: &'a Value,
+    pub(super) resource: Option<&'a Value>,
+    pub(super) extensions: Option<&'a Value>,
+}
+
+/// Makes the header. It is marked sensitive, so that no log shows it.
+pub(super) fn header(
+    echo: Echo<'_>,
+    config: &ChannelConfig,
+    voucher: &SignedVoucher,
+    kind: Kind<'_>,
+) -> Result<HeaderValue, AgentError> {
+    let mut payload = Map::new();
+    let kind_name = match kind {
+        Kind::Voucher => "voucher",
+        Kind::Deposit(amount, authorization) => {
+            let authorization = json!({ "erc3009Authorization": {
+                "validAfter": authorization.valid_after.to_string(),
+                "validBefore": authorization.valid_before.to_string(),
+                "salt": authorization.salt,
+                "signature": authorization.signature,
+            }});
+            payload.insert("deposit".to_owned(), json!({ "amount": amount, "authorization": authorization }));
+            "deposit"
+        }
+        Kind::Refund(amount) => {
+            if let Some(amount) = amount {
+                payload.insert("amount".to_owned(), json!(amount));
+            }
+            "refund"
+        }
+    };
+    payload.insert("type".to_owned(), json!(kind_name));
+    payload.insert("channelConfig".to_owned(), json!(config));
+    payload.insert("voucher".to_owned(), json!(voucher));
+    let mut object = Map::new();
+    object.insert("x402Version".to_owned(), json!(VERSION));
+    object.insert("accepted".to_owned(), echo.accepted.clone());
+    object.insert("payload".to_owned(), Value::Object(payload));
+    for (key, value) in [("resource", echo.resource), ("extensions", echo.extensions)] {
+        if let Some(value) = value {
+            object.insert(key.to_owned(), value.clone());
+        }
+    }
+    let text = encode(&object);
+    if text.len() > MAX_PAYMENT_HEADER_BYTES {
+        return Err(AgentError::PaymentTooLarge { bytes: text.len() });
+    }
+    let mut value = HeaderValue::try_from(text).expect("base64 is visible ASCII");
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::x402::{Action, Payment, RefundRequest};
+    use crate::protocol::{Address, Domain, Hash, LocalKey, Voucher};
+
+    #[test]
+    fn a_server_reads_what_was_meant() {
+        let offer = json!({
+            "scheme": "batch-settlement", "network": "eip155:84532", "amount": "2000",
+            "asset": "0x036cbd53842c5426634e7929541ec2318f3dcf7e",
+            "payTo": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C", "maxTimeoutSeconds": 300,
+            "extra": {"name": "USDC", "unknown": [1]}
+        });
+        let key = LocalKey::from_bytes(&[3; 32]).unwrap();
+        let domain = Domain::settlement(84_532);
+        let config = ChannelConfig {
+            payer: key.address(),
+            payer_authorizer: key.address(),
+            receiver: Address([1; 20]),
+            receiver_authorizer: Address([2; 20]),
+            token: Address([3; 20]),
+            withdraw_delay: 900,
+            salt: Hash([4; 32]),
+        };
+        let voucher = Voucher { channel: config.id(&domain), max_claimable: Amount::new(7) }.sign(&domain, &key);
+        let authorization = Authorization {
+            valid_after: 0,
+            valid_before: 9,
+            salt: Hash([5; 32]),
+            signature: voucher.signature.clone(),
+        };
+        let extensions = json!({"x": {"info": {}}});
+        let echo = Echo { accepted: &offer, resource: None, extensions: Some(&extensions) };
+        let read = |kind| {
+            let value = header(echo, &config, &voucher, kind).unwrap();
+            assert!(value.is_sensitive());
+            Payment::read(value.as_bytes()).unwrap()
+        };
+
+        let payment = read(Kind::Voucher);
+        assert!(payment.accepted.answers(&serde_json::from_value(offer.clone()).unwrap()));
+        assert_eq!((payment.config, &payment.voucher), (config, &voucher));
+        assert_eq!(Value::Object(payment.extensions), extensions);
+        assert!(matches!(payment.action, Action::Pay));
+
+        match read(Kind::Deposit(Amount::new(70), &authorization)).action {
+            Action::DepositAndPay(deposit) => {
+                assert_eq!((deposit.amount, deposit.authorization), (Amount::new(70), authorization.clone()));
+            }
+            other => panic!("{other:?}"),
+        }
+        let all = read(Kind::Refund(None)).action;
+        assert!(matches!(all, Action::Refund(RefundRequest::Remainder)));
+        let part = read(Kind::Refund(Some(Amount::new(1)))).action;
+        assert!(matches!(part, Action::Refund(RefundRequest::Amount(amount)) if amount == Amount::new(1)));
+
+        let huge = json!("x".repeat(MAX_PAYMENT_HEADER_BYTES));
+        let echo = Echo { accepted: &offer, resource: Some(&huge), extensions: None };
+        let refused = header(echo, &config, &voucher, Kind::Voucher);
+        assert!(matches!(refused, Err(AgentError::PaymentTooLarge { .. })));
+    }
+}
