@@ -173,11 +173,10 @@ fn unreachable(error: reqwest::Error) -> ChainError {
     ChainError::Unreachable { source: error.without_url().into() }
 }
 
-/// Ways for a contract to fail without reverting; nodes report them as plain errors.
+/// Ways for a contract to fail without reverting. Nodes report them as plain errors, each in its own words.
 fn is_halt(message: &str) -> bool {
-    let halts =
-        ["invalid opcode", "opcode not defined", "invalid jump", "stack underflow", "stack limit", "out of gas"];
-    halts.iter().any(|halt| message.contains(halt)) && !message.contains("gas required exceeds")
+    let halts = ["opcode", "out of gas", "outofgas", "invalid jump", "invalidjump", "stack ", "badinstruction"];
+    halts.iter().any(|halt| message.contains(halt))
 }
 
 /// Finds the revert data in an error: most nodes give it as a hex string, some bury it in objects.
@@ -244,6 +243,8 @@ mod tests {
             (json!({"code": 3, "message": "execution reverted", "data": "0x"}), None),
             (json!({"code": -32000, "message": "execution reverted"}), None),
             (json!({"code": -32000, "message": "invalid opcode: INVALID"}), Some("invalid opcode: INVALID")),
+            (json!({"code": -32000, "message": "invalid 0xFE opcode"}), Some("invalid 0xFE opcode")),
+            (json!({"code": -32000, "message": "EVM error OutOfGas"}), Some("EVM error OutOfGas")),
         ];
         for (error, expected) in cases {
             assert_eq!(reverted(error.clone()).as_deref(), expected, "{error}");
