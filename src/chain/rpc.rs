@@ -175,7 +175,8 @@ fn unreachable(error: reqwest::Error) -> ChainError {
 
 /// Ways for a contract to fail without reverting. Nodes report them as plain errors, each in its own words.
 fn is_halt(message: &str) -> bool {
-    let halts = ["opcode", "out of gas", "outofgas", "invalid jump", "invalidjump", "stack ", "badinstruction"];
+    let halts =
+        ["evm error", "opcode", "out of gas", "invalid jump", "stack underflow", "stack limit", "badinstruction"];
     halts.iter().any(|halt| message.contains(halt))
 }
 
@@ -244,7 +245,8 @@ mod tests {
             (json!({"code": -32000, "message": "execution reverted"}), None),
             (json!({"code": -32000, "message": "invalid opcode: INVALID"}), Some("invalid opcode: INVALID")),
             (json!({"code": -32000, "message": "invalid 0xFE opcode"}), Some("invalid 0xFE opcode")),
-            (json!({"code": -32000, "message": "EVM error OutOfGas"}), Some("EVM error OutOfGas")),
+            (json!({"code": -32603, "message": "EVM error StackUnderflow"}), Some("EVM error StackUnderflow")),
+            (json!({"code": -32000, "message": "out of gas"}), Some("out of gas")),
         ];
         for (error, expected) in cases {
             assert_eq!(reverted(error.clone()).as_deref(), expected, "{error}");
