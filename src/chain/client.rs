@@ -1,7 +1,7 @@
 //! The chain, seen through a JSON-RPC node.
 //!
-//! **Owns** the connection, the gas key and the nonce: whoever sends from that key sends through here. **Promises** that
-//! one nonce is not given to two transactions, and that a transaction which may have left is reported as such.
+//! **Owns** the connection, the gas key and the nonce: whoever sends from that key sends through here. **Promises**
+//! that one nonce is not given to two transactions, and that a transaction which may have left is reported as such.
 //! **Does not** replace transactions that are stuck, and does not wait for them.
 
 use std::fmt;

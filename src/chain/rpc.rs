@@ -1,7 +1,7 @@
 //! JSON-RPC over HTTP, as much of it as this room needs.
 //!
-//! **Owns** the connection to the node. **Promises** that every request ends in time, that an answer has a largest size,
-//! that nothing it returns names the address beyond its host, and that it tells apart what certainly never reached the
+//! **Owns** the connection to the node. **Promises** that every request ends in time, that an answer has a largest
+//! size, that nothing it returns names the address beyond its host, and that it tells apart what certainly never reached the
 //! node from what may have: a transaction's fate hangs on that. **Does not** retry.
 //!
 //! alloy's own HTTP transport puts the whole address, with the provider's API key, into spans and errors, and reads an

@@ -16,8 +16,8 @@ pub struct Head {
 /// A channel as the settlement contract has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChannelView {
-    /// Deposits less refunds and withdrawals, atomic units. Claimed money stays counted, so what can still be claimed is
-    /// this less [`total_claimed`](Self::total_claimed).
+    /// Deposits less refunds and withdrawals, atomic units. Claimed money stays counted, so what can still be claimed
+    /// is this less [`total_claimed`](Self::total_claimed).
     pub balance: Amount,
     /// Everything ever claimed, atomic units.
     pub total_claimed: Amount,
