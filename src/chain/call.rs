@@ -113,3 +113,64 @@ fn claim_with_signature(rows: &[ClaimRow], signature: &Signature) -> Vec<u8> {
     Settlement::claimWithSignatureCall { voucherClaims: claims(rows), authorizerSignature: bytes_of(signature) }
         .abi_encode()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Hash;
+
+    fn config() -> ChannelConfig {
+        ChannelConfig {
+            payer: Address([1; 20]),
+            payer_authorizer: Address([2; 20]),
+            receiver: Address([3; 20]),
+            receiver_authorizer: Address([4; 20]),
+            token: Address([5; 20]),
+            withdraw_delay: 900,
+            salt: Hash::ZERO,
+        }
+    }
+
+    fn signature(byte: u8) -> Signature {
+        Signature::from_bytes([byte; 65]).unwrap()
+    }
+
+    fn rows(count: usize) -> Vec<ClaimRow> {
+        let row = ClaimRow {
+            config: config(),
+            max_claimable: Amount::new(5),
+            signature: signature(1),
+            total_claimed: Amount::new(4),
+        };
+        vec![row; count]
+    }
+
+    /// The scheme's documents give 228 bytes and 480 more a row for a claim with a 65-byte signature.
+    #[test]
+    fn a_claim_is_as_long_as_the_documents_say() {
+        for count in [1, 25, 100] {
+            let call = Call::ClaimWithSignature { rows: rows(count), signature: signature(2) };
+            assert_eq!(call.calldata().len(), 228 + 480 * count);
+        }
+    }
+
+    #[test]
+    fn a_refund_alone_claims_nothing() {
+        let call = |rows| Call::ClaimAndRefund {
+            rows,
+            claim_signature: signature(2),
+            config: config(),
+            amount: Amount::new(9),
+            nonce: 3,
+            refund_signature: signature(4),
+        };
+        let steps = |rows| {
+            let data = call(rows).calldata();
+            let steps = Settlement::multicallCall::abi_decode_validate(&data).unwrap().data;
+            steps.iter().map(|step| step.first_chunk::<4>().copied().unwrap()).collect::<Vec<_>>()
+        };
+        let refund = Settlement::refundWithSignatureCall::SELECTOR;
+        assert_eq!(steps(rows(2)), [Settlement::claimWithSignatureCall::SELECTOR, refund]);
+        assert_eq!(steps(Vec::new()), [refund]);
+    }
+}

@@ -1,7 +1,7 @@
 //! The chain, seen through a JSON-RPC node.
 //!
-//! **Owns** the connection, the gas key and the nonce: whoever sends from that key sends through here. **Promises** that
-//! one nonce is not given to two transactions, and that a transaction which may have left is reported as such.
+//! **Owns** the connection, the gas key and the nonce: whoever sends from that key sends through here. **Promises**
+//! that one nonce is not given to two transactions, and that a transaction which may have left is reported as such.
 //! **Does not** replace transactions that are stuck, and does not wait for them.
 
 use std::fmt;
@@ -44,6 +44,10 @@ const ERC1271_MAGIC: [u8; 32] = {
     [word[0], word[1], word[2], word[3]] = [0x16, 0x26, 0xba, 0x7e];
     word
 };
+
+/// The gas a payer's wallet may take to judge a signature, transaction overhead included. Every claim pays for that
+/// again, so a wallet that needs more is refused; checking a passkey in Solidity takes about a third of this.
+const WALLET_GAS: u64 = 1_000_000;
 
 /// A base fee can double in six full blocks; a transaction that offers twice the current one outlasts them.
 const BASE_FEE_HEADROOM: u128 = 2;
@@ -305,7 +309,10 @@ impl Chain for AlloyChain {
         let question = Wallet::isValidSignatureCall { digest: word(digest), signature: bytes_of(signature) };
         // The wallet sees the caller it will see in the claim.
         let transaction = json!({
-            "from": evm(SETTLEMENT), "to": evm(payer), "data": hex::encode_prefixed(question.abi_encode()),
+            "from": evm(SETTLEMENT),
+            "to": evm(payer),
+            "data": hex::encode_prefixed(question.abi_encode()),
+            "gas": U64::from(WALLET_GAS),
         });
         match self.rpc.ask::<Bytes>("eth_call", json!([transaction, "latest"])).await.map_err(ChainError::from) {
             Ok(answer) if answer.first_chunk() == Some(&ERC1271_MAGIC) => Ok(PayerEvidence::Approved),
@@ -534,4 +541,51 @@ fn decode<C: SolCall>(data: &[u8]) -> Result<C::Return, ChainError> {
     }
     let checked = AbiDecoderConfig::new().validate(true).validate_allow_trailing_bytes(true);
     C::abi_decode_returns_with_config(data, checked).map_err(|error| ChainError::decode_from(C::SIGNATURE, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(code: i64, message: &str) -> Broadcast {
+        let error = ChainError::Refused { code, message: message.to_owned() };
+        judge(Failure { error, fate: Fate::Answered })
+    }
+
+    #[test]
+    fn only_a_verdict_of_the_node_is_a_refusal() {
+        for (code, message) in [
+            (-32000, "insufficient funds for gas * price + value"),
+            (-32000, "replacement transaction underpriced"),
+            (-32003, "transaction rejected"),
+            (-32601, "method not found"),
+            (-32005, "rate limit exceeded"),
+        ] {
+            assert!(matches!(answered(code, message), Broadcast::Refused(_)), "{message}");
+        }
+        for (code, message) in [
+            (-32000, "already known"),
+            (-32000, "AlreadyKnown: known transaction: 0x12"),
+            (-32000, "request timed out"),
+            (-32603, "internal error"),
+            (429, "what is this"),
+        ] {
+            assert!(matches!(answered(code, message), Broadcast::Unclear(_)), "{message}");
+        }
+        assert!(matches!(answered(-32000, "nonce too low: next nonce 5"), Broadcast::NonceTooLow(_)));
+
+        let lost = |fate| judge(Failure { error: ChainError::decode("x"), fate });
+        assert!(matches!(lost(Fate::Unread), Broadcast::Refused(_)));
+        assert!(matches!(lost(Fate::Unclear), Broadcast::Unclear(_)));
+    }
+
+    #[test]
+    fn gas_has_headroom_and_a_ceiling_and_a_settlement_its_own_floor() {
+        let claim = Call::Claim { rows: Vec::new() };
+        let settle = Call::Settle { receiver: Address::ZERO, token: Address::ZERO };
+        assert_eq!(gas_limit(&claim, 100_000), 125_000);
+        assert_eq!(gas_limit(&claim, u64::MAX), MAX_TRANSACTION_GAS);
+        assert_eq!(gas_limit(&settle, 25_000), SETTLE_GAS);
+        assert_eq!(gas_limit(&settle, 200_000), 250_000);
+    }
 }

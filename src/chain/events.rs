@@ -104,3 +104,77 @@ fn what(event: SettlementEvents) -> Happening {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Hash;
+    use alloy::primitives::hex;
+    use serde_json::{Value, json};
+
+    /// A `Deposited` log of 7 units, balance 9, as a node would send it.
+    fn deposited(block: u64, index: u64) -> Value {
+        let topic = |word: B256| hex::encode_prefixed(word);
+        let who = EvmAddress::repeat_byte(0xcc).into_word();
+        json!({
+            "address": SETTLEMENT.to_string().to_lowercase(),
+            "topics": [topic(Settlement::Deposited::SIGNATURE_HASH), topic(B256::repeat_byte(0xaa)), topic(who)],
+            "data": format!("0x{:064x}{:064x}", 7, 9),
+            "blockNumber": format!("{block:#x}"),
+            "blockHash": topic(B256::repeat_byte(1)),
+            "transactionHash": topic(B256::repeat_byte(2)),
+            "transactionIndex": "0x0",
+            "logIndex": format!("{index:#x}"),
+            "removed": false,
+        })
+    }
+
+    fn with(mut log: Value, field: &str, value: Value) -> Value {
+        log[field] = value;
+        log
+    }
+
+    fn events(logs: &[Value]) -> Result<Vec<ChannelEvent>, ChainError> {
+        read(&logs.iter().map(|log| serde_json::from_value(log.clone()).unwrap()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_log_is_read_with_its_place() {
+        let [event] = <[ChannelEvent; 1]>::try_from(events(&[deposited(5, 3)]).unwrap()).unwrap();
+        let channel = ChannelId([0xaa; 32]);
+        assert_eq!(event.what, Happening::Deposited { channel, amount: Amount::new(7), new_balance: Amount::new(9) });
+        assert_eq!(event.what.channel(), Some(channel));
+        let at = LogPosition { block: 5, log_index: 3, block_hash: Hash([1; 32]), transaction: Hash([2; 32]) };
+        assert_eq!(event.at, at);
+    }
+
+    #[test]
+    fn logs_come_in_the_order_they_happened() {
+        let found = events(&[deposited(6, 0), deposited(5, 10), deposited(5, 9)]).unwrap();
+        let places: Vec<_> = found.iter().map(|event| (event.at.block, event.at.log_index)).collect();
+        assert_eq!(places, [(5, 9), (5, 10), (6, 0)]);
+    }
+
+    #[test]
+    fn what_is_not_the_settlement_contracts_or_was_removed_is_no_event() {
+        let foreign = with(deposited(1, 0), "address", json!(EvmAddress::repeat_byte(9)));
+        let removed = with(deposited(1, 1), "removed", json!(true));
+        let unknown = with(deposited(1, 2), "topics", json!([B256::repeat_byte(9)]));
+        let anonymous = with(deposited(1, 3), "topics", json!([]));
+        assert_eq!(events(&[foreign, removed, unknown, anonymous]).unwrap(), []);
+    }
+
+    #[test]
+    fn a_log_that_makes_no_sense_is_an_error() {
+        let too_large = format!("0x{}{:064x}", "ff".repeat(32), 9);
+        let cases = [
+            with(deposited(1, 0), "data", json!(too_large)),
+            with(deposited(1, 0), "data", json!("0x")),
+            with(deposited(1, 0), "topics", json!([Settlement::Deposited::SIGNATURE_HASH])),
+            with(deposited(1, 0), "blockNumber", Value::Null),
+        ];
+        for log in cases {
+            assert!(matches!(events(std::slice::from_ref(&log)), Err(ChainError::Decode { .. })), "{log}");
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! How a private key comes into the process.
 //!
-//! **Owns** the references by which a config names keys (`env:`, `file:`, `keystore:`, `dev:`) and the rules about where
-//! a key may lie. **Promises** that a reference can be logged, that no error repeats a secret, and that a key the whole
+//! **Owns** the references by which a config names keys (`env:`, `file:`, `keystore:`, `dev:`) and the rules about
+//! where a key may lie. **Promises** that a reference can be logged, that no error repeats a secret, and that a key the whole
 //! world knows never signs for a chain that is not on this machine. **Does not** keep keys: it returns a
 //! [`LocalKey`], which wipes itself.
 
@@ -99,9 +99,7 @@ pub enum KeyError {
     #[error("after env: comes the name of an environment variable: letters, digits and _, not beginning with a digit")]
     EnvName,
     /// The text after `dev:` is no development key.
-    #[error(
-        "there is no such development key; there are dev:gas, dev:authorizer, dev:receiver, dev:agent and dev:0 to dev:9"
-    )]
+    #[error("no such development key; there are dev:gas, dev:authorizer, dev:receiver, dev:agent and dev:0 to dev:9")]
     DevName,
     /// The variable is not set.
     #[error("the environment variable {name} is not set; it should hold the private key as 64 hex digits")]
@@ -134,8 +132,8 @@ pub enum KeyError {
     },
     /// A keystore needs a password and nobody gave one.
     #[error(
-        "the keystore {} needs a password; set {PASSWORD_FILE_ENV} to a file that holds it, or {PASSWORD_ENV}, or start \
-         in a terminal to be asked", path.display()
+        "the keystore {} needs a password; set {PASSWORD_FILE_ENV} to a file that holds it, or {PASSWORD_ENV}, or \
+         start in a terminal to be asked", path.display()
     )]
     NoPassword {
         /// The keystore.
@@ -159,8 +157,8 @@ pub enum KeyError {
     },
     /// A key the whole world knows, and a chain that is not on this machine.
     #[error(
-        "{key} holds the well-known development key of {address}, and everybody can take what it guards; a chain that is \
-         not on this machine needs a key of your own"
+        "{key} holds the well-known development key of {address}, and everybody can take what it guards; a chain that \
+         is not on this machine needs a key of your own"
     )]
     DevKeyOnPublicChain {
         /// The reference.

@@ -1,7 +1,7 @@
 //! JSON-RPC over HTTP, as much of it as this room needs.
 //!
-//! **Owns** the connection to the node. **Promises** that every request ends in time, that an answer has a largest size,
-//! that nothing it returns names the address beyond its host, and that it tells apart what certainly never reached the
+//! **Owns** the connection to the node. **Promises** that every request ends in time, that an answer has a largest
+//! size, that nothing it returns names the address beyond its host, and that it tells apart what certainly never reached the
 //! node from what may have: a transaction's fate hangs on that. **Does not** retry.
 //!
 //! alloy's own HTTP transport puts the whole address, with the provider's API key, into spans and errors, and reads an
@@ -173,11 +173,11 @@ fn unreachable(error: reqwest::Error) -> ChainError {
     ChainError::Unreachable { source: error.without_url().into() }
 }
 
-/// Ways for a contract to fail without reverting; nodes report them as plain errors.
+/// Ways for a contract to fail without reverting. Nodes report them as plain errors, each in its own words.
 fn is_halt(message: &str) -> bool {
     let halts =
-        ["invalid opcode", "opcode not defined", "invalid jump", "stack underflow", "stack limit", "out of gas"];
-    halts.iter().any(|halt| message.contains(halt)) && !message.contains("gas required exceeds")
+        ["evm error", "opcode", "out of gas", "invalid jump", "stack underflow", "stack limit", "badinstruction"];
+    halts.iter().any(|halt| message.contains(halt))
 }
 
 /// Finds the revert data in an error: most nodes give it as a hex string, some bury it in objects.
@@ -244,6 +244,9 @@ mod tests {
             (json!({"code": 3, "message": "execution reverted", "data": "0x"}), None),
             (json!({"code": -32000, "message": "execution reverted"}), None),
             (json!({"code": -32000, "message": "invalid opcode: INVALID"}), Some("invalid opcode: INVALID")),
+            (json!({"code": -32000, "message": "invalid 0xFE opcode"}), Some("invalid 0xFE opcode")),
+            (json!({"code": -32603, "message": "EVM error StackUnderflow"}), Some("EVM error StackUnderflow")),
+            (json!({"code": -32000, "message": "out of gas"}), Some("out of gas")),
         ];
         for (error, expected) in cases {
             assert_eq!(reverted(error.clone()).as_deref(), expected, "{error}");

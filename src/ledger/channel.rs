@@ -19,6 +19,11 @@ pub struct View {
 }
 
 impl View {
+    /// What can still be claimed, refunded or withdrawn, atomic units.
+    pub fn available(&self) -> Amount {
+        self.balance.saturating_sub(self.total_claimed)
+    }
+
     /// Whether the contract can be in this state. A node that lies or mixes blocks must not reach the books.
     fn is_possible(&self) -> bool {
         self.total_claimed <= self.balance

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::amount::Amount;
-use super::bytes::{ChannelId, Hash, keccak256};
+use super::bytes::{Address, ChannelId, Hash, keccak256};
 use super::channel::{Authorizer, ChannelConfig};
 use super::eip712::{Domain, Words};
 use super::signature::{LocalKey, Signature, SignatureError};
@@ -64,6 +64,9 @@ pub enum VoucherError {
     /// A good signature by somebody else, or over something else.
     #[error("signed by another key")]
     OtherSigner,
+    /// The voucher names another channel than the one with these terms.
+    #[error("the voucher is of another channel")]
+    OtherChannel,
     /// The payer is a contract and says no.
     #[error("the payer's wallet does not approve this voucher")]
     WalletRefused,
@@ -101,8 +104,10 @@ impl SignedVoucher {
         self.voucher().digest(settlement)
     }
 
-    /// Checks the signature of a channel whose vouchers a key signs; no chain is needed.
+    /// Checks that the voucher is of the channel with these terms, and its signature by the key that signs that
+    /// channel's vouchers; no chain is needed.
     pub fn verify(&self, settlement: &Domain, config: &ChannelConfig) -> Result<VerifiedVoucher, VoucherError> {
+        self.of_channel(settlement, config)?;
         match config.authorizer() {
             Authorizer::Key(signer) => self.verify_key(settlement, signer),
             Authorizer::Payer(_) => Err(VoucherError::AsksPayer),
@@ -116,6 +121,7 @@ impl SignedVoucher {
         config: &ChannelConfig,
         evidence: PayerEvidence,
     ) -> Result<VerifiedVoucher, VoucherError> {
+        self.of_channel(settlement, config)?;
         match (config.authorizer(), evidence) {
             (Authorizer::Key(signer), _) => self.verify_key(settlement, signer),
             (Authorizer::Payer(payer), PayerEvidence::NoCode) => self.verify_key(settlement, payer),
@@ -124,7 +130,12 @@ impl SignedVoucher {
         }
     }
 
-    fn verify_key(&self, settlement: &Domain, signer: super::bytes::Address) -> Result<VerifiedVoucher, VoucherError> {
+    /// Without this a voucher for a channel of the victim's would verify under terms the attacker wrote.
+    fn of_channel(&self, settlement: &Domain, config: &ChannelConfig) -> Result<(), VoucherError> {
+        if config.id(settlement) == self.channel { Ok(()) } else { Err(VoucherError::OtherChannel) }
+    }
+
+    fn verify_key(&self, settlement: &Domain, signer: Address) -> Result<VerifiedVoucher, VoucherError> {
         if self.signature.recover(self.digest(settlement))? == signer {
             Ok(self.proven())
         } else {
@@ -151,5 +162,56 @@ impl VerifiedVoucher {
     /// The signature that goes into the claim.
     pub fn signature(&self) -> &Signature {
         &self.signature
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel(payer_authorizer: Address) -> ChannelConfig {
+        ChannelConfig {
+            payer: Address([5; 20]),
+            payer_authorizer,
+            receiver: Address([1; 20]),
+            receiver_authorizer: Address([2; 20]),
+            token: Address([3; 20]),
+            withdraw_delay: 900,
+            salt: Hash::ZERO,
+        }
+    }
+
+    #[test]
+    fn a_voucher_verifies_for_its_own_channel_only() {
+        let key = LocalKey::from_bytes(&[7; 32]).unwrap();
+        let domain = Domain::settlement(84532);
+        let config = channel(key.address());
+        let other = ChannelConfig { salt: Hash([1; 32]), ..config };
+        let signed = Voucher { channel: config.id(&domain), max_claimable: Amount::new(9) }.sign(&domain, &key);
+        assert!(signed.verify(&domain, &config).is_ok());
+        assert_eq!(signed.verify(&domain, &other), Err(VoucherError::OtherChannel));
+        assert_eq!(signed.verify_by_payer(&domain, &other, PayerEvidence::Approved), Err(VoucherError::OtherChannel));
+        assert_eq!(signed.verify(&Domain::settlement(1), &config), Err(VoucherError::OtherChannel));
+        let stranger = channel(Address([9; 20]));
+        let forged = Voucher { channel: stranger.id(&domain), max_claimable: Amount::new(9) }.sign(&domain, &key);
+        assert_eq!(forged.verify(&domain, &stranger), Err(VoucherError::OtherSigner));
+    }
+
+    #[test]
+    fn a_payer_that_authorizes_itself_is_judged_by_what_the_chain_says() {
+        let key = LocalKey::from_bytes(&[7; 32]).unwrap();
+        let domain = Domain::settlement(84532);
+        let config = ChannelConfig { payer: key.address(), ..channel(Address::ZERO) };
+        let signed = Voucher { channel: config.id(&domain), max_claimable: Amount::new(9) }.sign(&domain, &key);
+        assert_eq!(signed.verify(&domain, &config), Err(VoucherError::AsksPayer));
+        for (evidence, good) in
+            [(PayerEvidence::NoCode, true), (PayerEvidence::Approved, true), (PayerEvidence::Refused, false)]
+        {
+            assert_eq!(signed.verify_by_payer(&domain, &config, evidence).is_ok(), good, "{evidence:?}");
+        }
+        let wallet = ChannelConfig { payer: Address([8; 20]), ..config };
+        let by_key = Voucher { channel: wallet.id(&domain), max_claimable: Amount::new(9) }.sign(&domain, &key);
+        assert!(by_key.verify_by_payer(&domain, &wallet, PayerEvidence::NoCode).is_err());
+        assert!(by_key.verify_by_payer(&domain, &wallet, PayerEvidence::Approved).is_ok());
     }
 }
