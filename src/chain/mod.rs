@@ -1,1 +1,129 @@
-//! The chain room.
+//! The chain: reading channels from it, sending transactions to it, following its events.
+//!
+//! **Owns** the [`Chain`] trait, its implementation over an Ethereum JSON-RPC node ([`AlloyChain`]), the contract
+//! bindings, and the way keys come into the process ([`KeyRef`]).
+//! **Promises** that what a node says is checked before it is believed as far as that is possible (amounts that do not
+//! fit, answers of the wrong shape are errors), that no error or log shows a key or an RPC address beyond its host, and
+//! that a transaction is never reported as failed while it may still land ([`SendError`]).
+//! **Does not** decide anything: what to claim is the redeemer's, what to believe after a reorganisation is the
+//! follower's, and confirmations are the caller's to wait for.
+
+mod bindings;
+mod call;
+mod client;
+mod error;
+mod events;
+mod keys;
+mod rpc;
+mod types;
+mod url;
+
+use std::future::Future;
+use std::time::Duration;
+
+use crate::protocol::voucher::PayerEvidence;
+use crate::protocol::{Address, Amount, ChannelId, Hash, Signature};
+
+pub use call::Call;
+pub use client::{AlloyChain, install_tls};
+pub use error::{ChainError, SendError};
+pub use keys::{DEV_KEY_NAMES, KeyError, KeyRef, PASSWORD_ENV, PASSWORD_FILE_ENV, is_development_account};
+pub use types::{ChannelEvent, ChannelView, Happening, Head, LogPosition, Mined, Owed, TokenDomain, Withdrawal};
+pub use url::{RpcUrl, RpcUrlError};
+
+/// What the other rooms may ask of a chain, and tell it.
+///
+/// Every request has a deadline of its own; a caller that wants a shorter one may drop the future. All reads are
+/// idempotent and can be dropped at any time; for [`Chain::send`] see there.
+pub trait Chain: Send + Sync + 'static {
+    /// The EIP-155 id of the chain, as the node named it when it was first asked.
+    fn chain_id(&self) -> u64;
+
+    /// The account that pays for transactions, if this chain was opened with a gas key.
+    fn sender(&self) -> Option<Address>;
+
+    /// The newest block.
+    fn head(&self) -> impl Future<Output = Result<Head, ChainError>> + Send;
+
+    /// One channel, at the newest block. A channel that was never opened has no balance.
+    fn channel(&self, id: ChannelId) -> impl Future<Output = Result<ChannelView, ChainError>> + Send;
+
+    /// Several channels in the order asked for, all at one and the same block.
+    fn channels(&self, ids: &[ChannelId]) -> impl Future<Output = Result<Vec<ChannelView>, ChainError>> + Send;
+
+    /// What the chain says about a payer that authorizes its own vouchers: whether there is code at its address, and if
+    /// so, whether it approves this signature (ERC-1271). A wallet that reverts has refused; only a node that cannot be
+    /// asked is an error.
+    fn payer_evidence(
+        &self,
+        payer: Address,
+        digest: Hash,
+        signature: &Signature,
+    ) -> impl Future<Output = Result<PayerEvidence, ChainError>> + Send;
+
+    /// Whether there is code at an address.
+    fn has_code(&self, address: Address) -> impl Future<Output = Result<bool, ChainError>> + Send;
+
+    /// An account's tokens, in atomic units. More than [`Amount::MAX`] is reported as that: no deposit can be larger.
+    fn token_balance(&self, token: Address, owner: Address) -> impl Future<Output = Result<Amount, ChainError>> + Send;
+
+    /// Whether a token has seen this ERC-3009 nonce of a payer: used or cancelled, it will not be accepted again.
+    fn authorization_used(
+        &self,
+        token: Address,
+        payer: Address,
+        nonce: Hash,
+    ) -> impl Future<Output = Result<bool, ChainError>> + Send;
+
+    /// How a token names itself in signatures, to compare with what the config says.
+    fn token_domain(&self, token: Address) -> impl Future<Output = Result<TokenDomain, ChainError>> + Send;
+
+    /// An account's native coin, in wei; what is beyond 128 bits is cut off at the largest value.
+    fn gas_balance(&self, address: Address) -> impl Future<Output = Result<u128, ChainError>> + Send;
+
+    /// What a receiver was credited by claims and paid by settlements, in atomic units of a token.
+    fn receivers(&self, receiver: Address, token: Address) -> impl Future<Output = Result<Owed, ChainError>> + Send;
+
+    /// Tries a call on the newest state, from the gas key's account, without sending it; the gas it would take.
+    fn simulate(&self, call: &Call) -> impl Future<Output = Result<u64, ChainError>> + Send;
+
+    /// Signs and broadcasts a call; the transaction's hash, which is not yet mined.
+    ///
+    /// # Cancellation
+    ///
+    /// A future that is dropped may have broadcast. Nothing is stuck by that (the next call asks the node for the nonce
+    /// again), but the hash is lost, so spawn it where the hash matters.
+    fn send(&self, call: &Call) -> impl Future<Output = Result<Hash, SendError>> + Send;
+
+    /// What became of a transaction: `None` while no block has it (it may be pending, lost, or never sent).
+    fn receipt(&self, transaction: Hash) -> impl Future<Output = Result<Option<Mined>, ChainError>> + Send;
+
+    /// The settlement contract's events in these blocks, both included, in the order they happened.
+    fn events(
+        &self,
+        from_block: u64,
+        to_block: u64,
+    ) -> impl Future<Output = Result<Vec<ChannelEvent>, ChainError>> + Send;
+
+    /// Asks for a receipt every `poll` until there is one or `timeout` has passed. `None` says that it was not mined in
+    /// time, which does not mean that it never will be. An error is only reported where the last request failed too.
+    fn await_receipt(
+        &self,
+        transaction: Hash,
+        timeout: Duration,
+        poll: Duration,
+    ) -> impl Future<Output = Result<Option<Mined>, ChainError>> + Send {
+        async move {
+            let deadline = tokio::time::Instant::now() + timeout;
+            loop {
+                let answer = self.receipt(transaction).await;
+                let next = tokio::time::Instant::now() + poll;
+                match answer {
+                    Ok(Some(mined)) => return Ok(Some(mined)),
+                    unfinished if next >= deadline => return unfinished,
+                    _ => tokio::time::sleep_until(next).await,
+                }
+            }
+        }
+    }
+}

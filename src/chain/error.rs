@@ -1,0 +1,90 @@
+//! What can go wrong with a chain, told apart by what the caller can do about it.
+
+use crate::protocol::Hash;
+
+/// A cause that is kept for the log. It never names the RPC address beyond its host.
+pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// A question to the chain that got no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ChainError {
+    /// Nobody answered, or not in time, or not with success. Worth trying again.
+    #[error("the chain node cannot be reached")]
+    Unreachable {
+        /// What happened on the way.
+        #[source]
+        source: Cause,
+    },
+    /// The contract said no. Trying the same again on the same state gives the same.
+    #[error("the contract reverted: {}", name.as_deref().unwrap_or("it gave no reason"))]
+    Reverted {
+        /// The name of the custom error (`ClaimExceedsBalance`), or the text of a plain one. `None` where the contract
+        /// gave no reason, or one that is not known here.
+        name: Option<String>,
+    },
+    /// The node itself said no: a JSON-RPC error that is not a revert.
+    #[error("the chain node refused the request: {message} (code {code})")]
+    Refused {
+        /// The JSON-RPC error code.
+        code: i64,
+        /// Its message, shortened and without secrets.
+        message: String,
+    },
+    /// The node's answer makes no sense.
+    #[error("the chain node's answer makes no sense: {what}")]
+    Decode {
+        /// What was expected.
+        what: &'static str,
+        /// How it was missed.
+        #[source]
+        source: Option<Cause>,
+    },
+    /// This chain was opened for reading only.
+    #[error("this takes a gas key, and none is configured")]
+    NoGasKey,
+}
+
+impl ChainError {
+    /// The name of the custom error a contract reverted with.
+    pub fn revert_name(&self) -> Option<&str> {
+        match self {
+            Self::Reverted { name } => name.as_deref(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn decode(what: &'static str) -> Self {
+        Self::Decode { what, source: None }
+    }
+
+    pub(super) fn decode_from(what: &'static str, source: impl Into<Cause>) -> Self {
+        Self::Decode { what, source: Some(source.into()) }
+    }
+}
+
+/// A transaction that was not simply broadcast.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// It was certainly never broadcast: it failed its simulation, could not be paid for, or a node rejected it.
+    #[error("the transaction was not sent")]
+    Refused(#[source] ChainError),
+    /// It may have been broadcast, and may land. Watch `hash`, or ask the chain for its effect.
+    #[error("the transaction {hash} may or may not have been sent")]
+    Unknown {
+        /// The transaction; it was signed here, so its hash is known whatever the node answered.
+        hash: Hash,
+        /// Why that is not known.
+        #[source]
+        source: ChainError,
+    },
+}
+
+impl SendError {
+    /// The transaction that may land, if one may.
+    pub fn maybe_sent(&self) -> Option<Hash> {
+        match self {
+            Self::Refused(_) => None,
+            Self::Unknown { hash, .. } => Some(*hash),
+        }
+    }
+}

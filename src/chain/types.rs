@@ -1,0 +1,197 @@
+//! What a chain tells: plain values, already checked and decoded.
+
+use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash};
+
+/// The newest block a node knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Its number.
+    pub number: u64,
+    /// Its hash; two heads of one number and different hashes are a reorganisation.
+    pub hash: Hash,
+    /// Its Unix time, seconds.
+    pub timestamp: u64,
+}
+
+/// A channel as the settlement contract has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChannelView {
+    /// Deposits less refunds and withdrawals, atomic units. Claimed money stays counted, so what can still be claimed
+    /// is this less [`total_claimed`](Self::total_claimed).
+    pub balance: Amount,
+    /// Everything ever claimed, atomic units.
+    pub total_claimed: Amount,
+    /// The payer's announced withdrawal, if there is one.
+    pub withdrawal: Option<Withdrawal>,
+    /// The nonce the next refund must be signed with.
+    pub refund_nonce: u128,
+    /// The block this was read at.
+    pub block: u64,
+}
+
+impl ChannelView {
+    /// What can still be claimed, refunded or withdrawn, atomic units.
+    pub fn available(&self) -> Amount {
+        self.balance.saturating_sub(self.total_claimed)
+    }
+}
+
+/// A withdrawal a payer has announced and not yet finished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Withdrawal {
+    /// How much, atomic units.
+    pub amount: Amount,
+    /// Unix time of the announcement, seconds; it can be finished a `withdraw_delay` later.
+    pub initiated_at: u64,
+}
+
+/// A receiver's account with the settlement contract, in one token. Both sums only grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owed {
+    /// Credited by claims, atomic units.
+    pub total_claimed: Amount,
+    /// Of that, already paid out by settlements, atomic units.
+    pub total_settled: Amount,
+}
+
+impl Owed {
+    /// What a settlement would pay now, atomic units.
+    pub fn due(&self) -> Amount {
+        self.total_claimed.saturating_sub(self.total_settled)
+    }
+}
+
+/// How a token names itself in EIP-712 signatures. The separator decides; the texts help to explain a difference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenDomain {
+    /// The domain's name, or the token's where it does not tell its domain (EIP-5267).
+    pub name: String,
+    /// The domain's version, if the token tells it.
+    pub version: Option<String>,
+    /// The token's own domain separator.
+    pub separator: Hash,
+    /// Decimal places.
+    pub decimals: u8,
+}
+
+/// A transaction that a block has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mined {
+    /// The transaction.
+    pub hash: Hash,
+    /// The block's number.
+    pub block: u64,
+    /// The block's hash.
+    pub block_hash: Hash,
+    /// Whether it was carried out; one that reverted is mined, paid for, and without effect.
+    pub success: bool,
+    /// Gas it took.
+    pub gas_used: u64,
+    /// What the settlement contract did in it, in order. Empty where it reverted or did nothing.
+    pub events: Vec<ChannelEvent>,
+}
+
+/// Something the settlement contract did, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelEvent {
+    /// Where.
+    pub at: LogPosition,
+    /// What.
+    pub what: Happening,
+}
+
+/// Where in the chain a log is. Positions order as the logs happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogPosition {
+    /// The block's number.
+    pub block: u64,
+    /// The log's index in the block.
+    pub log_index: u64,
+    /// The block's hash.
+    pub block_hash: Hash,
+    /// The transaction.
+    pub transaction: Hash,
+}
+
+/// What the settlement contract did. Amounts are atomic units of the channel's token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Happening {
+    /// A channel has its first balance.
+    Created {
+        /// The channel.
+        channel: ChannelId,
+        /// Its terms.
+        config: ChannelConfig,
+    },
+    /// A channel has nothing left and was never claimed from.
+    Closed {
+        /// The channel.
+        channel: ChannelId,
+    },
+    /// Somebody put money into a channel.
+    Deposited {
+        /// The channel.
+        channel: ChannelId,
+        /// How much came in.
+        amount: Amount,
+        /// The balance after it.
+        new_balance: Amount,
+    },
+    /// The receiver was credited.
+    Claimed {
+        /// The channel.
+        channel: ChannelId,
+        /// How much this claim added.
+        amount: Amount,
+        /// Everything ever claimed, after it.
+        new_total_claimed: Amount,
+    },
+    /// The receiver gave money back to the payer.
+    Refunded {
+        /// The channel.
+        channel: ChannelId,
+        /// How much.
+        amount: Amount,
+    },
+    /// The payer announced that it will take money out.
+    WithdrawInitiated {
+        /// The channel.
+        channel: ChannelId,
+        /// How much.
+        amount: Amount,
+        /// The Unix time from which it can, seconds.
+        finalize_after: u64,
+    },
+    /// The payer took money out.
+    WithdrawFinalized {
+        /// The channel.
+        channel: ChannelId,
+        /// How much.
+        amount: Amount,
+    },
+    /// A receiver was paid what claims had credited.
+    Settled {
+        /// The receiver.
+        receiver: Address,
+        /// The token.
+        token: Address,
+        /// How much.
+        amount: Amount,
+    },
+}
+
+impl Happening {
+    /// The channel it happened to; a settlement is about none.
+    pub fn channel(&self) -> Option<ChannelId> {
+        match *self {
+            Self::Created { channel, .. }
+            | Self::Closed { channel }
+            | Self::Deposited { channel, .. }
+            | Self::Claimed { channel, .. }
+            | Self::Refunded { channel, .. }
+            | Self::WithdrawInitiated { channel, .. }
+            | Self::WithdrawFinalized { channel, .. } => Some(channel),
+            Self::Settled { .. } => None,
+        }
+    }
+}
