@@ -1,1 +1,121 @@
-//! The cli room.
+//! The command line: one file a subcommand.
+//!
+//! **Owns** the arguments, their help and the exit codes. **Promises** that results go to stdout and everything else to
+//! stderr, that each `--help` is enough to start with, and that no secret is taken as an argument: keys are named, not
+//! written. **Does not** hold logic of its own beyond putting the rooms together.
+
+pub mod check;
+pub mod dev;
+pub mod exit;
+pub mod output;
+pub mod pay;
+pub mod redeem;
+pub mod serve;
+pub mod value;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use self::exit::{Exit, Failure};
+pub use self::output::Output;
+use crate::config::Config;
+
+/// What a command leaves behind.
+pub type Outcome = Result<(), Failure>;
+
+/// The toll booth of the machine economy: sells any HTTP API per request.
+///
+/// Peaje stands in front of an HTTP API and asks for payment: an unpaid request is answered with 402 and a price, a
+/// request with a signed voucher is passed on. Vouchers cost nothing to sign and nothing to check; now and then the
+/// latest of each channel is redeemed on an EVM layer 2. It speaks x402 v2, scheme batch-settlement.
+#[derive(Debug, Parser)]
+#[command(name = "peaje", version, max_term_width = 100, after_long_help = TOUR)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const TOUR: &str = "\
+Start here:
+  peaje dev                  see it work: chain, API, toll booth and agent, all on this machine
+  peaje check                validate peaje.toml and the chain behind it
+  peaje serve                sell your API
+  peaje pay URL              buy from one
+
+Config: copy config.example.toml; it explains every key. Each command has its own --help.";
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Sells an API: runs the proxy.
+    Serve(serve::ServeArgs),
+    /// Validates the config and the chain behind it.
+    Check(check::CheckArgs),
+    /// Turns vouchers into money now.
+    Redeem(redeem::RedeemArgs),
+    /// Calls a paid API.
+    Pay(Box<pay::PayArgs>),
+    /// Shows the whole thing at work on this machine.
+    Dev(dev::DevArgs),
+}
+
+impl Command {
+    /// Does it.
+    pub async fn run(self, output: &Output) -> Outcome {
+        match self {
+            Self::Serve(args) => serve::run(args, output).await,
+            Self::Check(args) => check::run(args, output).await,
+            Self::Redeem(args) => redeem::run(args, output).await,
+            Self::Pay(args) => pay::run(*args, output).await,
+            Self::Dev(args) => dev::run(args, output).await,
+        }
+    }
+
+    /// Whether failures should be told in JSON.
+    pub fn json(&self) -> bool {
+        match self {
+            Self::Serve(_) => false,
+            Self::Check(args) => args.json,
+            Self::Redeem(args) => args.json,
+            Self::Pay(args) => args.json,
+            Self::Dev(args) => args.json,
+        }
+    }
+}
+
+/// Where the config is.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArgs {
+    /// The config file.
+    #[arg(short, long, value_name = "FILE", env = "PEAJE_CONFIG", default_value = "peaje.toml")]
+    pub config: PathBuf,
+}
+
+impl ConfigArgs {
+    /// Reads and checks it.
+    pub fn load(&self) -> Result<Config, Failure> {
+        Ok(Config::load(&self.config)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_argument_is_explained() {
+        for command in Cli::command().get_subcommands() {
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+        }
+    }
+}

@@ -27,9 +27,15 @@ pub enum KeyReferenceError {
     /// The name of the environment variable is none.
     #[error("\"env:\" is followed by the name of an environment variable: letters, digits and underscores")]
     Name,
+    /// There is no such development key.
+    #[error("\"dev:\" is followed by gas, authorizer, receiver, agent or a digit")]
+    Dev,
 }
 
-const KEY_FORMS: [&str; 4] = ["env", "file", "keystore", "dev"];
+/// Digits of a private key in hex.
+const KEY_DIGITS: usize = 64;
+/// What can stand behind `dev:` beside the digits `0` to `9`.
+const DEV_NAMES: [&str; 4] = ["gas", "authorizer", "receiver", "agent"];
 
 impl KeyReference {
     /// The reference as it was written.
@@ -42,16 +48,20 @@ impl FromStr for KeyReference {
     type Err = KeyReferenceError;
 
     fn from_str(text: &str) -> Result<Self, KeyReferenceError> {
-        let digits = text.strip_prefix("0x").unwrap_or(text);
-        if digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        if holds_a_key(text) {
             return Err(KeyReferenceError::Literal);
         }
         let (form, rest) = text.split_once(':').ok_or(KeyReferenceError::Form)?;
-        if !KEY_FORMS.contains(&form) || rest.is_empty() || rest.contains(char::is_control) {
+        if rest.trim().is_empty() || rest.contains(char::is_control) {
             return Err(KeyReferenceError::Form);
         }
-        if form == "env" && !is_variable_name(rest) {
-            return Err(KeyReferenceError::Name);
+        match form {
+            "env" if !is_variable_name(rest) => return Err(KeyReferenceError::Name),
+            "dev" if !DEV_NAMES.contains(&rest) && !matches!(rest.as_bytes(), [b'0'..=b'9']) => {
+                return Err(KeyReferenceError::Dev);
+            }
+            "env" | "dev" | "file" | "keystore" => {}
+            _ => return Err(KeyReferenceError::Form),
         }
         Ok(Self(text.to_owned()))
     }
@@ -150,6 +160,13 @@ pub(crate) fn without_secrets(url: &str) -> String {
     format!("{scheme}://{host}{port}{more}")
 }
 
+/// A key with or without `0x`, alone or behind one of the prefixes.
+fn holds_a_key(text: &str) -> bool {
+    let last = text.rsplit(':').next().unwrap_or(text).trim();
+    let digits = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X")).unwrap_or(last);
+    digits.len() == KEY_DIGITS && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 fn is_variable_name(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with(|c: char| c.is_ascii_digit())
@@ -168,13 +185,21 @@ mod tests {
     #[test]
     fn a_key_is_named_and_never_written() {
         let key = "ab".repeat(32);
-        for good in ["env:A", "env:_x9", "file:/run/secrets/key", "file:key.hex", "keystore:a b.json", "dev:receiver"] {
+        let good = ["env:A", "env:_x9", "file:/run/key", "file:key.hex", "keystore:a b.json", "dev:receiver", "dev:9"];
+        for good in good {
             assert_eq!(good.parse::<KeyReference>().unwrap().to_string(), good);
         }
         let cases = [
             (key.as_str(), KeyReferenceError::Literal),
             (&format!("0x{key}"), KeyReferenceError::Literal),
+            (&format!("env:{key}"), KeyReferenceError::Literal),
+            (&format!("file:0x{key}"), KeyReferenceError::Literal),
+            (&format!(" 0X{key} "), KeyReferenceError::Literal),
             (&key[1..], KeyReferenceError::Form),
+            ("file: ", KeyReferenceError::Form),
+            ("dev:", KeyReferenceError::Form),
+            ("dev:10", KeyReferenceError::Dev),
+            ("dev:nobody", KeyReferenceError::Dev),
             ("", KeyReferenceError::Form),
             ("env:", KeyReferenceError::Form),
             ("vault:x", KeyReferenceError::Form),

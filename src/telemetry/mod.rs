@@ -1,1 +1,137 @@
-//! The telemetry room.
+//! The log.
+//!
+//! **Owns** where events go and in which form: stderr, as text for people or as one JSON object a line for machines.
+//! **Promises** that by default only this crate speaks below a warning, because the libraries below it would print
+//! bodies, headers and RPC URLs with their API keys. **Does not** decide what is logged; the rule that no key, signature,
+//! payment header or query string may be is every room's own to keep.
+
+use std::io::IsTerminal as _;
+
+use tracing::Subscriber;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+pub use crate::config::{LogFormat, LogLevel, LogOptions};
+
+/// The environment variable that overrides the configured level.
+pub const FILTER_ENV: &str = "RUST_LOG";
+
+/// Why the log could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The environment variable holds something else than a filter.
+    #[error("RUST_LOG is no filter; write it like \"info\" or \"peaje::gate=debug,info\"")]
+    Filter(#[source] tracing_subscriber::filter::ParseError),
+    /// Somebody has set it up already.
+    #[error("the log was set up twice")]
+    Twice(#[source] tracing::subscriber::SetGlobalDefaultError),
+}
+
+/// Sets the log of this process up. Once.
+pub fn init(options: LogOptions) -> Result<(), TelemetryError> {
+    let filter = std::env::var(FILTER_ENV).ok().filter(|text| !text.trim().is_empty());
+    let terminal = std::io::stderr().is_terminal();
+    let colour = terminal && crate::cli::output::colours_welcome();
+    let subscriber = subscriber(options, filter.as_deref(), terminal, colour, std::io::stderr)?;
+    tracing::subscriber::set_global_default(subscriber).map_err(TelemetryError::Twice)
+}
+
+fn subscriber<W>(
+    options: LogOptions,
+    filter: Option<&str>,
+    terminal: bool,
+    colour: bool,
+    writer: W,
+) -> Result<Box<dyn Subscriber + Send + Sync>, TelemetryError>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let json = match options.format {
+        LogFormat::Auto => !terminal,
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter_of(options.level, filter)?).with_writer(writer);
+    Ok(if json {
+        Box::new(builder.json().flatten_event(true).with_span_list(false).finish())
+    } else {
+        Box::new(builder.with_ansi(colour).finish())
+    })
+}
+
+fn filter_of(level: LogLevel, filter: Option<&str>) -> Result<EnvFilter, TelemetryError> {
+    let configured = match level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "warn,peaje=info",
+        LogLevel::Debug => "warn,peaje=debug",
+        LogLevel::Trace => "warn,peaje=trace",
+    };
+    EnvFilter::builder().parse(filter.unwrap_or(configured)).map_err(TelemetryError::Filter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is written of four events.
+    fn log(level: LogLevel, format: LogFormat, filter: Option<&str>, terminal: bool) -> String {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let options = LogOptions { level, format };
+        let subscriber = subscriber(options, filter, terminal, false, move || writer.clone()).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(target: "peaje::gate", route = "v1", "our info");
+            tracing::debug!(target: "peaje::gate", "our debug");
+            tracing::info!(target: "hyper", "their info");
+            tracing::warn!(target: "hyper", "their warning");
+        });
+        let bytes = sink.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn the_level_is_ours_and_libraries_only_warn() {
+        let seen = |level| log(level, LogFormat::Text, None, true).lines().count();
+        assert_eq!(seen(LogLevel::Error), 0);
+        assert_eq!(seen(LogLevel::Warn), 1);
+        assert_eq!(seen(LogLevel::Info), 2);
+        assert_eq!(seen(LogLevel::Debug), 3);
+        assert_eq!(seen(LogLevel::Trace), 3);
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        assert_eq!(log(LogLevel::Error, LogFormat::Text, Some("hyper=info"), true).lines().count(), 2);
+        assert!(matches!(filter_of(LogLevel::Info, Some("peaje=loud")), Err(TelemetryError::Filter(_))));
+    }
+
+    #[test]
+    fn machines_get_one_object_a_line() {
+        for (format, terminal) in [(LogFormat::Auto, false), (LogFormat::Json, true)] {
+            let text = log(LogLevel::Info, format, None, terminal);
+            let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+            assert_eq!((&first["level"], &first["route"]), (&"INFO".into(), &"v1".into()), "{text}");
+            assert_eq!(first["message"], "our info");
+        }
+        for (format, terminal) in [(LogFormat::Auto, true), (LogFormat::Text, false)] {
+            assert!(log(LogLevel::Info, format, None, terminal).contains("our info route=\"v1\""));
+        }
+    }
+}
