@@ -20,6 +20,7 @@
 mod answer;
 mod book;
 mod budget;
+mod chain;
 mod error;
 mod http;
 pub mod judge;
@@ -31,6 +32,7 @@ mod spending;
 
 pub use answer::{Answer, AnswerBody, PaymentMade};
 pub use book::{Book, BookError, DaySpend, PendingDeposit, Record};
+pub use chain::NodeReader;
 pub use budget::{Budget, BudgetRefusal, Dollars, Limit};
 pub use error::AgentError;
 pub use judge::{KnownToken, Terms};

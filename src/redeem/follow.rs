@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::Office;
+use super::{Heard, Office};
 use super::round::Report;
 use crate::chain::{Chain, ChainError, Happening};
 use crate::protocol::ChannelId;
@@ -22,6 +22,7 @@ const REORG_OVERLAP_BLOCKS: u64 = 4;
 pub(super) async fn run<C: Chain>(
     office: Office<C>,
     orders: mpsc::Sender<oneshot::Sender<Report>>,
+    heard: Heard,
     stop: CancellationToken,
 ) {
     let mut next: Option<u64> = None;
@@ -34,6 +35,7 @@ pub(super) async fn run<C: Chain>(
         match step(&office, &mut next).await {
             Ok(withdrawing) => {
                 failing = false;
+                heard.now();
                 if withdrawing {
                     // Nobody waits for the report; a full queue already holds an order for a round.
                     let _ = orders.try_send(oneshot::channel().0);

@@ -11,8 +11,8 @@ mod plan;
 mod round;
 mod teller;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -96,6 +96,21 @@ pub struct Redemption {
     orders: mpsc::Sender<oneshot::Sender<Report>>,
     stop: CancellationToken,
     tasks: TaskTracker,
+    heard: Heard,
+}
+
+/// When the chain last answered.
+#[derive(Debug, Clone)]
+struct Heard(Arc<std::sync::Mutex<Instant>>);
+
+impl Heard {
+    fn now(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn ago(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
 }
 
 /// Redemption has stopped.
@@ -114,11 +129,16 @@ impl Redemption {
     ) -> Self {
         let office = Office { gate, chain, authorizer, settings };
         let (orders, waiting) = mpsc::channel(MAX_ORDERS);
-        let redemption = Self { orders, stop: CancellationToken::new(), tasks: TaskTracker::new() };
+        let redemption = Self {
+            orders,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            heard: Heard(Arc::new(std::sync::Mutex::new(Instant::now()))),
+        };
         let stop = &redemption.stop;
         redemption.tasks.spawn(Teller::new(office.clone()).run(questions, stop.clone()));
         redemption.tasks.spawn(round::run(office.clone(), waiting, stop.clone()));
-        redemption.tasks.spawn(follow::run(office, redemption.orders.clone(), stop.clone()));
+        redemption.tasks.spawn(follow::run(office, redemption.orders.clone(), redemption.heard.clone(), stop.clone()));
         redemption.tasks.close();
         redemption
     }
@@ -128,6 +148,11 @@ impl Redemption {
         let (reply, report) = oneshot::channel();
         self.orders.send(reply).await.map_err(|_| Stopped)?;
         report.await.map_err(|_| Stopped)
+    }
+
+    /// How long the chain has not answered. The follower asks it all the time.
+    pub fn chain_silence(&self) -> Duration {
+        self.heard.ago()
     }
 
     /// Stops everything; transactions that were sent and are awaited are awaited to the end.

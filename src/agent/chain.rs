@@ -1,0 +1,34 @@
+//! An agent's view of a real chain.
+//!
+//! The agent reads channels itself rather than believe a server about them; it uses the chain room's reader and no
+//! gas key.
+
+use std::sync::Arc;
+
+use super::reader::{ChainChannel, ChainReadError, ChainReader};
+use crate::chain::Chain;
+use crate::protocol::ChannelId;
+use crate::protocol::x402::NETWORK_PREFIX;
+
+/// Reads channels from one node. Networks other than the node's have no node.
+#[derive(Debug)]
+pub struct NodeReader<C> {
+    chain: Arc<C>,
+}
+
+impl<C> NodeReader<C> {
+    /// A reader over a connected chain.
+    pub fn new(chain: Arc<C>) -> Self {
+        Self { chain }
+    }
+}
+
+impl<C: Chain> ChainReader for NodeReader<C> {
+    async fn channel(&self, network: &str, id: ChannelId) -> Result<Option<ChainChannel>, ChainReadError> {
+        if network != format!("{NETWORK_PREFIX}{}", self.chain.chain_id()) {
+            return Ok(None);
+        }
+        let view = self.chain.channel(id).await.map_err(|error| ChainReadError(Box::new(error)))?;
+        Ok(Some(ChainChannel { balance: view.balance, total_claimed: view.total_claimed }))
+    }
+}

@@ -1,0 +1,173 @@
+//! A running proxy, put together: gate, redemption, listener, operators' listener.
+//!
+//! **Owns** the order in which the parts start and stop. **Promises** that on the way down nothing that was charged is
+//! forgotten: no new requests, those in progress finish or are voided, then one last redemption, then the chain.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin;
+use crate::chain::Chain;
+use crate::config::{self, Config};
+use crate::gate::{Desk, Gate};
+use crate::protocol::LocalKey;
+use crate::proxy::{Cors, Listener, Upstream, UpstreamSettings};
+use crate::redeem::{Redemption, Report, Settings};
+
+/// Why a site could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SiteError {
+    /// A port is taken or not ours.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The upstream's URL cannot be used.
+    #[error(transparent)]
+    Upstream(#[from] crate::proxy::NoUpstream),
+    /// Two routes are equal; the config's own check finds that first.
+    #[error("two routes match the same requests")]
+    Routes,
+}
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct Site {
+    address: SocketAddr,
+    admin: Option<SocketAddr>,
+    gate: Gate,
+    redemption: Redemption,
+    redeem_at_end: bool,
+    unready: CancellationToken,
+    stop_admin: CancellationToken,
+    listener: JoinHandle<()>,
+    operators: Option<JoinHandle<()>>,
+}
+
+impl Site {
+    /// Binds the ports and starts everything.
+    ///
+    /// # Errors
+    /// See [`SiteError`]; nothing is left running.
+    pub async fn open<C: Chain>(config: &Config, authorizer: LocalKey, chain: Arc<C>) -> Result<Self, SiteError> {
+        let policy = config.policy(authorizer.address()).map_err(|_| SiteError::Routes)?;
+        let upstream = Upstream::new(&UpstreamSettings {
+            url: config.upstream.url.clone(),
+            connect_timeout: config.upstream.connect_timeout,
+            response_timeout: config.upstream.response_timeout,
+        })?;
+        let listener = Listener::bind(config.server.listen)
+            .await
+            .map_err(|source| SiteError::Listen { address: config.server.listen, source })?;
+        let address =
+            listener.address().map_err(|source| SiteError::Listen { address: config.server.listen, source })?;
+        let operators = match config.admin.listen {
+            Some(address) => {
+                Some(admin::bind(address).await.map_err(|source| SiteError::Listen { address, source })?)
+            }
+            None => None,
+        };
+        let admin = operators.as_ref().and_then(|socket| socket.local_addr().ok());
+
+        let (desk, questions) = Desk::new();
+        let gate = Gate::new(policy, desk);
+        let settings = Settings {
+            interval: config.redeem.interval,
+            max_rows: config.redeem.max_rows,
+            poll: config.chain.poll,
+        };
+        let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings);
+        let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors));
+        let unready = CancellationToken::new();
+        let stop_admin = CancellationToken::new();
+        let operators = operators.map(|socket| {
+            let (gate, redemption) = (gate.clone(), redemption.clone());
+            tokio::spawn(admin::serve(socket, gate, redemption, unready.clone(), stop_admin.clone()))
+        });
+        let accounts = gate.accounts().clone();
+        let drain = config.server.shutdown_timeout;
+        let listener = tokio::spawn(listener.serve(stack, unready.clone(), drain, move || {
+            tracing::warn!("the drain deadline passed; requests in progress are cut off and not charged");
+            accounts.abandon();
+        }));
+        Ok(Self {
+            address,
+            admin,
+            gate,
+            redemption,
+            redeem_at_end: config.redeem.on_shutdown,
+            unready,
+            stop_admin,
+            listener,
+            operators,
+        })
+    }
+
+    /// Where the proxy listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the operators' listener is, if it is on.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    /// The payment core.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Redemption.
+    pub fn redemption(&self) -> &Redemption {
+        &self.redemption
+    }
+
+    /// Stops in order. The report of the last redemption, if there was one.
+    pub async fn close(self) -> Option<Report> {
+        self.unready.cancel();
+        if let Err(error) = self.listener.await {
+            tracing::error!(%error, "the listener did not end well");
+        }
+        let report = if self.redeem_at_end {
+            tokio::time::timeout(MAX_LAST_REDEMPTION, self.redemption.redeem()).await.ok().and_then(Result::ok)
+        } else {
+            None
+        };
+        let left = report.as_ref().map_or_else(|| unclaimed(&self.gate), |report| report.left);
+        if !left.is_zero() {
+            tracing::error!(%left, "stopping with vouchers that are not claimed; they are in memory only and will be lost");
+        }
+        self.redemption.stop().await;
+        self.stop_admin.cancel();
+        if let Some(operators) = self.operators {
+            let _ = operators.await;
+        }
+        report
+    }
+}
+
+/// How long the last redemption may take.
+const MAX_LAST_REDEMPTION: Duration = Duration::from_secs(300);
+
+fn unclaimed(gate: &Gate) -> crate::protocol::Amount {
+    gate.accounts().statements().iter().fold(crate::protocol::Amount::ZERO, |sum, statement| {
+        sum.checked_add(statement.unclaimed).unwrap_or(crate::protocol::Amount::MAX)
+    })
+}
+
+fn cors(config: &config::Cors) -> Cors {
+    match config {
+        config::Cors::Off => Cors::Off,
+        config::Cors::Any => Cors::Any,
+        config::Cors::Origins(origins) => Cors::Only(origins.clone().into()),
+    }
+}
