@@ -303,6 +303,8 @@ fn correctives_are_recognised_letter_by_letter() {
     assert!(is_underfunded("invalid_batch_settlement_evm_channel_not_found"));
     assert!(is_underfunded("invalid_batch_settlement_evm_cumulative_exceeds_balance"));
     assert!(!is_underfunded("invalid_batch_settlement_evm_channel_busy"));
+    assert!(says_pending_is_absent("invalid_batch_settlement_evm_channel_busy"));
+    assert!(!says_pending_is_absent("No matching payment requirements"));
 }
 
 struct Signed {
@@ -346,7 +348,7 @@ fn a_corrective_is_followed_only_with_our_own_signature_and_not_against_the_chai
     let good = ours.voucher(6_000);
     let fault = Err::<[Amount; 3], CorrectiveFault>;
     let all = |units: [u128; 3]| Ok(amounts(units));
-    // charged, server's balance, signed, signature, chain; expected charged, signed, balance (own balance is 5000)
+    // charged, server's balance, signed, signature, chain; expected charged, signed, balance (own: 2000 charged, 5000 deposited)
     let cases = [
         (4_000, None, 6_000, &good, None, all([4_000, 6_000, 5_000])),
         (0, None, 6_000, &good, None, all([0, 6_000, 5_000])),
@@ -356,6 +358,8 @@ fn a_corrective_is_followed_only_with_our_own_signature_and_not_against_the_chai
         (4_000, Some(4_000), 6_000, &good, None, all([4_000, 6_000, 5_000])),
         (4_000, Some(9_000), 6_000, &good, chain(7_000, 4_000), all([4_000, 6_000, 7_000])),
         (4_000, Some(9_000), 6_000, &good, chain(0, 0), all([4_000, 6_000, 5_000])),
+        (2_000, Some(9_000), 6_000, &good, chain(3_000, 0), all([2_000, 6_000, 3_000])),
+        (2_000, Some(3_000), 6_000, &good, None, all([2_000, 6_000, 5_000])),
         (4_000, None, 6_000, &good, chain(7_000, 4_001), fault(CorrectiveFault::BelowClaimed)),
         (4_000, None, 6_000, &forged, None, fault(CorrectiveFault::ForeignSignature)),
         (4_000, None, 6_000, &moved, None, fault(CorrectiveFault::ForeignSignature)),
@@ -368,8 +372,15 @@ fn a_corrective_is_followed_only_with_our_own_signature_and_not_against_the_chai
             signed_max: Amount::new(signed_max),
             signature: signature.clone(),
         };
-        let own = Amount::new(5_000);
-        let verdict = judge_corrective(&state, ours.channel, &ours.domain, ours.key.address(), own, chain);
+        let [own_charged, balance] = amounts([2_000, 5_000]);
+        let own = OwnSide {
+            channel: ours.channel,
+            settlement: ours.domain,
+            signer: ours.key.address(),
+            charged: own_charged,
+            balance,
+        };
+        let verdict = judge_corrective(&state, &own, chain);
         let verdict = verdict.map(|to| [to.charged, to.signed_max, to.balance]);
         assert_eq!(verdict, expected, "case {index}");
     }
