@@ -1,5 +1,7 @@
 //! The paying agent against a scripted server: what it sends, what it books, and what it does not believe.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests fail the test")]
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -30,6 +32,9 @@ const PRICE: u128 = 2_000;
 const TX: Hash = Hash([9; 32]);
 
 // ------------------------------------------------------------------------------------------------------- the server
+
+/// One line of a script.
+type Play = fn(&Seen) -> Reply;
 
 /// What the server saw of one request.
 struct Seen {
@@ -111,7 +116,7 @@ impl Server {
     }
 
     /// Plays one reply a request, in order.
-    async fn script(replies: Vec<fn(&Seen) -> Reply>) -> Self {
+    async fn script(replies: Vec<Play>) -> Self {
         Self::start(move |seen| match replies.get(seen.number) {
             Some(reply) => reply(seen),
             None => panic!("request {} was not expected", seen.number),
@@ -222,7 +227,8 @@ fn corrective(seen: &Seen, charged: u128, signed: &SignedVoucher) -> Reply {
 fn corrective_with(seen: &Seen, charged: u128, balance: u128, signed: &SignedVoucher) -> Reply {
     let mut offer = offer(PRICE);
     offer["extra"]["channelState"] = json!({
-        "channelId": seen.paid().voucher.channel, "balance": balance.to_string(), "totalClaimed": "0", "withdrawRequestedAt": 0,
+        "channelId": seen.paid().voucher.channel, "balance": balance.to_string(), "totalClaimed": "0",
+        "withdrawRequestedAt": 0,
         "refundNonce": "0", "chargedCumulativeAmount": charged.to_string(),
     });
     offer["extra"]["voucherState"] = json!({"signedMaxClaimable": signed.max_claimable, "signature": signed.signature});
@@ -531,7 +537,7 @@ async fn a_corrective_without_our_signature_is_not_followed() {
         let voucher = SignedVoucher { max_claimable: Amount::new(9_000), ..seen.paid().voucher.clone() };
         corrective(seen, 9_000, &voucher)
     }
-    let lies: [(fn(&Seen) -> Reply, CorrectiveFault); 3] = [
+    let lies: [(Play, CorrectiveFault); 3] = [
         (foreign, CorrectiveFault::ForeignSignature),
         (above_signed, CorrectiveFault::ChargedAboveSigned),
         (raised, CorrectiveFault::ForeignSignature),
@@ -564,8 +570,7 @@ async fn a_server_is_corrected_by_once_a_payment() {
 
 #[tokio::test]
 async fn a_corrective_without_a_voucher_is_settled_by_the_chain_alone() {
-    let script: Vec<fn(&Seen) -> Reply> =
-        vec![unpaid, served_in_full, |_| refused(Code::CumulativeAmountMismatch), served_in_full];
+    let script: Vec<Play> = vec![unpaid, served_in_full, |_| refused(Code::CumulativeAmountMismatch), served_in_full];
     let server = Server::script(script.clone()).await;
     let alone = agent();
     pay(&alone, &server).await.unwrap();
@@ -587,7 +592,7 @@ async fn a_corrective_without_a_voucher_is_settled_by_the_chain_alone() {
 #[tokio::test]
 async fn a_corrective_that_agrees_on_the_charge_is_about_the_balance() {
     // The server knows of a withdrawal that we did not see.
-    let script: Vec<fn(&Seen) -> Reply> = vec![
+    let script: Vec<Play> = vec![
         unpaid,
         served_in_full,
         |seen| {
@@ -661,7 +666,7 @@ async fn a_quote_or_an_offer_that_is_not_ours_to_pay_is_explained() {
 // --------------------------------------------------------------------------------------------------- deposits at risk
 
 /// Refusals of a voucher that hopes for a deposit on its way: by the book, while busy, and by correctives.
-fn not_there_yet() -> [fn(&Seen) -> Reply; 5] {
+fn not_there_yet() -> [Play; 5] {
     [
         |_| refused(Code::ChannelNotFound),
         |_| refused(Code::CumulativeExceedsBalance),
@@ -723,7 +728,7 @@ async fn a_deposit_that_landed_unheard_of_is_found_by_asking() {
 
 #[tokio::test]
 async fn the_chain_tells_whether_a_deposit_landed() {
-    let script: Vec<fn(&Seen) -> Reply> = vec![unpaid, |_| Reply::hang_up(), unpaid, served_in_full];
+    let script: Vec<Play> = vec![unpaid, |_| Reply::hang_up(), unpaid, served_in_full];
     for landed in [true, false] {
         let server = Server::script(script.clone()).await;
         let chain = Told::default();
@@ -751,8 +756,7 @@ async fn an_open_deposit_that_is_too_small_is_waited_for() {
 
 #[tokio::test]
 async fn a_channel_that_holds_less_than_we_think_is_looked_up() {
-    let script: Vec<fn(&Seen) -> Reply> =
-        vec![unpaid, served_in_full, |_| refused(Code::CumulativeExceedsBalance), served_in_full];
+    let script: Vec<Play> = vec![unpaid, served_in_full, |_| refused(Code::CumulativeExceedsBalance), served_in_full];
     let server = Server::script(script.clone()).await;
     let alone = agent();
     pay(&alone, &server).await.unwrap();

@@ -172,11 +172,13 @@ fn quotes_of_other_shapes_are_refused_by_name() {
     assert!(matches!(read(json!([])).unwrap_err(), QuoteFault::Header(_)));
 }
 
+/// Balance, next ceiling, minDeposit, multiplier, cap in micro-dollars; deposit, or the limit and what it was asked.
+type Case = (u128, u128, Option<&'static str>, u32, u128, Result<u128, (Limit, u128)>);
+
 #[test]
 fn deposits_are_sized_by_minimum_multiplier_gap_and_cap() {
     let refused = |asked| Err((Limit::Deposit, asked));
-    // balance, next ceiling, minDeposit, multiplier, cap in micro-dollars; expected
-    let cases: [(u128, u128, Option<&str>, u32, u128, Result<u128, (Limit, u128)>); 14] = [
+    let cases: [Case; 14] = [
         (0, 2_000, None, 5, 1_000_000, Ok(10_000)),
         (0, 2_000, None, 0, 1_000_000, Ok(2_000)),
         (0, 2_000, None, 1, 1_000_000, Ok(2_000)),
@@ -348,7 +350,8 @@ fn a_corrective_is_followed_only_with_our_own_signature_and_not_against_the_chai
     let good = ours.voucher(6_000);
     let fault = Err::<[Amount; 3], CorrectiveFault>;
     let all = |units: [u128; 3]| Ok(amounts(units));
-    // charged, server's balance, signed, signature, chain; expected charged, signed, balance (own: 2000 charged, 5000 deposited)
+    // own: 2000 charged, 5000 deposited
+    // charged, server's balance, signed, signature, chain; expected charged, signed, balance
     let cases = [
         (4_000, None, 6_000, &good, None, all([4_000, 6_000, 5_000])),
         (0, None, 6_000, &good, None, all([0, 6_000, 5_000])),
