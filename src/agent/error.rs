@@ -72,10 +72,10 @@ pub enum AgentError {
     /// The server's correction of our books is not proven. The books are unchanged.
     #[error("the server asks to correct the channel's books without proof: {0}; the books are unchanged")]
     Corrective(CorrectiveFault),
-    /// Only the chain can tell how much was claimed, and there is no node to ask.
+    /// The two sides' books differ, only the chain can tell who is right, and there is no node to ask.
     #[error(
-        "the server has lost the state of channel {channel}, and only the chain can tell it; configure a chain node \
-         (RPC URL) and try again"
+        "the server and the book disagree about channel {channel}, and only the chain can tell who is right; configure \
+         a chain node (RPC URL) and try again"
     )]
     NeedsChain {
         /// The channel.

@@ -90,7 +90,11 @@ impl Http {
     }
 }
 
-/// Reads what is left of an answer nobody wants, so that its connection can be used again; gives up early.
-pub(super) async fn drain(body: Incoming) {
-    let _ = tokio::time::timeout(DRAIN_TIMEOUT, Limited::new(body, MAX_DRAINED_BYTES).collect()).await;
+/// Reads what is left of an answer nobody wants, so that its connection can be used again; gives up early, and then
+/// returns nothing.
+pub(super) async fn drain(body: Incoming) -> Bytes {
+    match tokio::time::timeout(DRAIN_TIMEOUT, Limited::new(body, MAX_DRAINED_BYTES).collect()).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) | Err(_) => Bytes::new(),
+    }
 }

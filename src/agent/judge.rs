@@ -482,6 +482,12 @@ pub fn is_corrective(error: &str) -> bool {
     [Code::CumulativeAmountMismatch, Code::CumulativeBelowClaimed].iter().any(|code| code.as_str() == error)
 }
 
+/// Whether a refusal of a voucher that hoped for a pending deposit says that it has not landed yet. A server that is
+/// still at it may call the channel busy.
+pub fn says_pending_is_absent(error: &str) -> bool {
+    is_underfunded(error) || error == Code::ChannelBusy.as_str()
+}
+
 /// Whether a refusal says that the channel holds less than our books say.
 pub fn is_underfunded(error: &str) -> bool {
     [Code::ChannelNotFound, Code::CumulativeExceedsBalance].iter().any(|code| code.as_str() == error)
@@ -558,21 +564,32 @@ pub struct Correction {
     pub balance: Amount,
 }
 
-/// Judges a corrective that shows a voucher. `signer` is who signs our vouchers, `own_balance` what our books say is
-/// deposited.
+/// Our side of a channel, against which a corrective is judged.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnSide {
+    /// The channel.
+    pub channel: ChannelId,
+    /// The settlement contract's signing domain on its chain.
+    pub settlement: Domain,
+    /// Who signs our vouchers.
+    pub signer: Address,
+    /// What our books say was charged in all.
+    pub charged: Amount,
+    /// What our books say is deposited.
+    pub balance: Amount,
+}
+
+/// Judges a corrective that shows a voucher.
 ///
-/// The balance follows the chain upwards only, because a node may lag behind a deposit we already know of. Without a
-/// chain it follows the server upwards: a balance that is not there hurts the server alone, which gets a voucher it
-/// cannot claim in full.
+/// The balance follows the chain upwards only, because a node may lag behind a deposit we already know of; unless
+/// nothing else can be wrong, that is, both sides agree on what was charged. Without a chain it follows the server
+/// upwards: a balance that is not there hurts the server alone, which gets a voucher it cannot claim in full.
 ///
 /// # Errors
 /// When the state is not proven.
 pub fn judge_corrective(
     state: &ShownState,
-    channel: ChannelId,
-    settlement: &Domain,
-    signer: Address,
-    own_balance: Amount,
+    own: &OwnSide,
     chain: Option<ChainChannel>,
 ) -> Result<Correction, CorrectiveFault> {
     if state.charged > state.signed_max {
@@ -581,12 +598,17 @@ pub fn judge_corrective(
     if chain.is_some_and(|chain| state.charged < chain.total_claimed) {
         return Err(CorrectiveFault::BelowClaimed);
     }
-    let voucher = SignedVoucher { channel, max_claimable: state.signed_max, signature: state.signature.clone() };
-    if voucher.signature.recover(voucher.digest(settlement)) != Ok(signer) {
+    let voucher =
+        SignedVoucher { channel: own.channel, max_claimable: state.signed_max, signature: state.signature.clone() };
+    if voucher.signature.recover(voucher.digest(&own.settlement)) != Ok(own.signer) {
         return Err(CorrectiveFault::ForeignSignature);
     }
-    let seen = chain.map(|chain| chain.balance).or(state.balance).unwrap_or_default();
-    Ok(Correction { charged: state.charged, signed_max: state.signed_max, balance: own_balance.max(seen) })
+    let balance = match chain {
+        Some(chain) if state.charged == own.charged => chain.balance,
+        Some(chain) => own.balance.max(chain.balance),
+        None => own.balance.max(state.balance.unwrap_or_default()),
+    };
+    Ok(Correction { charged: state.charged, signed_max: state.signed_max, balance })
 }
 
 // ------------------------------------------------------------------------------------------------------------ texts

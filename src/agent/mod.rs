@@ -1,8 +1,8 @@
 //! The paying side: a wallet key, a book of channels, a budget, and the client that pays with them.
 //!
-//! **Owns** what a program needs to buy from a server that speaks x402 v2 `batch-settlement`: reading a 402, choosing an
-//! offer, opening or topping up a channel by a signed deposit, signing vouchers, believing exactly as much of an answer
-//! as can be checked, and getting the rest of the money back.
+//! **Owns** what a program needs to buy from a server that speaks x402 v2 `batch-settlement`: reading a 402, choosing
+//! an offer, opening or topping up a channel by a signed deposit, signing vouchers, believing exactly as much of an
+//! answer as can be checked, and getting the rest of the money back.
 //!
 //! **Promises**
 //! - nothing is signed that the [`Budget`] or the [`Terms`] refuse;

@@ -1,9 +1,9 @@
 //! The agent: one wallet, its channels, and the act of paying.
 //!
-//! **Owns** the order of things: what is written before it is sent, what is asked again and how often. **Promises** that
-//! a call sends at most five requests: the paid one, the one before it that finds out the price (unpaid, or paid by an
-//! offer that turned out stale), and one more after each of a corrective, a deposit that is not there yet, and a balance
-//! that is lower than we thought. **Does not** decide about money (see [`super::judge`]).
+//! **Owns** the order of things: what is written before it is sent, what is asked again and how often. **Promises**
+//! that a call sends at most five requests: the paid one, the one before it that finds out the price (unpaid, or paid
+//! by an offer that turned out stale), and one more after each of a corrective, a deposit that is not there yet, and a
+//! balance that is lower than we thought. **Does not** decide about money (see [`super::judge`]).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +22,9 @@ use super::book::{Book, PendingDeposit, Record};
 use super::budget::{Budget, Dollars};
 use super::error::AgentError;
 use super::http::{Http, drain};
-use super::judge::{self, Asked, Choice, ChoiceFault, Funds, LooseQuote, Plan, PlanFault, ReceiptVerdict, Terms};
+use super::judge::{
+    self, Asked, Choice, ChoiceFault, Funds, LooseQuote, OwnSide, Plan, PlanFault, ReceiptVerdict, Terms,
+};
 use super::payload::{self, Echo, Kind};
 use super::reader::ChainReader;
 use super::spending::Spending;
@@ -381,36 +383,51 @@ impl<R: ChainReader> Agent<R> {
         if code == Code::SettlementPending.as_str() {
             return Err(AgentError::SettlementPending { retry_after_s, deposit_until });
         }
+        // A voucher that hoped for the pending deposit was not taken: the deposit goes with the next one, once more.
+        let hoped = plan == Plan::VoucherOnPending && !tried.pending_is_absent;
         if judge::is_corrective(&code) {
-            if std::mem::replace(&mut tried.corrected, true) {
+            if tried.corrected && !hoped {
                 return Err(refused("the books were corrected once already in this call"));
             }
-            let before = slot.record.charged;
-            self.correct(&mut slot.record, &quote.accepts, &quoted.choice).await?;
+            let before = (slot.record.charged, slot.record.balance);
+            let asked_chain = match self.correct(&mut slot.record, &quote.accepts, &quoted.choice).await {
+                Err(AgentError::NeedsChain { .. }) if hoped => false,
+                other => other?,
+            };
+            let changed = before != (slot.record.charged, slot.record.balance);
+            tried.corrected |= changed || !hoped;
+            tried.pending_is_absent |= hoped;
+            tried.offer_is_old = false;
             // What turns out to be charged without our having heard of it was spent all the same, as far as it was
             // signed for here.
-            let unheard = slot.record.charged.min(signed_before).saturating_sub(before);
+            let unheard = slot.record.charged.min(signed_before).saturating_sub(before.0);
             if !unheard.is_zero() {
                 let spent = Dollars::of(unheard, slot.record.decimals);
                 self.0.spending.count(&slot.record.host, spent, now_s()? / SECONDS_A_DAY);
                 self.save_day().await?;
             }
             slot = self.save(slot).await?;
-            tried.offer_is_old = false;
-            return Ok(Step::Again(Box::new((self.choose(quote, max_price)?, slot))));
+            let fresh = self.choose(quote, max_price)?;
+            if !changed && plan == Plan::Voucher && fresh.choice.echo == quoted.choice.echo {
+                // The next voucher would be the same one.
+                return Err(if asked_chain {
+                    refused("the chain says the agent's book is right")
+                } else {
+                    AgentError::NeedsChain { channel: slot.record.channel }
+                });
+            }
+            return Ok(Step::Again(Box::new((fresh, slot))));
+        }
+        if hoped && judge::says_pending_is_absent(&code) {
+            tried.pending_is_absent = true;
+            return Ok(Step::Again(Box::new((quoted, slot))));
         }
         if judge::is_underfunded(&code) {
-            if plan == Plan::VoucherOnPending && !tried.pending_is_absent {
-                tried.pending_is_absent = true;
-                return Ok(Step::Again(Box::new((quoted, slot))));
-            }
             if std::mem::replace(&mut tried.looked_up, true) {
                 return Err(refused("the chain was asked already and says otherwise"));
             }
             let Some(seen) = self.0.chain.channel(&slot.record.network, slot.record.channel).await? else {
-                return Err(refused(
-                    "the agent's book says the channel is funded; only a chain node can tell who is right",
-                ));
+                return Err(AgentError::NeedsChain { channel: slot.record.channel });
             };
             if seen.balance >= slot.record.balance {
                 return Err(refused("the chain says the channel is funded"));
@@ -428,25 +445,28 @@ impl<R: ChainReader> Agent<R> {
         Err(refused(""))
     }
 
-    /// Follows a corrective, if it is proven.
+    /// Follows a corrective, if it is proven. Says whether the chain was asked.
     pub(super) async fn correct(
         &self,
         record: &mut Record,
         accepts: &[Value],
         choice: &Choice,
-    ) -> Result<(), AgentError> {
+    ) -> Result<bool, AgentError> {
         let state = judge::shown_state(accepts, record.channel).map_err(AgentError::Corrective)?;
         let chain = self.0.chain.channel(&record.network, record.channel).await?;
         match (state, chain) {
             (Some(state), chain) => {
-                let domain = Domain::settlement(choice.chain_id);
-                let signer = record.config.payer_authorizer;
-                let correction =
-                    judge::judge_corrective(&state, record.channel, &domain, signer, record.balance, chain)
-                        .map_err(AgentError::Corrective)?;
-                record.charged = correction.charged;
-                record.signed_max = record.signed_max.max(correction.signed_max);
-                record.balance = correction.balance;
+                let own = OwnSide {
+                    channel: record.channel,
+                    settlement: Domain::settlement(choice.chain_id),
+                    signer: record.config.payer_authorizer,
+                    charged: record.charged,
+                    balance: record.balance,
+                };
+                let to = judge::judge_corrective(&state, &own, chain).map_err(AgentError::Corrective)?;
+                record.charged = to.charged;
+                record.signed_max = record.signed_max.max(to.signed_max);
+                record.balance = to.balance;
             }
             (None, Some(chain)) => {
                 record.charged = chain.total_claimed;
@@ -455,7 +475,7 @@ impl<R: ChainReader> Agent<R> {
             }
             (None, None) => return Err(AgentError::NeedsChain { channel: record.channel }),
         }
-        Ok(())
+        Ok(chain.is_some())
     }
 
     /// If a payment hangs on a deposit whose fate is open, asks the chain for it.

@@ -4,6 +4,7 @@
 //! server's will; that takes a transaction and the channel's withdraw delay.
 
 use http::{Method, StatusCode};
+use serde_json::Value;
 
 use super::book::Record;
 use super::error::AgentError;
@@ -76,7 +77,7 @@ impl<R: ChainReader> Agent<R> {
             let retry_after_s = retry_after(response.headers());
             let receipt: Option<Receipt> = header(&response, PAYMENT_RESPONSE).and_then(|text| x402::decode(text).ok());
             let quote = judge::read_quote(header(&response, PAYMENT_REQUIRED));
-            drain(response.into_body()).await;
+            let body = drain(response.into_body()).await;
             let refusal = |code: &str, message: &str| refusal(code, message, retry_after_s);
             match (receipt, quote) {
                 (Some(receipt), _) if receipt.success => {
@@ -111,7 +112,10 @@ impl<R: ChainReader> Agent<R> {
                     self.correct(&mut slot.record, &quote.accepts, &quoted.choice).await?;
                 }
                 (None, _) => {
-                    return Err(AgentError::RefundUnconfirmed(format!("status {} without a receipt", status.as_u16())));
+                    return Err(match error_in(&body).filter(|_| !status.is_success()) {
+                        Some(code) => refusal(&code, ""),
+                        None => AgentError::RefundUnconfirmed(format!("status {} without a receipt", status.as_u16())),
+                    });
                 }
             }
         }
@@ -134,6 +138,12 @@ fn refunded_amount(receipt: &Receipt, record: &Record) -> Result<Amount, AgentEr
         Some(_) => Err(AgentError::RefundUnconfirmed("the receipt gives back more than there was".to_owned())),
         None => Err(AgentError::RefundUnconfirmed("the receipt does not say how much came back".to_owned())),
     }
+}
+
+/// The `error` of a JSON body. Refusals other than 402 carry their code there.
+fn error_in(body: &[u8]) -> Option<String> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    body.get("error")?.as_str().map(str::to_owned)
 }
 
 fn refusal(code: &str, message: &str, retry_after_s: Option<u64>) -> AgentError {

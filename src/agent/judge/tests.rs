@@ -172,11 +172,13 @@ fn quotes_of_other_shapes_are_refused_by_name() {
     assert!(matches!(read(json!([])).unwrap_err(), QuoteFault::Header(_)));
 }
 
+/// Balance, next ceiling, minDeposit, multiplier, cap in micro-dollars; deposit, or the limit and what it was asked.
+type Case = (u128, u128, Option<&'static str>, u32, u128, Result<u128, (Limit, u128)>);
+
 #[test]
 fn deposits_are_sized_by_minimum_multiplier_gap_and_cap() {
     let refused = |asked| Err((Limit::Deposit, asked));
-    // balance, next ceiling, minDeposit, multiplier, cap in micro-dollars; expected
-    let cases: [(u128, u128, Option<&str>, u32, u128, Result<u128, (Limit, u128)>); 14] = [
+    let cases: [Case; 14] = [
         (0, 2_000, None, 5, 1_000_000, Ok(10_000)),
         (0, 2_000, None, 0, 1_000_000, Ok(2_000)),
         (0, 2_000, None, 1, 1_000_000, Ok(2_000)),
@@ -303,6 +305,8 @@ fn correctives_are_recognised_letter_by_letter() {
     assert!(is_underfunded("invalid_batch_settlement_evm_channel_not_found"));
     assert!(is_underfunded("invalid_batch_settlement_evm_cumulative_exceeds_balance"));
     assert!(!is_underfunded("invalid_batch_settlement_evm_channel_busy"));
+    assert!(says_pending_is_absent("invalid_batch_settlement_evm_channel_busy"));
+    assert!(!says_pending_is_absent("No matching payment requirements"));
 }
 
 struct Signed {
@@ -346,7 +350,8 @@ fn a_corrective_is_followed_only_with_our_own_signature_and_not_against_the_chai
     let good = ours.voucher(6_000);
     let fault = Err::<[Amount; 3], CorrectiveFault>;
     let all = |units: [u128; 3]| Ok(amounts(units));
-    // charged, server's balance, signed, signature, chain; expected charged, signed, balance (own balance is 5000)
+    // own: 2000 charged, 5000 deposited
+    // charged, server's balance, signed, signature, chain; expected charged, signed, balance
     let cases = [
         (4_000, None, 6_000, &good, None, all([4_000, 6_000, 5_000])),
         (0, None, 6_000, &good, None, all([0, 6_000, 5_000])),
@@ -356,6 +361,8 @@ fn a_corrective_is_followed_only_with_our_own_signature_and_not_against_the_chai
         (4_000, Some(4_000), 6_000, &good, None, all([4_000, 6_000, 5_000])),
         (4_000, Some(9_000), 6_000, &good, chain(7_000, 4_000), all([4_000, 6_000, 7_000])),
         (4_000, Some(9_000), 6_000, &good, chain(0, 0), all([4_000, 6_000, 5_000])),
+        (2_000, Some(9_000), 6_000, &good, chain(3_000, 0), all([2_000, 6_000, 3_000])),
+        (2_000, Some(3_000), 6_000, &good, None, all([2_000, 6_000, 5_000])),
         (4_000, None, 6_000, &good, chain(7_000, 4_001), fault(CorrectiveFault::BelowClaimed)),
         (4_000, None, 6_000, &forged, None, fault(CorrectiveFault::ForeignSignature)),
         (4_000, None, 6_000, &moved, None, fault(CorrectiveFault::ForeignSignature)),
@@ -368,8 +375,15 @@ fn a_corrective_is_followed_only_with_our_own_signature_and_not_against_the_chai
             signed_max: Amount::new(signed_max),
             signature: signature.clone(),
         };
-        let own = Amount::new(5_000);
-        let verdict = judge_corrective(&state, ours.channel, &ours.domain, ours.key.address(), own, chain);
+        let [own_charged, balance] = amounts([2_000, 5_000]);
+        let own = OwnSide {
+            channel: ours.channel,
+            settlement: ours.domain,
+            signer: ours.key.address(),
+            charged: own_charged,
+            balance,
+        };
+        let verdict = judge_corrective(&state, &own, chain);
         let verdict = verdict.map(|to| [to.charged, to.signed_max, to.balance]);
         assert_eq!(verdict, expected, "case {index}");
     }
