@@ -135,9 +135,7 @@ async fn channels(State(operators): State<Operators>) -> Json<Vec<ChannelLine>> 
 async fn redeem(State(operators): State<Operators>) -> Response {
     match operators.redemption.redeem().await {
         Ok(report) => Json(report).into_response(),
-        Err(stopped) => {
-            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"error": stopped.to_string()}))).into_response()
-        }
+        Err(stopped) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"error": stopped.to_string()}))).into_response(),
     }
 }
 

@@ -32,8 +32,8 @@ mod spending;
 
 pub use answer::{Answer, AnswerBody, PaymentMade};
 pub use book::{Book, BookError, DaySpend, PendingDeposit, Record};
-pub use chain::NodeReader;
 pub use budget::{Budget, BudgetRefusal, Dollars, Limit};
+pub use chain::NodeReader;
 pub use error::AgentError;
 pub use judge::{KnownToken, Terms};
 pub use pay::{Agent, AgentConfig, PayRequest};

@@ -5,12 +5,14 @@
 //! written. **Does not** hold logic of its own beyond putting the rooms together.
 
 pub mod check;
+mod connect;
 pub mod dev;
 pub mod exit;
 pub mod output;
 pub mod pay;
 pub mod redeem;
 pub mod serve;
+pub mod site;
 pub mod value;
 
 use std::path::PathBuf;

@@ -2,14 +2,25 @@
 
 use std::io::Read as _;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
 use http::{HeaderMap, Method};
 
+use serde_json::json;
+
+use super::connect;
 use super::value::{self, AllowedToken, KeyArgument, RpcArgument};
 use super::{Exit, Failure, Outcome, Output};
+use crate::agent::{
+    Agent, AgentConfig, AgentError, Answer, Book, Budget, ChainReader, Dollars, KnownToken, NodeReader, PayRequest,
+    Terms,
+};
+use crate::chain::{AlloyChain, RpcUrl};
 use crate::protocol::Amount;
+use crate::telemetry::{LogFormat, LogLevel, LogOptions};
 
 /// The longest request body, bytes. It is held in memory, because an unpaid request is sent a second time.
 const MAX_BODY_BYTES: u64 = 64 << 20;
@@ -170,9 +181,176 @@ fn unreadable(name: &str, error: std::io::Error) -> Failure {
     Failure::new(Exit::Usage, anyhow::Error::new(error).context(format!("cannot read {name}")))
 }
 
+/// How long to wait for another `peaje pay` with the same state directory.
+const BOOK_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Calls, pays, prints.
-pub async fn run(_args: PayArgs, _output: &Output) -> Outcome {
-    Err(Failure::message(Exit::Failed, "not wired yet"))
+pub async fn run(args: PayArgs, output: &Output) -> Outcome {
+    let level = match args.verbose {
+        0 => LogLevel::Warn,
+        1 => LogLevel::Info,
+        2 => LogLevel::Debug,
+        _ => LogLevel::Trace,
+    };
+    crate::telemetry::init(LogOptions { level, format: LogFormat::Auto })
+        .map_err(|error| Failure::new(Exit::Usage, error))?;
+    let request =
+        PayRequest { method: args.method(), url: args.url.clone(), headers: args.headers()?, body: args.body()? };
+    let agent = agent(&args).await?;
+    if args.refund {
+        return refund(&args, &agent, output).await;
+    }
+    for _ in 0..args.repeat {
+        let answer = agent.pay(request.clone()).await.map_err(failure)?;
+        deliver(&args, answer, output).await?;
+    }
+    Ok(())
+}
+
+async fn agent(args: &PayArgs) -> Result<Agent<Option<NodeReader<AlloyChain>>>, Failure> {
+    let rpc = match &args.rpc {
+        Some(rpc) => Some(rpc.url()?.parse::<RpcUrl>().map_err(|error| Failure::new(Exit::Usage, error))?),
+        None => None,
+    };
+    // Without a node there is no chain to be sure of, so development keys are refused.
+    let loopback = rpc.as_ref().is_some_and(RpcUrl::is_loopback);
+    let key = connect::key("--key", args.key.reference()?, loopback)?;
+    let voucher_key = match &args.voucher_key {
+        Some(key) => Some(connect::key("--voucher-key", key.reference()?, loopback)?),
+        None => None,
+    };
+    let chain = match rpc {
+        Some(url) => {
+            let chain = AlloyChain::connect(url, None).await.map_err(|error| Failure::new(Exit::Chain, error))?;
+            Some(NodeReader::new(Arc::new(chain)))
+        }
+        None => None,
+    };
+    let dollars = |amount: Amount| Dollars::from_micros(amount.units());
+    let config = AgentConfig {
+        voucher_key,
+        budget: Budget {
+            max_per_request: dollars(args.max_price),
+            max_per_host: dollars(args.max_total),
+            max_per_day: Dollars::MAX,
+            max_deposit: dollars(args.max_deposit),
+            deposit_multiplier: args.deposit_multiplier,
+        },
+        terms: Terms { tokens: args.allow_tokens.iter().map(known_token).collect(), ..Terms::default() },
+        book: Book::open(&args.state_dir()?, BOOK_PATIENCE).map_err(|error| Failure::new(Exit::Failed, error))?,
+        ..AgentConfig::new(key)
+    };
+    Agent::new(config, chain).map_err(failure)
+}
+
+fn known_token(token: &AllowedToken) -> KnownToken {
+    KnownToken {
+        chain_id: token.chain_id,
+        address: token.address,
+        decimals: token.decimals,
+        domain_name: token.domain_name.clone(),
+        domain_version: token.domain_version.clone(),
+    }
+}
+
+async fn refund<R: ChainReader>(args: &PayArgs, agent: &Agent<R>, output: &Output) -> Outcome {
+    let refunded = agent.refund(&args.url, args.amount).await.map_err(failure)?;
+    if output.json_result(args.json) {
+        output.json(&json!({
+            "refunded": refunded.amount,
+            "transaction": refunded.transaction,
+            "channel": refunded.channel,
+            "network": refunded.network,
+            "remaining": refunded.remaining,
+        }));
+    } else {
+        let (amount, left) =
+            (refunded.amount.to_price(refunded.decimals), refunded.remaining.to_price(refunded.decimals));
+        output.line(&format!("refunded {amount}, {left} left in channel {}", refunded.channel));
+    }
+    Ok(())
+}
+
+/// The body to stdout or a file as it comes, what was paid to stderr.
+async fn deliver(args: &PayArgs, mut answer: Answer, output: &Output) -> Outcome {
+    let mut sink: Box<dyn std::io::Write + Send> = match &args.output {
+        Some(path) => Box::new(std::fs::File::create(path).map_err(|error| {
+            Failure::new(Exit::Failed, anyhow::Error::new(error).context(format!("cannot write {}", path.display())))
+        })?),
+        None => Box::new(std::io::stdout()),
+    };
+    let mut write = |bytes: &[u8]| match sink.write_all(bytes).and_then(|()| sink.flush()) {
+        // A reader that has seen enough is no failure; the rest is drained so that the connection ends well.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Failed, anyhow::Error::new(error).context("cannot write the answer")))
+        }
+        _ => Ok(()),
+    };
+    let status = answer.status();
+    if args.include {
+        let mut head = format!("{:?} {status}\n", answer.head.version);
+        for (name, value) in answer.headers() {
+            head.push_str(&format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes())));
+        }
+        head.push('\n');
+        write(head.as_bytes())?;
+    }
+    let mut last = None;
+    while let Some(chunk) = answer.body.chunk().await.map_err(failure)? {
+        last = chunk.last().copied().or(last);
+        write(&chunk)?;
+    }
+    if args.output.is_none() && output.stdout_is_terminal() && last.is_some_and(|byte| byte != b'\n') {
+        write(b"\n")?;
+    }
+    tell(args, &answer, output);
+    if status.is_client_error() || status.is_server_error() {
+        let exit = if status == http::StatusCode::PAYMENT_REQUIRED { Exit::Payment } else { Exit::Server };
+        return Err(Failure::message(exit, format!("the server answered {status}")));
+    }
+    Ok(())
+}
+
+fn tell(args: &PayArgs, answer: &Answer, output: &Output) {
+    let status = answer.status().as_u16();
+    let payment = answer.payment.as_ref();
+    if output.json_summary(args.json) {
+        let summary = json!({
+            "status": status,
+            "charged": payment.map(|payment| payment.charged),
+            "deposited": payment.and_then(|payment| payment.deposited),
+            "transaction": payment.and_then(|payment| payment.transaction),
+            "channel": payment.map(|payment| payment.channel),
+            "network": payment.map(|payment| payment.network.clone()),
+            "remaining": payment.map(|payment| payment.remaining),
+            "requests_sent": answer.attempts,
+        });
+        output.error_line(&summary.to_string());
+    } else {
+        let line = payment.map_or_else(|| "free: nothing was paid".to_owned(), ToString::to_string);
+        output.error_line(&output.error_paint().dim(&line));
+    }
+}
+
+/// Whose turn it is after an agent's error.
+pub(super) fn failure(error: AgentError) -> Failure {
+    let exit = match &error {
+        AgentError::Url(_) => Exit::Usage,
+        AgentError::Budget(_)
+        | AgentError::NoOffer(_)
+        | AgentError::Quote(_)
+        | AgentError::Refused { .. }
+        | AgentError::SettlementPending { .. }
+        | AgentError::DepositOpen { .. }
+        | AgentError::Corrective(_)
+        | AgentError::NotForSale { .. }
+        | AgentError::NothingToRefund(_)
+        | AgentError::RefundUnconfirmed(_) => Exit::Payment,
+        AgentError::NeedsChain { .. } | AgentError::Chain(_) => Exit::Chain,
+        AgentError::Http(_) | AgentError::Timeout(_) => Exit::Server,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, error)
 }
 
 #[cfg(test)]

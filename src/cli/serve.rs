@@ -2,6 +2,8 @@
 
 use clap::Args;
 
+use super::connect::{connect, told_to_stop};
+use super::site::Site;
 use super::{ConfigArgs, Exit, Failure, Outcome, Output};
 
 const MORE: &str = "\
@@ -38,6 +40,29 @@ pub struct ServeArgs {
 
 /// Runs until it is told to stop.
 pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
-    args.config.load()?;
-    Err(Failure::message(Exit::Failed, "not wired yet"))
+    let config = args.config.load()?;
+    crate::telemetry::init(config.log).map_err(|error| Failure::new(Exit::Usage, error))?;
+    let (chain, authorizer) = connect(&config).await?;
+    let site = Site::open(&config, authorizer, chain).await.map_err(|error| Failure::new(Exit::Failed, error))?;
+    let admin = site.admin().map_or_else(|| "off".to_owned(), |address| address.to_string());
+    tracing::info!(
+        listen = %site.address(),
+        admin,
+        public_url = config.server.public_url,
+        chain = config.chain.chain_id,
+        routes = config.routes.len(),
+        "open"
+    );
+    told_to_stop().await;
+    tracing::info!("stopping; a second signal ends at once");
+    tokio::select! {
+        report = site.close() => match report {
+            Some(report) if !report.is_complete() => {
+                let message = format!("stopped with {} atomic units of vouchers not claimed", report.left);
+                Err(Failure::message(Exit::Chain, message))
+            }
+            _ => Ok(()),
+        },
+        () = told_to_stop() => Err(Failure::message(Exit::Failed, "ended at once; unclaimed vouchers are lost")),
+    }
 }

@@ -70,20 +70,15 @@ impl Site {
         let address =
             listener.address().map_err(|source| SiteError::Listen { address: config.server.listen, source })?;
         let operators = match config.admin.listen {
-            Some(address) => {
-                Some(admin::bind(address).await.map_err(|source| SiteError::Listen { address, source })?)
-            }
+            Some(address) => Some(admin::bind(address).await.map_err(|source| SiteError::Listen { address, source })?),
             None => None,
         };
         let admin = operators.as_ref().and_then(|socket| socket.local_addr().ok());
 
         let (desk, questions) = Desk::new();
         let gate = Gate::new(policy, desk);
-        let settings = Settings {
-            interval: config.redeem.interval,
-            max_rows: config.redeem.max_rows,
-            poll: config.chain.poll,
-        };
+        let settings =
+            Settings { interval: config.redeem.interval, max_rows: config.redeem.max_rows, poll: config.chain.poll };
         let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings);
         let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors));
         let unready = CancellationToken::new();

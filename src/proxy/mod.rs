@@ -30,7 +30,7 @@ use crate::gate::Gate;
 pub use body::RequestBody;
 pub use cors::Cors;
 pub use listener::{Listener, MAX_CONNECTIONS};
-pub use upstream::{Upstream, UpstreamError, UpstreamSettings};
+pub use upstream::{NoUpstream, Upstream, UpstreamError, UpstreamSettings};
 
 /// The address a connection came from.
 #[derive(Debug, Clone, Copy)]

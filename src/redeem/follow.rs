@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{Heard, Office};
 use super::round::Report;
+use super::{Heard, Office};
 use crate::chain::{Chain, ChainError, Happening};
 use crate::protocol::ChannelId;
 

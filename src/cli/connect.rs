@@ -1,0 +1,61 @@
+//! From references in a config to keys in memory and a connected chain.
+
+use std::sync::Arc;
+
+use crate::chain::{AlloyChain, Chain as _, KeyRef, RpcUrl};
+use crate::config::{Config, KeyReference, RpcReference};
+use crate::protocol::LocalKey;
+
+use super::{Exit, Failure};
+
+/// Reads the RPC URL a reference stands for.
+pub(super) fn rpc_url(reference: &RpcReference) -> Result<RpcUrl, Failure> {
+    let url = reference.resolve().map_err(|error| Failure::new(Exit::Config, error))?;
+    url.parse().map_err(|error: crate::chain::RpcUrlError| Failure::new(Exit::Config, error))
+}
+
+/// Reads the key a reference stands for. `setting` names it to the operator.
+pub(super) fn key(setting: &str, reference: &KeyReference, chain_is_loopback: bool) -> Result<LocalKey, Failure> {
+    let failed = |error: anyhow::Error| Failure::new(Exit::Config, error.context(format!("cannot use {setting}")));
+    let reference: KeyRef = reference.as_str().parse().map_err(|error| failed(anyhow::Error::new(error)))?;
+    reference.load(chain_is_loopback).map_err(|error| failed(anyhow::Error::new(error)))
+}
+
+/// Connects the chain of a config with its gas key, and reads the authorizer's key.
+pub(super) async fn connect(config: &Config) -> Result<(Arc<AlloyChain>, LocalKey), Failure> {
+    let url = rpc_url(&config.chain.rpc)?;
+    let loopback = url.is_loopback();
+    let authorizer = key("receiver.authorizer_key", &config.receiver.authorizer_key, loopback)?;
+    let gas = key("receiver.gas_key", &config.receiver.gas_key, loopback)?;
+    let shown = url.to_string();
+    let chain = AlloyChain::connect(url, Some(gas)).await.map_err(|error| {
+        let error = anyhow::Error::new(error).context(format!("the chain behind {shown} cannot be used"));
+        Failure::new(Exit::Chain, error).hint("peaje check")
+    })?;
+    if chain.chain_id() != config.chain.chain_id {
+        let (found, expected) = (chain.chain_id(), config.chain.chain_id);
+        let message = format!("the node behind {shown} is on chain {found}, the config says {expected}");
+        return Err(Failure::message(Exit::Chain, message).hint("peaje check"));
+    }
+    Ok((Arc::new(chain), authorizer))
+}
+
+/// Waits until the process is told to stop.
+pub(super) async fn told_to_stop() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => {
+                tokio::select! {
+                    _ = interrupt => {}
+                    _ = terminate.recv() => {}
+                }
+            }
+            Err(_) => drop(interrupt.await),
+        }
+    }
+    #[cfg(not(unix))]
+    drop(interrupt.await);
+}
