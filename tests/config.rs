@@ -141,6 +141,12 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         (with("pric = 3"), "15:1 [[route]].pric: unknown key; did you mean \"price\"?"),
         (with("[sever]"), "15:2 sever: unknown section or key; did you mean \"server\"?"),
         (with("[log]\nallow_origins = []"), "16:1 [log].allow_origins: unknown key; it belongs under [cors]"),
+        (with("[log]\nlevle = \"info\""), "16:1 [log].levle: unknown key; did you mean \"level\"?"),
+        (with("[server]\nlsiten = \"\""), "16:1 [server].lsiten: unknown key; did you mean \"listen\"?"),
+        (
+            with("[[route]]\npath = \"/x\"\nprice = \"free\"\nnmae = \"x\""),
+            "18:1 [[route]].nmae: unknown key; did you mean \"name\"?",
+        ),
         (with("[log]\nzzz = 1"), "16:1 [log].zzz: unknown key; known here: format, level"),
         (with("[log]\n\"a b\" = 1"), "16:1 [log].\"a b\": unknown key; known here: format, level"),
         // Types and sections.
@@ -570,5 +576,42 @@ proptest! {
         let (heading, name) = key;
         survives(&format!("{heading}\n{name} = {value}\n"));
         survives(&format!("{MINIMAL}{heading}\n{name} = {value}\n"));
+    }
+}
+
+#[test]
+fn a_key_reference_is_what_the_chain_can_read() {
+    use peaje::chain::KeyRef;
+    use peaje::config::KeyReference;
+
+    let prefixed = format!("file:0x{KEY}");
+    let texts = [
+        "env:A",
+        "env:1",
+        "env:",
+        "env:A B",
+        "file:/x",
+        "file:",
+        "keystore:k.json",
+        "keystore:",
+        "dev:gas",
+        "dev:agent",
+        "dev:9",
+        "dev:10",
+        "dev:x",
+        "dev:",
+        "",
+        "x",
+        "vault:y",
+        ":",
+        "ENV:A",
+        KEY,
+        &prefixed,
+    ];
+    for text in texts {
+        assert_eq!(text.parse::<KeyReference>().is_ok(), text.parse::<KeyRef>().is_ok(), "{text}");
+    }
+    for (name, _) in peaje::chain::DEV_KEY_NAMES {
+        assert!(format!("dev:{name}").parse::<KeyReference>().is_ok(), "{name}");
     }
 }

@@ -45,9 +45,7 @@ Environment:
                              ~/.local/state
   NO_COLOR                   no colours";
 
-/// Calls a paid API.
-///
-/// Like curl for APIs that answer 402: pays by payment channel, within the limits you set, and prints the answer.
+/// The arguments of `peaje pay`.
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = format!("{MORE}\n\n{}", super::exit::HELP))]
 pub struct PayArgs {
