@@ -120,7 +120,8 @@ mod check {
             let text = format!(
                 "[upstream]\nurl = \"http://{}\"\n[chain]\nnetwork = \"base-sepolia\"\nrpc = \"{}\"\n[receiver]\n\
                  pay_to = \"0x209693Bc6afc0C5328bA36FaF03C514EF312287C\"\nauthorizer_key = \"dev:authorizer\"\n\
-                 gas_key = \"dev:gas\"\n[[route]]\npath = \"/v1/*\"\nprice = \"$0.002\"\n[[route]]\npath = \"/health\"\n\
+                 gas_key = \"dev:gas\"\n[[route]]\npath = \"/v1/*\"\nprice = \"$0.002\"\n[[route]]\npath = \
+                 \"/health\"\n\
                  price = \"free\"\n",
                 self.upstream,
                 self.devnet.rpc_url()
@@ -185,14 +186,16 @@ mod check {
             ),
             (
                 "rpc = ",
-                "token = { address = \"0x036CbD53842c5426634e7929541eC2318f3dCF7e\", decimals = 6, domain_name = \"USD Coin\", \
+                "token = { address = \"0x036CbD53842c5426634e7929541eC2318f3dCF7e\", decimals = 6, domain_name = \
+                 \"USD Coin\", \
                  domain_version = \"2\" }\nrpc = ",
                 4,
                 vec![("error", "token")],
             ),
             (
                 "rpc = ",
-                "token = { address = \"0x5555555555555555555555555555555555555555\", decimals = 6, domain_name = \"X\", \
+                "token = { address = \"0x5555555555555555555555555555555555555555\", decimals = 6, domain_name = \
+                 \"X\", \
                  domain_version = \"2\" }\nrpc = ",
                 4,
                 vec![("error", "token")],

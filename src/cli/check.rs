@@ -1,8 +1,8 @@
 //! `peaje check`: what would go wrong, before it does.
 //!
 //! **Owns** the comparison of the config with the world: the chain, the contracts, the token, the keys, the upstream.
-//! **Promises** to find everything at once, to change nothing, and to show no secret. What judges an answer is apart from
-//! what asks for it, so that every judgement can be tested. **Does not** start anything.
+//! **Promises** to find everything at once, to change nothing, and to show no secret. What judges an answer is apart
+//! from what asks for it, so that every judgement can be tested. **Does not** start anything.
 
 use std::time::Duration;
 
@@ -365,7 +365,8 @@ fn token_findings(
     if domain.separator() != found.separator {
         let version = found.version.as_deref().unwrap_or("unknown");
         let detail = format!(
-            "its EIP-712 domain is not name {:?}, version {:?}, so no deposit would be accepted; the contract says name \
+            "its EIP-712 domain is not name {:?}, version {:?}, so no deposit would be accepted; the contract says \
+             name \
              {:?}, version {version:?}",
             token.domain_name, token.domain_version, found.name
         );
@@ -660,9 +661,16 @@ mod tests {
             Finding::error(Exit::Chain, "gas", "0x… has no coin").fix("send it some"),
             Finding::warning("pay_to", "is hot"),
         ];
-        let expected = "c.toml\n  ✓ chain   base (chain 8453) is at block 7\n  ✗ gas     0x… has no coin\n            → send it \
-                        some\n  ! pay_to  is hot\n1 error, 1 warning\n";
-        assert_eq!(as_checklist("c.toml", &findings, &Output::plain()), expected);
+        let expected = [
+            "c.toml",
+            "  ✓ chain   base (chain 8453) is at block 7",
+            "  ✗ gas     0x… has no coin",
+            "            → send it some",
+            "  ! pay_to  is hot",
+            "1 error, 1 warning",
+        ];
+        let checklist = as_checklist("c.toml", &findings, &Output::plain());
+        assert_eq!(checklist.lines().collect::<Vec<_>>(), expected);
         let json = as_json_report("c.toml", &findings);
         assert_eq!((&json["ok"], &json["findings"][1]["severity"]), (&false.into(), &"error".into()));
     }
