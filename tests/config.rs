@@ -141,6 +141,12 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         (with("pric = 3"), "15:1 [[route]].pric: unknown key; did you mean \"price\"?"),
         (with("[sever]"), "15:2 sever: unknown section or key; did you mean \"server\"?"),
         (with("[log]\nallow_origins = []"), "16:1 [log].allow_origins: unknown key; it belongs under [cors]"),
+        (with("[log]\nlevle = \"info\""), "16:1 [log].levle: unknown key; did you mean \"level\"?"),
+        (with("[server]\nlsiten = \"\""), "16:1 [server].lsiten: unknown key; did you mean \"listen\"?"),
+        (
+            with("[[route]]\npath = \"/x\"\nprice = \"free\"\nnmae = \"x\""),
+            "18:1 [[route]].nmae: unknown key; did you mean \"name\"?",
+        ),
         (with("[log]\nzzz = 1"), "16:1 [log].zzz: unknown key; known here: format, level"),
         (with("[log]\n\"a b\" = 1"), "16:1 [log].\"a b\": unknown key; known here: format, level"),
         // Types and sections.
@@ -187,7 +193,8 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         // Durations.
         (
             with("[server]\nshutdown_timeout = \"30\""),
-            "16:20 [server].shutdown_timeout: \"30\" is refused: a duration needs a unit (ms, s, m, h, d), as in \"30s\"",
+            "16:20 [server].shutdown_timeout: \"30\" is refused: a duration needs a unit (ms, s, m, h, d), as in \
+             \"30s\"",
         ),
         (
             with("[channel]\nwithdraw_delay = \"899s\""),
@@ -203,7 +210,8 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         ),
         (
             with("[channel]\nmax_timeout = \"60s\""),
-            "16:15 [channel].max_timeout: 1m must be longer than [upstream].response_timeout, which is 1m; raise it, or \
+            "16:15 [channel].max_timeout: 1m must be longer than [upstream].response_timeout, which is 1m; raise it, \
+             or \
              lower response_timeout: an agent must not give up before the upstream may",
         ),
         (
@@ -238,11 +246,13 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         // URLs.
         (
             changed("http://127.0.0.1:8080", "127.0.0.1:8080"),
-            "2:7 [upstream].url: \"127.0.0.1:8080\" is not an http or https URL; write it like \"http://127.0.0.1:8080\"",
+            "2:7 [upstream].url: \"127.0.0.1:8080\" is not an http or https URL; write it like \
+             \"http://127.0.0.1:8080\"",
         ),
         (
             changed("http://127.0.0.1:8080", "http://localhost:4020/x"),
-            "2:7 [upstream].url: \"http://localhost:4020/x\" is where Peaje itself listens; name the address of the API \
+            "2:7 [upstream].url: \"http://localhost:4020/x\" is where Peaje itself listens; name the address of the \
+             API \
              that is sold",
         ),
         (
@@ -284,9 +294,11 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         ),
         (
             with(
-                "[chain.token]\naddress = \"0x036CbD53842c5426634e7929541eC2318f3dCF7e\"\ndecimals = 6\ndomain_name = \"X\"",
+                "[chain.token]\naddress = \"0x036CbD53842c5426634e7929541eC2318f3dCF7e\"\ndecimals = 6\ndomain_name \
+                 = \"X\"",
             ),
-            "15:1 [chain.token].domain_version: is missing; add domain_version, the version in the token's EIP-712 domain",
+            "15:1 [chain.token].domain_version: is missing; add domain_version, the version in the token's EIP-712 \
+             domain",
         ),
         (
             changed("env:PEAJE_RPC", "wss://node.example/v2/s3cret"),
@@ -305,7 +317,8 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         ),
         (
             changed("0x209693Bc6afc0C5328bA36FaF03C514EF312287C", "0x209693Bc"),
-            "9:10 [receiver].pay_to: \"0x209693Bc\" is not an address: expected 40 hex digits, found 8; write 0x and 40 \
+            "9:10 [receiver].pay_to: \"0x209693Bc\" is not an address: expected 40 hex digits, found 8; write 0x and \
+             40 \
              hex digits",
         ),
         (
@@ -331,7 +344,8 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         (changed("$0.002", "$0.00"), "14:9 [[route]].price: \"$0.00\" is no price; write \"free\" if you mean it"),
         (
             changed("$0.002", "$0.0000001"),
-            "14:9 [[route]].price: \"$0.0000001\" is finer than the token, which has 6 decimal places; use a multiple of \
+            "14:9 [[route]].price: \"$0.0000001\" is finer than the token, which has 6 decimal places; use a \
+             multiple of \
              $0.000001",
         ),
         (
@@ -342,7 +356,8 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         (changed("/v1/*", "v1/*"), "13:8 [[route]].path: \"v1/*\" is refused: a path begins with /; write \"/v1/*\""),
         (
             changed("/v1/*", "/v*"),
-            "13:8 [[route]].path: \"/v*\" is refused: * may only stand as the whole last segment, as in /v1/*; write it \
+            "13:8 [[route]].path: \"/v*\" is refused: * may only stand as the whole last segment, as in /v1/*; write \
+             it \
              like \"/v1/models\", \"/v1/users/{id}\" or \"/v1/*\"",
         ),
         (
@@ -367,9 +382,11 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         (with("extensions = { x = nan }"), "15:14 [[route]].extensions: holds a number that JSON cannot express"),
         (
             with(
-                "[[route]]\npath = \"/v1/*\"\nmethods = [\"GET\"]\nprice = \"free\"\n\n[[route]]\npath = \"/v1/*/\"\nprice = \"free\"",
+                "[[route]]\npath = \"/v1/*\"\nmethods = [\"GET\"]\nprice = \"free\"\n\n[[route]]\npath = \
+                 \"/v1/*/\"\nprice = \"free\"",
             ),
-            "21:8 [[route]].path: matches the same requests as the route in line 13, \"/v1/*\"; give one of them another \
+            "21:8 [[route]].path: matches the same requests as the route in line 13, \"/v1/*\"; give one of them \
+             another \
              path or other methods, or remove it",
         ),
         // CORS and log.
@@ -425,7 +442,8 @@ fn every_limit_holds_at_its_boundary() {
 #[test]
 fn a_chain_without_a_preset_is_described() {
     let text = changed("network = \"base-sepolia\"", "chain_id = 31337")
-        + "[chain.token]\naddress = \"0x036CbD53842c5426634e7929541eC2318f3dCF7e\"\ndecimals = 2\ndomain_name = \"Test\"\n\
+        + "[chain.token]\naddress = \"0x036CbD53842c5426634e7929541eC2318f3dCF7e\"\ndecimals = 2\ndomain_name = \
+            \"Test\"\n\
            domain_version = \"1\"\n";
     assert_eq!(errors(&text).len(), 1, "a price of $0.002 is too fine for two decimal places");
     let config = Config::parse(&text.replace("$0.002", "$0.02"), "c.toml").unwrap();
@@ -447,7 +465,8 @@ fn all_errors_are_found_at_once_and_none_that_follows_from_another() {
 #[test]
 fn an_error_shows_its_line() {
     let shown = Config::parse(&changed("$0.002", "0.002"), "c.toml").unwrap_err().to_string();
-    let expected = "error: c.toml:14:9 [[route]].price: \"0.002\" is not a price; write it with a dollar sign: \"$0.002\"\n  \
+    let expected = "error: c.toml:14:9 [[route]].price: \"0.002\" is not a price; write it with a dollar sign: \
+        \"$0.002\"\n  \
                     14 | price = \"0.002\"\n     |         ^^^^^^^\n1 error in c.toml";
     assert_eq!(shown, expected);
 }
@@ -535,6 +554,26 @@ fn survives(text: &str) {
     }
 }
 
+/// Where to change a text, how many characters to take out, and what to put there.
+fn change() -> impl Strategy<Value = (prop::sample::Index, usize, String)> {
+    (any::<prop::sample::Index>(), 0usize..40, "[\\PC\n\t\r\u{0}\"=\\[\\]{}.0-9]{0,12}")
+}
+
+fn keys_of_sections() -> Vec<(String, &'static str)> {
+    known_keys().into_iter().filter(|(heading, _)| !heading.is_empty()).collect()
+}
+
+/// Something TOML can hold, often of the wrong kind.
+fn value() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "\"[a-z0-9$:/.*+-]{0,20}\"",
+        "-?[0-9]{1,30}",
+        "[0-9]{1,9}\\.[0-9]{1,30}",
+        "\\[\"\\*?[a-z:/]{0,9}\"(, \"[A-Z]{0,5}\")?\\]",
+        prop::sample::select(vec!["true", "{ a = 1 }", "\"$0.1\"", "1979-05-27"]).prop_map(str::to_owned),
+    ]
+}
+
 proptest! {
     #[test]
     fn any_text_is_accepted_or_refused(text in "\\PC*") {
@@ -548,7 +587,7 @@ proptest! {
 
     #[test]
     fn any_change_of_the_example_is_accepted_or_refused(
-        changes in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..40, "[\\PC\n\t\r\u{0}\"=\\[\\]{}.0-9]{0,12}"), 1..6)
+        changes in proptest::collection::vec(change(), 1..6)
     ) {
         let mut text: Vec<char> = EXAMPLE.chars().collect();
         for (at, length, new) in changes {
@@ -561,14 +600,48 @@ proptest! {
 
     #[test]
     fn any_value_of_any_key_is_accepted_or_refused(
-        key in prop::sample::select(known_keys().into_iter().filter(|(heading, _)| !heading.is_empty()).collect::<Vec<_>>()),
-        value in prop_oneof![
-            "\"[a-z0-9$:/.*+-]{0,20}\"", "-?[0-9]{1,30}", "[0-9]{1,9}\\.[0-9]{1,30}", "\\[\"\\*?[a-z:/]{0,9}\"(, \"[A-Z]{0,5}\")?\\]",
-            Just("true".to_owned()), Just("{ a = 1 }".to_owned()), Just("\"$0.1\"".to_owned()), Just("1979-05-27".to_owned()),
-        ],
+        key in prop::sample::select(keys_of_sections()),
+        value in value(),
     ) {
         let (heading, name) = key;
         survives(&format!("{heading}\n{name} = {value}\n"));
         survives(&format!("{MINIMAL}{heading}\n{name} = {value}\n"));
+    }
+}
+
+#[test]
+fn a_key_reference_is_what_the_chain_can_read() {
+    use peaje::chain::KeyRef;
+    use peaje::config::KeyReference;
+
+    let prefixed = format!("file:0x{KEY}");
+    let texts = [
+        "env:A",
+        "env:1",
+        "env:",
+        "env:A B",
+        "file:/x",
+        "file:",
+        "keystore:k.json",
+        "keystore:",
+        "dev:gas",
+        "dev:agent",
+        "dev:9",
+        "dev:10",
+        "dev:x",
+        "dev:",
+        "",
+        "x",
+        "vault:y",
+        ":",
+        "ENV:A",
+        KEY,
+        &prefixed,
+    ];
+    for text in texts {
+        assert_eq!(text.parse::<KeyReference>().is_ok(), text.parse::<KeyRef>().is_ok(), "{text}");
+    }
+    for (name, _) in peaje::chain::DEV_KEY_NAMES {
+        assert!(format!("dev:{name}").parse::<KeyReference>().is_ok(), "{name}");
     }
 }

@@ -1,8 +1,20 @@
 //! `peaje check`: what would go wrong, before it does.
+//!
+//! **Owns** the comparison of the config with the world: the chain, the contracts, the token, the keys, the upstream.
+//! **Promises** to find everything at once, to change nothing, and to show no secret. What judges an answer is apart
+//! from what asks for it, so that every judgement can be tested. **Does not** start anything.
+
+use std::time::Duration;
 
 use clap::Args;
+use serde_json::{Value, json};
 
-use super::{ConfigArgs, Outcome, Output};
+use super::{ConfigArgs, Exit, Failure, Outcome, Output};
+use crate::chain::{self, AlloyChain, Chain as _, ChainError, Head, KeyRef, RpcUrl, TokenDomain};
+use crate::config::{Config, ConfigErrors, KeyReference, Upstream};
+use crate::gate::policy::{Price, Route, TokenTerms};
+use crate::protocol::contracts::{ERC3009_COLLECTOR, SETTLEMENT};
+use crate::protocol::{Address, Amount, Domain};
 
 const MORE: &str = "\
 Check reads the config and asks the chain and the upstream whether it is true:
@@ -25,9 +37,7 @@ Environment:
   and whatever the config names with \"env:\", as a rule
   PEAJE_RPC, PEAJE_AUTHORIZER_KEY and PEAJE_GAS_KEY";
 
-/// Validates the config and the chain behind it.
-///
-/// Finds everything that would go wrong with this config, at once, and says how to fix it.
+/// The arguments of `peaje check`.
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = format!("{MORE}\n\n{}", super::exit::HELP))]
 pub struct CheckArgs {
@@ -42,8 +52,626 @@ pub struct CheckArgs {
     pub json: bool,
 }
 
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// As it should be.
+    Fine,
+    /// Somebody should look; it works all the same.
+    Warning,
+    /// It does not work. The exit code says whose turn it is.
+    Error(Exit),
+}
+
+/// Something that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What was looked at, in a word or two.
+    pub what: String,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it.
+    pub fix: Option<String>,
+}
+
+impl Finding {
+    fn new(severity: Severity, what: &str, detail: impl Into<String>) -> Self {
+        Self { severity, what: what.to_owned(), detail: detail.into(), fix: None }
+    }
+
+    fn fine(what: &str, detail: impl Into<String>) -> Self {
+        Self::new(Severity::Fine, what, detail)
+    }
+
+    fn warning(what: &str, detail: impl Into<String>) -> Self {
+        Self::new(Severity::Warning, what, detail)
+    }
+
+    fn error(exit: Exit, what: &str, detail: impl Into<String>) -> Self {
+        Self::new(Severity::Error(exit), what, detail)
+    }
+
+    fn fix(self, fix: impl Into<String>) -> Self {
+        Self { fix: Some(fix.into()), ..self }
+    }
+
+    fn to_json(&self) -> Value {
+        let severity = match self.severity {
+            Severity::Fine => "ok",
+            Severity::Warning => "warning",
+            Severity::Error(_) => "error",
+        };
+        json!({"severity": severity, "what": self.what, "detail": self.detail, "fix": self.fix})
+    }
+}
+
 /// Checks and prints.
-pub async fn run(args: CheckArgs, _output: &Output) -> Outcome {
-    args.config.load()?;
-    Ok(())
+pub async fn run(args: CheckArgs, output: &Output) -> Outcome {
+    let file = args.config.config.display().to_string();
+    let as_json = output.json_result(args.json);
+    let config = match args.config.load_or_errors() {
+        Ok(config) => config,
+        Err(errors) if as_json => {
+            output.json(&errors_as_json(&file, &errors));
+            return Err(Failure::reported(Exit::Config));
+        }
+        Err(errors) => return Err(errors.into()),
+    };
+    let findings = if args.offline { in_file(&config) } else { findings(&config).await };
+    if as_json {
+        output.json(&as_json_report(&file, &findings));
+    } else {
+        output.text(&as_checklist(&file, &findings, output));
+    }
+    match exit_of(&findings) {
+        Exit::Ok => Ok(()),
+        exit => Err(Failure::reported(exit)),
+    }
+}
+
+/// Everything there is to find, in the order in which it should be repaired.
+pub async fn findings(config: &Config) -> Vec<Finding> {
+    chain::install_tls();
+    let rpc = rpc_url(config);
+    // Where the node is not known, nothing can be said about development keys, so nothing is.
+    let loopback = rpc.as_ref().map_or(true, RpcUrl::is_loopback);
+    let keys = keys(config, loopback).await;
+    let gas_account = keys.as_ref().ok().map(|keys| keys.gas);
+    let (on_chain, upstream) =
+        tokio::join!(async { chain_findings(config, rpc, gas_account).await }, upstream_finding(&config.upstream));
+    let mut findings = in_file(config);
+    findings.extend(public_url_finding(&config.server.public_url, loopback));
+    findings.extend(match keys {
+        Ok(keys) => role_findings(config.receiver.pay_to, &keys, loopback),
+        Err(findings) => findings,
+    });
+    findings.extend(on_chain);
+    findings.push(upstream);
+    findings
+}
+
+/// What the file alone tells.
+fn in_file(config: &Config) -> Vec<Finding> {
+    let count = config.routes.len();
+    let mut findings =
+        vec![Finding::fine("config", format!("{count} {}", if count == 1 { "route" } else { "routes" }))];
+    findings.extend(free_findings(&config.routes));
+    findings
+}
+
+/// Free routes are listed by name. One that ends with `*` gives away whatever the API will ever have there.
+fn free_findings(routes: &[Route]) -> Vec<Finding> {
+    let free = || routes.iter().filter(|route| route.price == Price::Free);
+    let names = |wide: bool| {
+        free().filter(move |route| route.pattern.to_string().ends_with('*') == wide).map(|route| route.name.as_str())
+    };
+    let (narrow, wide): (Vec<_>, Vec<_>) = (names(false).collect(), names(true).collect());
+    let mut findings = Vec::new();
+    if !narrow.is_empty() {
+        findings.push(Finding::fine("free routes", narrow.join(", ")));
+    }
+    if !wide.is_empty() {
+        let fix = "list the free paths one by one, or give the route a price";
+        findings.push(Finding::warning("free routes", format!("{}, with all that is below", wide.join(", "))).fix(fix));
+    }
+    if !routes.is_empty() && free().count() == routes.len() {
+        findings
+            .push(Finding::warning("prices", "every route is free, so nothing is sold").fix("give a route a price"));
+    }
+    findings
+}
+
+fn public_url_finding(url: &str, chain_is_loopback: bool) -> Option<Finding> {
+    let uri: http::Uri = url.parse().ok()?;
+    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    (local && !chain_is_loopback).then(|| {
+        Finding::warning("public_url", format!("agents are shown {url}, which only this machine can reach"))
+            .fix("set server.public_url to the address agents use")
+    })
+}
+
+// Keys.
+
+/// The accounts of the keys.
+struct Keys {
+    authorizer: Address,
+    gas: Address,
+}
+
+async fn keys(config: &Config, loopback: bool) -> Result<Keys, Vec<Finding>> {
+    let authorizer = account("authorizer_key", &config.receiver.authorizer_key, loopback).await;
+    if config.receiver.gas_key == config.receiver.authorizer_key {
+        return authorizer.map(|account| Keys { authorizer: account, gas: account }).map_err(|finding| vec![finding]);
+    }
+    match (authorizer, account("gas_key", &config.receiver.gas_key, loopback).await) {
+        (Ok(authorizer), Ok(gas)) => Ok(Keys { authorizer, gas }),
+        (authorizer, gas) => Err([authorizer.err(), gas.err()].into_iter().flatten().collect()),
+    }
+}
+
+/// The account of a key, which is wiped again at once.
+async fn account(what: &'static str, reference: &KeyReference, loopback: bool) -> Result<Address, Finding> {
+    let refused = |error: &(dyn std::error::Error + 'static)| Finding::error(Exit::Config, what, causes(error));
+    let key: KeyRef = reference.as_str().parse().map_err(|error: chain::KeyError| refused(&error))?;
+    // This may ask on the terminal, and takes a second for a keystore.
+    let loaded = tokio::task::spawn_blocking(move || key.load(loopback).map(|key| key.address()));
+    match loaded.await {
+        Ok(Ok(address)) => Ok(address),
+        Ok(Err(error)) => Err(refused(&error)),
+        Err(error) => Err(refused(&error)),
+    }
+}
+
+fn role_findings(pay_to: Address, keys: &Keys, loopback: bool) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if keys.authorizer == keys.gas {
+        findings.push(Finding::fine("keys", format!("{} authorizes and pays for gas", keys.authorizer)));
+    } else {
+        findings.push(Finding::fine("keys", format!("{} authorizes, {} pays for gas", keys.authorizer, keys.gas)));
+    }
+    if pay_to == keys.gas || pay_to == keys.authorizer {
+        let detail = format!("{pay_to} is paid, and its key is on this machine, where a thief would find it");
+        findings.push(Finding::warning("pay_to", detail).fix("pay to an account whose key is kept elsewhere"));
+    }
+    if !loopback && chain::is_development_account(pay_to) {
+        let detail = format!("{pay_to} is a development account, whose key everybody knows");
+        findings.push(Finding::error(Exit::Config, "pay_to", detail).fix("pay to an account of your own"));
+    }
+    findings
+}
+
+// The chain.
+
+/// A chain that is further behind, or a clock that is further off, is worth a word.
+const MAX_HEAD_AGE_S: u64 = 120;
+
+/// The node's URL, or why there is none.
+fn rpc_url(config: &Config) -> Result<RpcUrl, Finding> {
+    let error = |error: &(dyn std::error::Error + 'static)| {
+        Finding::error(Exit::Config, "rpc", causes(error)).fix("see [chain].rpc in the config")
+    };
+    let url = config.chain.rpc.resolve().map_err(|problem| error(&problem))?;
+    url.parse::<RpcUrl>().map_err(|problem| error(&problem))
+}
+
+async fn chain_findings(config: &Config, rpc: Result<RpcUrl, Finding>, gas: Option<Address>) -> Vec<Finding> {
+    let url = match rpc {
+        Ok(url) => url,
+        Err(finding) => return vec![finding],
+    };
+    let mut findings: Vec<_> = plain_http_finding(&url).into_iter().collect();
+    let chain = match AlloyChain::connect(url.clone(), None).await {
+        Ok(chain) => chain,
+        Err(error) => {
+            findings.push(unanswered("rpc", &error).fix(format!("see whether {url} is the right address")));
+            return findings;
+        }
+    };
+    if let Some(wrong) = chain_id_finding(config, chain.chain_id(), &url) {
+        // Nothing that this chain says means anything.
+        findings.push(wrong);
+        return findings;
+    }
+    let token = &config.chain.token;
+    let (head, settlement, collector, token_code, domain, balance) = tokio::join!(
+        chain.head(),
+        chain.has_code(SETTLEMENT),
+        chain.has_code(ERC3009_COLLECTOR),
+        chain.has_code(token.address),
+        chain.token_domain(token.address),
+        async {
+            match gas {
+                Some(account) => Some((account, chain.gas_balance(account).await)),
+                None => None,
+            }
+        },
+    );
+    findings.push(head_finding(config, head, unix_now()));
+    findings.push(contract_finding("settlement contract", SETTLEMENT, settlement));
+    findings.push(contract_finding("deposit collector", ERC3009_COLLECTOR, collector));
+    findings.extend(token_findings(token, config.chain.chain_id, token_code, domain));
+    findings.extend(balance.map(|(account, balance)| gas_finding(account, balance)));
+    findings
+}
+
+fn plain_http_finding(url: &RpcUrl) -> Option<Finding> {
+    (url.to_string().starts_with("http://") && !url.is_loopback()).then(|| {
+        let detail = format!("{url} is not encrypted, so what it says about deposits can be forged on the way");
+        Finding::warning("rpc", detail).fix("use https, or a node on this machine")
+    })
+}
+
+fn chain_name(config: &Config) -> String {
+    let id = config.chain.chain_id;
+    config.chain.network.map_or_else(|| format!("chain {id}"), |name| format!("{name} (chain {id})"))
+}
+
+fn chain_id_finding(config: &Config, found: u64, url: &RpcUrl) -> Option<Finding> {
+    (found != config.chain.chain_id).then(|| {
+        let detail = format!("{url} is the node of chain {found}, and the config says {}", chain_name(config));
+        Finding::error(Exit::Chain, "chain", detail).fix("correct [chain].network or [chain].rpc")
+    })
+}
+
+fn head_finding(config: &Config, head: Result<Head, ChainError>, now: u64) -> Finding {
+    let head = match head {
+        Ok(head) => head,
+        Err(error) => return unanswered("chain", &error),
+    };
+    let name = chain_name(config);
+    let age = now.abs_diff(head.timestamp);
+    if age <= MAX_HEAD_AGE_S {
+        return Finding::fine("chain", format!("{name} is at block {}", head.number));
+    }
+    let side = if now > head.timestamp { "old" } else { "in the future" };
+    let detail = format!("{name} is at block {}, which is {age} seconds {side}", head.number);
+    Finding::warning("chain", detail).fix("see whether the node is in sync and this machine's clock is right")
+}
+
+fn contract_finding(what: &str, address: Address, code: Result<bool, ChainError>) -> Finding {
+    match code {
+        Ok(true) => Finding::fine(what, address.to_string()),
+        Ok(false) => Finding::error(Exit::Chain, what, format!("there is no contract at {address} on this chain"))
+            .fix("choose a network on which x402 batch settlement is deployed"),
+        Err(error) => unanswered(what, &error),
+    }
+}
+
+fn token_findings(
+    token: &TokenTerms,
+    chain_id: u64,
+    code: Result<bool, ChainError>,
+    domain: Result<TokenDomain, ChainError>,
+) -> Vec<Finding> {
+    let wrong = |detail: String| Finding::error(Exit::Chain, "token", detail);
+    let found = match (code, domain) {
+        (Ok(false), _) => {
+            let detail = format!("there is no contract at {} on this chain", token.address);
+            return vec![wrong(detail).fix("correct [chain].token")];
+        }
+        (Err(error), _) | (_, Err(error)) => return vec![unanswered("token", &error)],
+        (Ok(true), Ok(found)) => found,
+    };
+    let mut findings = Vec::new();
+    if found.decimals != token.decimals {
+        let detail =
+            format!("it has {} decimal places, not {}, so every price is wrong", found.decimals, token.decimals);
+        findings.push(wrong(detail).fix(format!("set decimals = {}", found.decimals)));
+    }
+    let domain = Domain::new(&token.domain_name, &token.domain_version, chain_id, token.address);
+    if domain.separator() != found.separator {
+        let version = found.version.as_deref().unwrap_or("unknown");
+        let detail = format!(
+            "its EIP-712 domain is not name {:?}, version {:?}, so no deposit would be accepted; the contract says \
+             name \
+             {:?}, version {version:?}",
+            token.domain_name, token.domain_version, found.name
+        );
+        findings
+            .push(wrong(detail).fix("set domain_name and domain_version in [chain.token] as the contract has them"));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::fine("token", format!("{} at {}", found.name, token.address)));
+    }
+    findings
+}
+
+fn gas_finding(account: Address, balance: Result<u128, ChainError>) -> Finding {
+    match balance {
+        Ok(0) => Finding::error(Exit::Chain, "gas", format!("{account} has no coin to pay for transactions"))
+            .fix("send it a little of the chain's own coin: without it no deposit is relayed and nothing is claimed"),
+        Ok(wei) => {
+            let coins = Amount::new(wei).to_price(18);
+            Finding::fine("gas", format!("{account} has {} coins", coins.trim_start_matches('$')))
+        }
+        Err(error) => unanswered("gas", &error),
+    }
+}
+
+fn unanswered(what: &str, error: &ChainError) -> Finding {
+    Finding::error(Exit::Chain, what, causes(error))
+}
+
+// The upstream.
+
+async fn upstream_finding(upstream: &Upstream) -> Finding {
+    let url = upstream.url.to_string();
+    let client = reqwest::Client::builder()
+        .connect_timeout(upstream.connect_timeout)
+        .timeout(upstream.connect_timeout.saturating_add(upstream.response_timeout))
+        .redirect(reqwest::redirect::Policy::none())
+        // The proxy connects directly, whatever the environment says about proxies.
+        .no_proxy()
+        .build();
+    let answer = match client {
+        Ok(client) => client.head(&url).send().await.map(|answer| answer.status().as_u16()),
+        Err(error) => Err(error),
+    };
+    judge_upstream(&url, answer.map_err(|error| causes(&error.without_url())), upstream.response_timeout)
+}
+
+/// Any answer shows that somebody is there; which path is right for `HEAD`, only the API knows.
+fn judge_upstream(url: &str, answer: Result<u16, String>, patience: Duration) -> Finding {
+    match answer {
+        Ok(status) if status >= 500 => Finding::warning("upstream", format!("{url} answers {status}"))
+            .fix("see whether the API is well; failed answers are not charged"),
+        Ok(_) => Finding::fine("upstream", format!("{url} answers")),
+        Err(problem) => {
+            let waited = crate::config::write_duration(patience);
+            Finding::error(Exit::Server, "upstream", format!("{url} does not answer: {problem}"))
+                .fix(format!("start the API or correct [upstream].url; it has {waited} to answer"))
+        }
+    }
+}
+
+// The report.
+
+fn exit_of(findings: &[Finding]) -> Exit {
+    let has = |exit: Exit| findings.iter().any(|finding| finding.severity == Severity::Error(exit));
+    [Exit::Config, Exit::Chain, Exit::Server].into_iter().find(|exit| has(*exit)).unwrap_or(Exit::Ok)
+}
+
+fn as_json_report(file: &str, findings: &[Finding]) -> Value {
+    let ok = exit_of(findings) == Exit::Ok;
+    json!({"config": file, "ok": ok, "findings": findings.iter().map(Finding::to_json).collect::<Vec<_>>()})
+}
+
+/// Errors of the file in the form of findings, with their place.
+fn errors_as_json(file: &str, errors: &ConfigErrors) -> Value {
+    let each = errors.errors().iter().map(|error| {
+        json!({
+            "severity": "error",
+            "what": if error.key.is_empty() { "config" } else { &error.key },
+            "detail": error.problem,
+            "fix": error.fix,
+            "line": error.place.as_ref().map(|place| place.line),
+            "column": error.place.as_ref().map(|place| place.column),
+        })
+    });
+    json!({"config": file, "ok": false, "findings": each.collect::<Vec<_>>()})
+}
+
+fn as_checklist(file: &str, findings: &[Finding], output: &Output) -> String {
+    let paint = output.paint();
+    let width = findings.iter().map(|finding| finding.what.chars().count()).max().unwrap_or_default();
+    let mut out = format!("{}\n", paint.bold(file));
+    let (mut errors, mut warnings) = (0_usize, 0_usize);
+    for finding in findings {
+        let sign = match finding.severity {
+            Severity::Fine => paint.green("✓"),
+            Severity::Warning => paint.yellow("!"),
+            Severity::Error(_) => paint.red("✗"),
+        };
+        match finding.severity {
+            Severity::Fine => {}
+            Severity::Warning => warnings = warnings.saturating_add(1),
+            Severity::Error(_) => errors = errors.saturating_add(1),
+        }
+        out.push_str(&format!("  {sign} {:width$}  {}\n", finding.what, finding.detail));
+        if let Some(fix) = &finding.fix {
+            out.push_str(&format!("    {:width$}  {} {fix}\n", "", paint.dim("→")));
+        }
+    }
+    let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
+    let verdict = match (errors, warnings) {
+        (0, 0) => paint.green("all is well"),
+        (0, warnings) => paint.yellow(&plural(warnings, "warning")),
+        (errors, 0) => paint.red(&plural(errors, "error")),
+        (errors, warnings) => paint.red(&format!("{}, {}", plural(errors, "error"), plural(warnings, "warning"))),
+    };
+    out.push_str(&format!("{verdict}\n"));
+    out
+}
+
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+fn unix_now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../config.example.toml");
+
+    fn config(change: impl Fn(&str) -> String) -> Config {
+        Config::parse(&change(EXAMPLE), "c.toml").unwrap()
+    }
+
+    fn address(byte: u8) -> Address {
+        Address([byte; 20])
+    }
+
+    fn unreachable() -> ChainError {
+        ChainError::Unreachable { source: "connection refused".into() }
+    }
+
+    fn severities(findings: &[Finding]) -> Vec<Severity> {
+        findings.iter().map(|finding| finding.severity).collect()
+    }
+
+    const CONFIG: Severity = Severity::Error(Exit::Config);
+    const CHAIN: Severity = Severity::Error(Exit::Chain);
+    const SERVER: Severity = Severity::Error(Exit::Server);
+
+    #[test]
+    fn free_routes_are_listed_and_wide_ones_warned_about() {
+        let findings = in_file(&config(str::to_owned));
+        assert_eq!(severities(&findings), [Severity::Fine, Severity::Fine]);
+        assert_eq!(findings[1].detail, "/health");
+        let wide = in_file(&config(|text| text.replace("\"/health\"", "\"/open/*\"\nname = \"open\"")));
+        assert_eq!(severities(&wide), [Severity::Fine, Severity::Warning]);
+        assert_eq!(wide[1].detail, "open, with all that is below");
+        let all = in_file(&config(|text| text.replace("$0.002", "free")));
+        assert!(all.iter().any(|finding| finding.what == "prices" && finding.severity == Severity::Warning));
+    }
+
+    #[test]
+    fn a_public_chain_needs_a_public_address() {
+        for url in ["http://127.0.0.1:4020", "http://localhost", "http://[::1]:80/base"] {
+            assert!(public_url_finding(url, false).is_some(), "{url}");
+            assert!(public_url_finding(url, true).is_none(), "{url}");
+        }
+        assert!(public_url_finding("https://api.example.com", false).is_none());
+    }
+
+    #[test]
+    fn roles_are_kept_apart() {
+        let keys = Keys { authorizer: address(1), gas: address(2) };
+        assert_eq!(severities(&role_findings(address(3), &keys, false)), [Severity::Fine]);
+        for hot in [address(1), address(2)] {
+            assert_eq!(severities(&role_findings(hot, &keys, false)), [Severity::Fine, Severity::Warning]);
+        }
+        let known: Address = "0x3C44CdDdB6a900fa2b585dd299e03d12FA4293BC".parse().unwrap();
+        assert_eq!(severities(&role_findings(known, &keys, false)), [Severity::Fine, CONFIG]);
+        assert_eq!(severities(&role_findings(known, &keys, true)), [Severity::Fine]);
+    }
+
+    #[test]
+    fn the_node_must_be_of_the_configured_chain() {
+        let (config, url) = (config(str::to_owned), "https://node.example/s3cret".parse().unwrap());
+        assert_eq!(chain_id_finding(&config, 84_532, &url), None);
+        let wrong = chain_id_finding(&config, 1, &url).unwrap();
+        assert_eq!(wrong.severity, CHAIN);
+        assert!(wrong.detail.contains("base-sepolia (chain 84532)") && !wrong.detail.contains("s3cret"));
+    }
+
+    #[test]
+    fn a_node_over_plain_http_is_trusted_on_this_machine_only() {
+        for (url, warned) in
+            [("http://node.example", true), ("https://node.example", false), ("http://127.0.0.1:1", false)]
+        {
+            assert_eq!(plain_http_finding(&url.parse().unwrap()).is_some(), warned, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_head_far_from_now_is_a_warning() {
+        let config = config(str::to_owned);
+        let at = |timestamp| head_finding(&config, Ok(Head { number: 7, hash: Default::default(), timestamp }), 1_000);
+        for (timestamp, severity) in
+            [(880, Severity::Fine), (1_120, Severity::Fine), (879, Severity::Warning), (1_121, Severity::Warning)]
+        {
+            assert_eq!(at(timestamp).severity, severity, "{timestamp}");
+        }
+        assert_eq!(head_finding(&config, Err(unreachable()), 0).severity, CHAIN);
+    }
+
+    #[test]
+    fn contracts_must_be_there() {
+        assert_eq!(contract_finding("c", SETTLEMENT, Ok(true)).severity, Severity::Fine);
+        assert_eq!(contract_finding("c", SETTLEMENT, Ok(false)).severity, CHAIN);
+        let unanswered = contract_finding("c", SETTLEMENT, Err(unreachable()));
+        assert_eq!((unanswered.severity, unanswered.detail.ends_with("connection refused")), (CHAIN, true));
+    }
+
+    #[test]
+    fn a_token_must_sign_as_configured() {
+        let token = config(str::to_owned).chain.token;
+        let domain = Domain::new(&token.domain_name, &token.domain_version, 84_532, token.address);
+        let found = TokenDomain {
+            name: "USDC".to_owned(),
+            version: Some("2".to_owned()),
+            separator: domain.separator(),
+            decimals: 6,
+        };
+        let judge = |code: bool, found: &TokenDomain| token_findings(&token, 84_532, Ok(code), Ok(found.clone()));
+        assert_eq!(severities(&judge(true, &found)), [Severity::Fine]);
+        assert_eq!(severities(&judge(false, &found)), [CHAIN]);
+        let other = TokenDomain { name: "USD Coin".to_owned(), separator: Default::default(), decimals: 18, ..found };
+        let findings = judge(true, &other);
+        assert_eq!(severities(&findings), [CHAIN, CHAIN]);
+        assert_eq!(findings[0].fix.as_deref(), Some("set decimals = 18"));
+        assert!(findings[1].detail.contains("\"USD Coin\""));
+        assert_eq!(severities(&token_findings(&token, 84_532, Ok(true), Err(unreachable()))), [CHAIN]);
+        assert_eq!(severities(&token_findings(&token, 84_532, Err(unreachable()), Ok(other))), [CHAIN]);
+    }
+
+    #[test]
+    fn gas_must_not_be_nothing() {
+        assert_eq!(gas_finding(address(1), Ok(0)).severity, CHAIN);
+        let some = gas_finding(address(1), Ok(1));
+        assert_eq!(some.severity, Severity::Fine);
+        assert!(some.detail.ends_with("has 0.000000000000000001 coins"), "{}", some.detail);
+        assert_eq!(gas_finding(address(1), Err(unreachable())).severity, CHAIN);
+    }
+
+    #[test]
+    fn an_upstream_must_answer_something() {
+        let judge = |answer| judge_upstream("http://h/", answer, Duration::from_secs(60)).severity;
+        for (status, severity) in
+            [(200, Severity::Fine), (404, Severity::Fine), (405, Severity::Fine), (499, Severity::Fine)]
+        {
+            assert_eq!(judge(Ok(status)), severity, "{status}");
+        }
+        assert_eq!(judge(Ok(500)), Severity::Warning);
+        assert_eq!(judge(Err("connection refused".to_owned())), SERVER);
+    }
+
+    #[test]
+    fn the_exit_code_is_the_first_thing_to_repair() {
+        let of = |severities: &[Severity]| {
+            let findings: Vec<_> = severities.iter().map(|severity| Finding::new(*severity, "x", "y")).collect();
+            exit_of(&findings)
+        };
+        assert_eq!(of(&[]), Exit::Ok);
+        assert_eq!(of(&[Severity::Fine, Severity::Warning]), Exit::Ok);
+        assert_eq!(of(&[SERVER]), Exit::Server);
+        assert_eq!(of(&[SERVER, CHAIN]), Exit::Chain);
+        assert_eq!(of(&[SERVER, CHAIN, CONFIG]), Exit::Config);
+    }
+
+    #[test]
+    fn a_checklist_reads_as_a_list() {
+        let findings = [
+            Finding::fine("chain", "base (chain 8453) is at block 7"),
+            Finding::error(Exit::Chain, "gas", "0x… has no coin").fix("send it some"),
+            Finding::warning("pay_to", "is hot"),
+        ];
+        let expected = [
+            "c.toml",
+            "  ✓ chain   base (chain 8453) is at block 7",
+            "  ✗ gas     0x… has no coin",
+            "            → send it some",
+            "  ! pay_to  is hot",
+            "1 error, 1 warning",
+        ];
+        let checklist = as_checklist("c.toml", &findings, &Output::plain());
+        assert_eq!(checklist.lines().collect::<Vec<_>>(), expected);
+        let json = as_json_report("c.toml", &findings);
+        assert_eq!((&json["ok"], &json["findings"][1]["severity"]), (&false.into(), &"error".into()));
+    }
 }

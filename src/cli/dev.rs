@@ -39,9 +39,7 @@ Environment:
   RUST_LOG   a log filter
   NO_COLOR   no colours";
 
-/// Shows the whole thing at work on this machine.
-///
-/// Starts a chain, an API, the proxy and an agent that pays; for trying it out and for developing against it.
+/// The arguments of `peaje dev`.
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = format!("{MORE}\n\n{}", super::exit::HELP))]
 pub struct DevArgs {

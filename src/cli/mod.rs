@@ -21,7 +21,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use self::exit::{Exit, Failure};
 pub use self::output::Output;
-use crate::config::Config;
+use crate::config::{Config, ConfigErrors};
 
 /// What a command leaves behind.
 pub type Outcome = Result<(), Failure>;
@@ -52,14 +52,26 @@ Config: copy config.example.toml; it explains every key. Each command has its ow
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Sells an API: runs the proxy.
+    ///
+    /// Stands in front of the API in upstream.url, answers unpaid requests with 402 and a price, passes paid ones on,
+    /// and redeems the vouchers in batches.
     Serve(serve::ServeArgs),
     /// Validates the config and the chain behind it.
+    ///
+    /// Finds everything that would go wrong with this config, at once, and says how to fix it.
     Check(check::CheckArgs),
     /// Turns vouchers into money now.
+    ///
+    /// Asks the running proxy to claim the latest voucher of each channel on chain and to settle what is owed to
+    /// receiver.pay_to.
     Redeem(redeem::RedeemArgs),
     /// Calls a paid API.
+    ///
+    /// Like curl for APIs that answer 402: pays by payment channel, within the limits you set, and prints the answer.
     Pay(Box<pay::PayArgs>),
     /// Shows the whole thing at work on this machine.
+    ///
+    /// Starts a chain, an API, the proxy and an agent that pays; for trying it out and for developing against it.
     Dev(dev::DevArgs),
 }
 
@@ -98,7 +110,11 @@ pub struct ConfigArgs {
 impl ConfigArgs {
     /// Reads and checks it.
     pub fn load(&self) -> Result<Config, Failure> {
-        Ok(Config::load(&self.config)?)
+        Ok(self.load_or_errors()?)
+    }
+
+    fn load_or_errors(&self) -> Result<Config, ConfigErrors> {
+        Config::load(&self.config)
     }
 }
 

@@ -56,9 +56,7 @@ Environment:
                              ~/.local/state
   NO_COLOR                   no colours";
 
-/// Calls a paid API.
-///
-/// Like curl for APIs that answer 402: pays by payment channel, within the limits you set, and prints the answer.
+/// The arguments of `peaje pay`.
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = format!("{MORE}\n\n{}", super::exit::HELP))]
 pub struct PayArgs {
@@ -74,7 +72,13 @@ pub struct PayArgs {
     #[arg(short, long, value_name = "DATA", help_heading = "Request")]
     pub data: Option<String>,
     /// How many times to send it, one after the other; every time is paid.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Request")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u64).range(1..),
+        help_heading = "Request"
+    )]
     pub repeat: u64,
 
     /// The key that owns the money: env:NAME, file:PATH, keystore:PATH, or dev:agent on a development chain.
@@ -104,14 +108,26 @@ pub struct PayArgs {
     #[arg(long, value_name = "DOLLARS", default_value = "5", value_parser = value::dollars, help_heading = "Limits")]
     pub max_deposit: Amount,
     /// How many requests a deposit should pay for, where the server asks for no more.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(1..),
+        help_heading = "Limits"
+    )]
     pub deposit_multiplier: u32,
 
     /// Get back what is left in the channel with this server, instead of buying.
     #[arg(long, conflicts_with_all = ["data", "method", "repeat"], help_heading = "Refund")]
     pub refund: bool,
     /// Only so many dollars of it.
-    #[arg(long, value_name = "DOLLARS", requires = "refund", value_parser = value::some_dollars, help_heading = "Refund")]
+    #[arg(
+        long,
+        value_name = "DOLLARS",
+        requires = "refund",
+        value_parser = value::some_dollars,
+        help_heading = "Refund"
+    )]
     pub amount: Option<Amount>,
 
     /// Write the answer's body to a file instead of stdout.

@@ -24,10 +24,7 @@ Environment:
   PEAJE_CONFIG   the config file, where --config is not given
   NO_COLOR       no colours";
 
-/// Turns vouchers into money now.
-///
-/// Asks the running proxy to claim the latest voucher of each channel on chain and to settle what is owed to
-/// receiver.pay_to.
+/// The arguments of `peaje redeem`.
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = format!("{MORE}\n\n{}", super::exit::HELP))]
 pub struct RedeemArgs {

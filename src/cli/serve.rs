@@ -26,10 +26,7 @@ Environment:
   and whatever the config names with \"env:\", as a rule
   PEAJE_RPC, PEAJE_AUTHORIZER_KEY and PEAJE_GAS_KEY";
 
-/// Sells an API: runs the proxy.
-///
-/// Stands in front of the API in upstream.url, answers unpaid requests with 402 and a price, passes paid ones on, and
-/// redeems the vouchers in batches.
+/// The arguments of `peaje serve`.
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = format!("{MORE}\n\n{}", super::exit::HELP))]
 pub struct ServeArgs {

@@ -402,7 +402,9 @@ pub(super) fn closest<'n>(typed: &str, candidates: impl Iterator<Item = &'n str>
     let typed: String = typed.chars().take(MAX_QUOTED_CHARS).collect::<String>().to_ascii_lowercase();
     let mut best: Option<(f64, &str)> = None;
     for name in candidates {
-        let likeness = strsim::jaro_winkler(&typed, name);
+        // Two letters that changed places make a short name look quite unlike itself.
+        let one_slip = typed.len() > 2 && strsim::osa_distance(&typed, name) == 1;
+        let likeness = if one_slip { 1.0 } else { strsim::jaro_winkler(&typed, name) };
         if likeness >= ALIKE && best.is_none_or(|(so_far, _)| likeness > so_far) {
             best = Some((likeness, name));
         }

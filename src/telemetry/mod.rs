@@ -2,8 +2,8 @@
 //!
 //! **Owns** where events go and in which form: stderr, as text for people or as one JSON object a line for machines.
 //! **Promises** that by default only this crate speaks below a warning, because the libraries below it would print
-//! bodies, headers and RPC URLs with their API keys. **Does not** decide what is logged; the rule that no key, signature,
-//! payment header or query string may be is every room's own to keep.
+//! bodies, headers and RPC URLs with their API keys. **Does not** decide what is logged; the rule that no key,
+//! signature, payment header or query string may be is every room's own to keep.
 
 use std::io::IsTerminal as _;
 
