@@ -83,8 +83,8 @@ pub async fn run(args: DevArgs, output: &Output) -> Outcome {
     let stage = Stage::set(&args, &say).await?;
     let summary = stage.play(&args, &say).await?;
     if args.json {
-        let line = serde_json::to_value(&summary).map_err(|error| Failure::new(Exit::Failed, error))?;
-        output.line(&line.to_string());
+        let line = serde_json::to_string(&summary).map_err(|error| Failure::new(Exit::Failed, error))?;
+        output.line(&line);
     }
     let outcome = summary.verdict(args.requests);
     if outcome.is_ok() && !args.exit {
