@@ -284,7 +284,7 @@ impl Drop for Hold {
         if self.resolved {
             return;
         }
-        let ours = self.accounts.inner.abandoning.load(Ordering::Acquire);
+        let ours = self.accounts.inner.abandoning.load(Ordering::Acquire) || std::thread::panicking();
         let command = if self.sent && !ours {
             Command::Post { hold: self.number, charge: self.price }
         } else {
