@@ -25,6 +25,7 @@ use super::events::{self, RawLog};
 use super::rpc::{Failure, Fate, Rpc};
 use super::types::{ChannelEvent, Head, Mined, Owed, TokenDomain, View, Withdrawal};
 use super::url::RpcUrl;
+use crate::protocol::claim::ClaimRow;
 use crate::protocol::contracts::SETTLEMENT;
 use crate::protocol::voucher::PayerEvidence;
 use crate::protocol::{Address, Amount, ChannelId, Hash, LocalKey, Signature};
@@ -62,6 +63,11 @@ const GAS_HEADROOM_DIVISOR: u64 = 4;
 const SETTLE_GAS: u64 = 120_000;
 /// The most gas one transaction may have (EIP-7825).
 const MAX_TRANSACTION_GAS: u64 = 1 << 24;
+/// The most a call that runs a wallet may take beside its rows and wallets. Deposits and refunds measure at a tenth of
+/// this; the rest is for chains that charge for their data in gas.
+const CALL_GAS: u64 = 2_000_000;
+/// The most a claimed row may take beside its payer's wallet, in such a call.
+const ROW_GAS: u64 = 60_000;
 /// For so long after a transaction our own count of nonces is believed more than a node's, which may not have seen it
 /// yet. After that the node's is right: it knows of transactions that were dropped.
 const NONCE_TRUST: Duration = Duration::from_secs(30);
@@ -365,11 +371,20 @@ impl Chain for AlloyChain {
     }
 
     async fn simulate(&self, call: &Call) -> Result<u64, ChainError> {
+        let allowance = gas_allowance(call);
         let transaction = json!({
             "from": evm(self.gas_key()?.address()), "to": evm(SETTLEMENT), "data": call.calldata(),
+            "gas": U64::from(allowance),
         });
-        let gas: U64 = self.rpc.ask("eth_estimateGas", json!([transaction, "latest"])).await?;
-        Ok(gas.to::<u64>())
+        let answer: Result<U64, _> = self.rpc.ask("eth_estimateGas", json!([transaction, "latest"])).await;
+        match answer.map(|gas| gas.to::<u64>()).map_err(ChainError::from) {
+            // Not every node keeps to the allowance.
+            Ok(gas) if gas > allowance => Err(too_much_gas(allowance)),
+            Err(ChainError::Refused { message, .. }) if says_too_much_gas(&message, allowance) => {
+                Err(too_much_gas(allowance))
+            }
+            estimate => estimate,
+        }
     }
 
     async fn send(&self, call: &Call) -> Result<Hash, SendError> {
@@ -502,6 +517,36 @@ fn is_verdict(code: i64) -> bool {
     matches!(code, -32000 | -32003 | -32005 | -32010 | -32600 | -32601 | -32602 | -32700)
 }
 
+/// The gas a call may take at most. A wallet is somebody else's code that runs at our expense, and one that takes what
+/// the other rows of its batch need must be found out here, not when it is mined.
+fn gas_allowance(call: &Call) -> u64 {
+    let (rows, wallets) = match call {
+        // The token asks the payer's account, which may be a wallet.
+        Call::Deposit { .. } => (0, 1),
+        Call::Claim { rows } | Call::ClaimWithSignature { rows, .. } | Call::ClaimAndRefund { rows, .. } => {
+            (rows.len(), rows.iter().filter(|row| row.config.payer_authorizer.is_zero()).count())
+        }
+        Call::Settle { .. } | Call::InitiateWithdraw { .. } | Call::FinalizeWithdraw { .. } => (0, 0),
+    };
+    if wallets == 0 {
+        return MAX_TRANSACTION_GAS;
+    }
+    let times = |gas: u64, count: usize| gas.saturating_mul(u64::try_from(count).unwrap_or(u64::MAX));
+    CALL_GAS.saturating_add(times(ROW_GAS, rows)).saturating_add(times(WALLET_GAS, wallets)).min(MAX_TRANSACTION_GAS)
+}
+
+/// Whether a node means that a call takes more than it was allowed. The same words with another number speak of its
+/// sender's balance.
+fn says_too_much_gas(message: &str, allowance: u64) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("exceeds allowance") && message.contains(&allowance.to_string())
+}
+
+/// It is the call's fault, as a revert is: trying the same again gives the same.
+fn too_much_gas(allowance: u64) -> ChainError {
+    ChainError::Reverted { name: Some(format!("it takes more than {allowance} gas")) }
+}
+
 fn gas_limit(call: &Call, estimate: u64) -> u64 {
     let roomy = estimate.saturating_add(estimate.div_euclid(GAS_HEADROOM_DIVISOR)).min(MAX_TRANSACTION_GAS);
     match call {
@@ -577,6 +622,32 @@ mod tests {
         let lost = |fate| judge(Failure { error: ChainError::decode("x"), fate });
         assert!(matches!(lost(Fate::Unread), Broadcast::Refused(_)));
         assert!(matches!(lost(Fate::Unclear), Broadcast::Unclear(_)));
+    }
+
+    #[test]
+    fn a_wallet_has_its_allowance_and_a_batch_no_more_than_a_transaction() {
+        let row = |payer_authorizer| ClaimRow {
+            config: crate::protocol::ChannelConfig {
+                payer: Address([1; 20]),
+                payer_authorizer,
+                receiver: Address([2; 20]),
+                receiver_authorizer: Address([3; 20]),
+                token: Address([4; 20]),
+                withdraw_delay: 900,
+                salt: Hash::ZERO,
+            },
+            max_claimable: Amount::new(1),
+            signature: Signature::from_bytes([0; 65]).unwrap(),
+            total_claimed: Amount::new(1),
+        };
+        let (key, wallet) = (row(Address([1; 20])), row(Address::ZERO));
+        let claim = |rows: &[&ClaimRow]| Call::Claim { rows: rows.iter().map(|row| (*row).clone()).collect() };
+        assert_eq!(gas_allowance(&claim(&[&key; 100])), MAX_TRANSACTION_GAS);
+        assert_eq!(gas_allowance(&claim(&[&key, &wallet])), CALL_GAS + 2 * ROW_GAS + WALLET_GAS);
+        assert_eq!(gas_allowance(&claim(&[&wallet; 272])), MAX_TRANSACTION_GAS);
+        assert!(says_too_much_gas("gas required exceeds allowance (460000)", 460_000));
+        assert!(says_too_much_gas("Out of gas: gas required exceeds allowance: 460000", 460_000));
+        assert!(!says_too_much_gas("gas required exceeds allowance (0)", 460_000), "an empty gas account");
     }
 
     #[test]
