@@ -498,8 +498,17 @@ fn judge(failure: Failure) -> Broadcast {
                 "known transaction",
                 "already imported",
                 "already exists",
+                // What a gateway says of the node behind it, or a layer 2's node of the sequencer it forwards to.
                 "timeout",
                 "timed out",
+                "deadline",
+                "forward",
+                "sequencer",
+                "connection",
+                "eof",
+                "unavailable",
+                "try again",
+                "internal error",
             ]) || !is_verdict(*code)
             {
                 Broadcast::Unclear(error)
@@ -612,6 +621,8 @@ mod tests {
             (-32000, "already known"),
             (-32000, "AlreadyKnown: known transaction: 0x12"),
             (-32000, "request timed out"),
+            (-32000, "failed to forward tx to sequencer, please try again. Error message: 'context deadline exceeded'"),
+            (-32000, "Post: EOF"),
             (-32603, "internal error"),
             (429, "what is this"),
         ] {

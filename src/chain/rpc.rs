@@ -134,7 +134,9 @@ impl Rpc {
             return Err(Failure { error: self.judge(error), fate: Fate::Answered });
         }
         if !status.is_success() {
-            let fate = if status.is_client_error() { Fate::Unread } else { Fate::Unclear };
+            // 408 is a gateway's word for a node that did not answer in time.
+            let unread = status.is_client_error() && status != reqwest::StatusCode::REQUEST_TIMEOUT;
+            let fate = if unread { Fate::Unread } else { Fate::Unclear };
             let source = Cause::from(HttpStatus(status.as_u16()));
             return Err(Failure { error: ChainError::Unreachable { source }, fate });
         }
