@@ -14,6 +14,10 @@ pub struct Batch {
 /// Plans a round: one row for each channel with something to claim, channels whose payer is withdrawing first, then by
 /// value; `max_rows` to a batch.
 ///
+/// A row whose voucher the payer's own account approves (its wallet, or a key that can become one at any time) goes
+/// alone. Such an account can approve when it is asked and refuse, or burn the gas, when it is mined; in a batch it would
+/// take the others with it, round after round.
+///
 /// A channel that was drained below what it owes is claimed up to its balance: a row above it would revert the batch.
 pub fn plan(books: &[Statement], max_rows: usize) -> Vec<Batch> {
     let mut rows: Vec<_> = books.iter().filter_map(|statement| Some((statement, claimable(statement)?))).collect();
@@ -21,8 +25,11 @@ pub fn plan(books: &[Statement], max_rows: usize) -> Vec<Batch> {
         let due = row.total_claimed.saturating_sub(statement.view.total_claimed);
         (statement.view.withdrawal.is_none(), std::cmp::Reverse(due), statement.id)
     });
-    let rows: Vec<_> = rows.into_iter().map(|(_, row)| row).collect();
-    rows.chunks(max_rows.max(1)).map(|rows| Batch { rows: rows.to_vec() }).collect()
+    let (alone, together): (Vec<_>, Vec<_>) =
+        rows.into_iter().map(|(_, row)| row).partition(|row| row.config.payer_authorizer.is_zero());
+    // What may cost a transaction for nothing waits for what cannot.
+    let batches = together.chunks(max_rows.max(1)).chain(alone.chunks(1));
+    batches.map(|rows| Batch { rows: rows.to_vec() }).collect()
 }
 
 fn claimable(statement: &Statement) -> Option<ClaimRow> {
@@ -87,6 +94,23 @@ mod tests {
     fn shape(batches: &[Batch]) -> Vec<Vec<(u8, u128)>> {
         let row = |row: &ClaimRow| (row.config.payer.0[0], row.total_claimed.units());
         batches.iter().map(|batch| batch.rows.iter().map(row).collect()).collect()
+    }
+
+    #[test]
+    fn a_row_that_a_wallet_approves_goes_alone_and_last() {
+        let wallet = |mut statement: Statement| {
+            statement.config.payer_authorizer = Address::ZERO;
+            statement.row.as_mut().unwrap().config.payer_authorizer = Address::ZERO;
+            statement
+        };
+        let books = vec![
+            wallet(statement(1, 100, 0, 90, true)),
+            statement(2, 100, 0, 50, false),
+            wallet(statement(3, 100, 0, 40, false)),
+            statement(4, 100, 0, 30, false),
+            statement(5, 100, 0, 20, false),
+        ];
+        assert_eq!(shape(&plan(&books, 2)), [vec![(2, 50), (4, 30)], vec![(5, 20)], vec![(1, 90)], vec![(3, 40)]]);
     }
 
     #[test]
