@@ -20,6 +20,10 @@ use crate::protocol::{Amount, ChannelId, Hash};
 /// chain whatever became of it.
 const MAX_RECEIPT_WAIT: Duration = Duration::from_secs(180);
 
+/// How soon a round that ended early is tried again, where the interval is longer. An interval may be hours, and a payer
+/// whose withdrawal is running does not wait that long.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+
 /// What a round did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -69,12 +73,16 @@ pub(super) async fn run<C: Chain>(
         let order = tokio::select! {
             // An order that came before the stop is still carried out: the last round is ordered on the way down.
             biased;
-            order = orders.recv() => order,
+            // Once nobody can order any more, the other two go on.
+            Some(order) = orders.recv() => Some(order),
             () = stop.cancelled() => return,
             _ = ticks.tick() => None,
         };
         let report = round(&office).await;
         log(&report);
+        if report.problem.is_some() {
+            ticks.reset_after(RETRY_AFTER.min(interval));
+        }
         if let Some(order) = order {
             // Whoever asked may have gone; the round was worth it.
             let _ = order.send(report);
@@ -135,17 +143,25 @@ async fn claim<C: Chain>(office: &Office<C>, rows: Vec<ClaimRow>, report: &mut R
             Ok(mined) if mined.success => {
                 book_claims(office, &rows, &mined, report).await?;
             }
-            // Mined and reverted, though the node let it pass: the state moved in between. The next round sees it.
-            Ok(mined) => fail(office, &rows, &format!("transaction {} reverted", mined.hash), report),
-            Err(ChainError::Reverted { .. }) if rows.len() > 1 => {
-                let (first, second) = rows.split_at(rows.len() / 2);
-                waiting.extend([second.to_vec(), first.to_vec()]);
+            // Mined and reverted, though the node let it pass: one row's state moved in between, and the others must
+            // not wait for it.
+            Ok(mined) if rows.len() > 1 => {
+                tracing::warn!(transaction = %mined.hash, rows = rows.len(), "a claim reverted when it was mined");
+                waiting.extend(halves(&rows));
             }
+            Ok(mined) => fail(office, &rows, &format!("transaction {} reverted", mined.hash), report),
+            Err(ChainError::Reverted { .. }) if rows.len() > 1 => waiting.extend(halves(&rows)),
             Err(error @ ChainError::Reverted { .. }) => fail(office, &rows, &error.to_string(), report),
             Err(other) => return Err(other),
         }
     }
     Ok(())
+}
+
+/// Both halves of a batch, as a stack takes them: the first is on top.
+fn halves(rows: &[ClaimRow]) -> [Vec<ClaimRow>; 2] {
+    let (first, second) = rows.split_at(rows.len() / 2);
+    [second.to_vec(), first.to_vec()]
 }
 
 /// The receiver and its authorizer may claim by themselves, which is cheaper; anybody else shows the authorizer's
