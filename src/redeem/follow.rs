@@ -53,11 +53,7 @@ pub(super) async fn run<C: Chain>(
 /// Reads new blocks; true if a payer of ours announced a withdrawal while something is unclaimed.
 async fn step<C: Chain>(office: &Office<C>, next: &mut Option<u64>) -> Result<bool, ChainError> {
     let head = office.chain.head().await?.number;
-    // Nothing new; or a reorganisation left fewer blocks, which will be more again in a moment.
-    if next.is_some_and(|next| next > head) {
-        return Ok(false);
-    }
-    let from = next.unwrap_or(head).saturating_sub(REORG_OVERLAP_BLOCKS);
+    let Some(from) = first_to_read(*next, head) else { return Ok(false) };
     let to = head.min(from.saturating_add(MAX_BLOCKS_AT_ONCE));
     let mut touched = BTreeSet::new();
     let mut withdrawing: Vec<ChannelId> = Vec::new();
@@ -82,4 +78,33 @@ async fn step<C: Chain>(office: &Office<C>, next: &mut Option<u64>) -> Result<bo
         office.accounts().statement(id).is_some_and(|books| books.row.is_some() && books.view.withdrawal.is_some())
     };
     Ok(withdrawing.iter().any(at_risk))
+}
+
+/// The first block to read, if there is one: some blocks before the first that is new. Where the chain is shorter than
+/// what was read (a reorganisation, or a node that once named a block far ahead), its end is read again, so that nothing
+/// is missed until it is as long as it was said to be.
+fn first_to_read(next: Option<u64>, head: u64) -> Option<u64> {
+    let beyond = head.saturating_add(1);
+    (next != Some(beyond)).then(|| next.unwrap_or(head).min(beyond).saturating_sub(REORG_OVERLAP_BLOCKS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_that_became_shorter_is_read_again() {
+        let cases = [
+            (None, 100, Some(96)),
+            (Some(101), 100, None),
+            (Some(101), 101, Some(97)),
+            (Some(101), 900, Some(97)),
+            (Some(101), 99, Some(96)),
+            (Some(101), 0, Some(0)),
+            (Some(u64::MAX), 100, Some(97)),
+        ];
+        for (next, head, from) in cases {
+            assert_eq!(first_to_read(next, head), from, "next {next:?}, head {head}");
+        }
+    }
 }
