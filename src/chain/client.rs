@@ -25,7 +25,6 @@ use super::events::{self, RawLog};
 use super::rpc::{Failure, Fate, Rpc};
 use super::types::{ChannelEvent, Head, Mined, Owed, TokenDomain, View, Withdrawal};
 use super::url::RpcUrl;
-use crate::protocol::claim::ClaimRow;
 use crate::protocol::contracts::SETTLEMENT;
 use crate::protocol::voucher::PayerEvidence;
 use crate::protocol::{Address, Amount, ChannelId, Hash, LocalKey, Signature};
@@ -637,7 +636,7 @@ mod tests {
 
     #[test]
     fn a_wallet_has_its_allowance_and_a_batch_no_more_than_a_transaction() {
-        let row = |payer_authorizer| ClaimRow {
+        let row = |payer_authorizer| crate::protocol::claim::ClaimRow {
             config: crate::protocol::ChannelConfig {
                 payer: Address([1; 20]),
                 payer_authorizer,
@@ -652,7 +651,9 @@ mod tests {
             total_claimed: Amount::new(1),
         };
         let (key, wallet) = (row(Address([1; 20])), row(Address::ZERO));
-        let claim = |rows: &[&ClaimRow]| Call::Claim { rows: rows.iter().map(|row| (*row).clone()).collect() };
+        let claim = |rows: &[&crate::protocol::claim::ClaimRow]| Call::Claim {
+            rows: rows.iter().map(|row| (*row).clone()).collect(),
+        };
         assert_eq!(gas_allowance(&claim(&[&key; 100])), MAX_TRANSACTION_GAS);
         assert_eq!(gas_allowance(&claim(&[&key, &wallet])), CALL_GAS + 2 * ROW_GAS + WALLET_GAS);
         assert_eq!(gas_allowance(&claim(&[&wallet; 272])), MAX_TRANSACTION_GAS);

@@ -63,7 +63,8 @@ impl<C: Chain> Office<C> {
     }
 
     /// Reads a channel at `block` or later and books it. A node that lags behind the transaction we just saw mined is
-    /// asked again, because its view would be older than our own.
+    /// asked again, because its view would be older than our own; one that stays behind is an error, because what it says
+    /// would read as if the transaction had not been.
     pub(crate) async fn refresh_since(
         &self,
         config: &crate::protocol::ChannelConfig,
@@ -80,7 +81,7 @@ impl<C: Chain> Office<C> {
             }
             tokio::time::sleep(self.settings.poll).await;
         }
-        self.chain.channel(id).await
+        Err(ChainError::Decode { what: "a block as new as that of a transaction it reported", source: None })
     }
 }
 

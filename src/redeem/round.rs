@@ -141,7 +141,7 @@ async fn claim<C: Chain>(office: &Office<C>, rows: Vec<ClaimRow>, report: &mut R
     while let Some(rows) = waiting.pop() {
         match send(office, &claim_call(office, &rows)).await {
             Ok(mined) if mined.success => {
-                book_claims(office, &rows, &mined, report).await?;
+                book_claims(office, &rows, &mined, report).await;
             }
             // Mined and reverted, though the node let it pass: one row's state moved in between, and the others must
             // not wait for it.
@@ -188,12 +188,7 @@ fn fail<C: Chain>(office: &Office<C>, rows: &[ClaimRow], reason: &str, report: &
 }
 
 /// Books what the events say, and reads the channels again.
-async fn book_claims<C: Chain>(
-    office: &Office<C>,
-    rows: &[ClaimRow],
-    mined: &Mined,
-    report: &mut Report,
-) -> Result<(), ChainError> {
+async fn book_claims<C: Chain>(office: &Office<C>, rows: &[ClaimRow], mined: &Mined, report: &mut Report) {
     report.transactions.push(mined.hash);
     for event in &mined.events {
         if let Happening::Claimed { amount, .. } = event.what {
@@ -203,9 +198,12 @@ async fn book_claims<C: Chain>(
     }
     let settlement = office.gate.policy().terms().settlement();
     for row in rows {
-        office.refresh_since(&row.config, row.config.id(&settlement), mined.block).await?;
+        let id = row.config.id(&settlement);
+        if let Err(error) = office.refresh_since(&row.config, id, mined.block).await {
+            // The other batches do not wait for it: a row that is claimed again changes nothing.
+            tracing::warn!(channel = %id, %error, "a claimed channel cannot be read yet");
+        }
     }
-    Ok(())
 }
 
 /// Settles what the contract says is owed. Nothing owed is no error and no transaction.

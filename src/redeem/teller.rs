@@ -34,6 +34,10 @@ const MAX_STOP_WAIT: std::time::Duration = std::time::Duration::from_secs(30);
 /// How long one wait for a receipt lasts before the other signs are looked at.
 const RECEIPT_WAIT: std::time::Duration = std::time::Duration::from_secs(15);
 
+/// How long a deposit is followed. The authorizations stock clients sign are long dead by then; one that a client signed
+/// for longer, and whose transaction got lost, must not keep its channel waiting for years.
+const MAX_DEPOSIT_FOLLOW: std::time::Duration = std::time::Duration::from_secs(2 * 3_600);
+
 /// How often a refund is signed again because its nonce was used up by somebody else.
 const MAX_REFUND_SIGNINGS: usize = 3;
 
@@ -111,7 +115,10 @@ impl<C: Chain> Teller<C> {
 
     async fn deposit(&self, config: ChannelConfig, deposit: Deposit, place: DepositPlace) {
         let id = config.id(&self.office.gate.policy().terms().settlement());
-        let end = self.deposit_end(&config, id, &deposit).await;
+        let Some(end) = self.deposit_end(&config, id, &deposit).await else {
+            tracing::error!(channel = %id, amount = %deposit.amount, "a deposit is not followed any more; it may still land");
+            return drop(place);
+        };
         match &end {
             DepositEnd::Landed { transaction, view } => {
                 tracing::info!(channel = %id, amount = %deposit.amount, balance = %view.balance, %transaction, "deposit landed");
@@ -121,66 +128,86 @@ impl<C: Chain> Teller<C> {
         place.end(end);
     }
 
-    async fn deposit_end(&self, config: &ChannelConfig, id: ChannelId, deposit: &Deposit) -> DepositEnd {
+    /// `None` where nobody can say how it ends.
+    async fn deposit_end(&self, config: &ChannelConfig, id: ChannelId, deposit: &Deposit) -> Option<DepositEnd> {
         let chain = &self.office.chain;
         match chain.token_balance(config.token, config.payer).await {
-            Ok(balance) if balance < deposit.amount => return DepositEnd::PayerTooPoor,
+            Ok(balance) if balance < deposit.amount => return Some(DepositEnd::PayerTooPoor),
             Ok(_) => {}
-            Err(error) => return not_sent(&error),
+            Err(error) => return Some(not_sent(&error)),
         }
         let call =
             Call::Deposit { config: *config, amount: deposit.amount, authorization: deposit.authorization.clone() };
         // Sending begins with a simulation, so what the contract would refuse is never broadcast.
         let transaction = match chain.send(&call).await {
             Ok(hash) => hash,
-            Err(SendError::Refused(error)) => return not_sent(&error),
+            Err(SendError::Refused(error)) => return Some(not_sent(&error)),
             Err(SendError::Unknown { hash, .. }) => hash,
         };
         tracing::debug!(channel = %id, %transaction, "deposit sent");
         self.follow_deposit(config, id, deposit, transaction).await
     }
 
-    /// Waits until the deposit's fate is known.
+    /// Waits until the deposit's fate is known, up to [`MAX_DEPOSIT_FOLLOW`].
+    ///
+    /// The authorization decides it, not our transaction: anybody may relay the same one before us, and then ours
+    /// reverts although the money is there.
     async fn follow_deposit(
         &self,
         config: &ChannelConfig,
         id: ChannelId,
         deposit: &Deposit,
         transaction: Hash,
-    ) -> DepositEnd {
+    ) -> Option<DepositEnd> {
         let office = &self.office;
-        let nonce = Authorization::nonce(id, deposit.authorization.salt);
-        loop {
+        let deadline = tokio::time::Instant::now() + MAX_DEPOSIT_FOLLOW;
+        while tokio::time::Instant::now() < deadline {
             let receipt = office.chain.await_receipt(transaction, RECEIPT_WAIT, office.settings.poll).await;
-            match receipt {
-                Ok(Some(mined)) if mined.success => {
-                    if let Some(view) = self.book_deposit(config, id, deposit, mined.block).await {
-                        return DepositEnd::Landed { transaction, view };
-                    }
-                }
-                Ok(Some(_)) => return DepositEnd::Dead(format!("transaction {transaction} reverted")),
-                Ok(None) => {
-                    // Not mined: look whether it can still be. An authorization that is used up landed some other way.
-                    match office.chain.authorization_used(config.token, config.payer, nonce).await {
-                        Ok(true) => {
-                            if let Some(view) = self.book_deposit(config, id, deposit, 0).await {
-                                return DepositEnd::Landed { transaction, view };
-                            }
-                        }
-                        Ok(false) => match office.chain.head().await {
-                            Ok(head) if head.timestamp >= deposit.authorization.valid_before => {
-                                return DepositEnd::Dead("the authorization ran out before it was mined".to_owned());
-                            }
-                            _ => {}
-                        },
-                        Err(_) => {}
-                    }
-                }
+            let end = match receipt {
+                Ok(Some(mined)) if mined.success => Ok(Some(mined.block)),
+                Ok(unsuccessful) => self.landed_without_us(config, id, deposit, unsuccessful.as_ref()).await,
                 Err(error) => {
                     tracing::warn!(channel = %id, %transaction, %error, "a deposit cannot be followed at the moment");
                     tokio::time::sleep(office.settings.poll).await;
+                    continue;
                 }
+            };
+            match end {
+                Ok(Some(block)) => {
+                    if let Some(view) = self.book_deposit(config, id, deposit, block).await {
+                        return Some(DepositEnd::Landed { transaction, view });
+                    }
+                }
+                // Not known yet, or the node cannot say at the moment.
+                Ok(None) => tokio::time::sleep(office.settings.poll).await,
+                Err(why) => return Some(DepositEnd::Dead(why)),
             }
+        }
+        None
+    }
+
+    /// Whether the authorization was used by another transaction than ours, which reverted or is not mined: the block at
+    /// which that was seen; nothing where it may still land; or why it cannot any more.
+    async fn landed_without_us(
+        &self,
+        config: &ChannelConfig,
+        id: ChannelId,
+        deposit: &Deposit,
+        reverted: Option<&Mined>,
+    ) -> Result<Option<u64>, String> {
+        let chain = &self.office.chain;
+        // The block before the question: were it after, the deposit could land in between and be called dead.
+        let Ok(head) = chain.head().await else { return Ok(None) };
+        let nonce = Authorization::nonce(id, deposit.authorization.salt);
+        match (chain.authorization_used(config.token, config.payer, nonce).await, reverted) {
+            (Ok(true), _) => Ok(Some(head.number)),
+            // This node has not seen yet what reverted it.
+            (Ok(false), Some(mined)) if head.number < mined.block => Ok(None),
+            (Ok(false), Some(mined)) => Err(format!("transaction {} reverted", mined.hash)),
+            (Ok(false), None) if head.timestamp >= deposit.authorization.valid_before => {
+                Err("the authorization ran out before it was mined".to_owned())
+            }
+            (Ok(false), None) | (Err(_), _) => Ok(None),
         }
     }
 

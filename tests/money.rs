@@ -1,0 +1,345 @@
+//! Money under a chain that misbehaves: the gate and redemption together, over a chain that is scripted.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests fail the test")]
+
+use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use serde_json::{Value, json};
+use tower::{Layer as _, ServiceExt as _};
+
+use peaje::chain::{
+    Call, Chain, ChainError, ChannelEvent, Happening, Head, LogPosition, Mined, Owed, SendError, TokenDomain,
+};
+use peaje::gate::path::PathPattern;
+use peaje::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
+use peaje::gate::{Desk, Gate};
+use peaje::ledger::View;
+use peaje::protocol::claim::ClaimRow;
+use peaje::protocol::deposit::Authorization;
+use peaje::protocol::voucher::PayerEvidence;
+use peaje::protocol::x402::{self, PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, Receipt};
+use peaje::protocol::{
+    Address, Amount, ChannelConfig, ChannelId, Code, Domain, Hash, LocalKey, Network, Signature, Voucher,
+};
+use peaje::redeem::{Redemption, Settings};
+
+const CHAIN_ID: u64 = 84_532;
+const PRICE: u128 = 2_000;
+const DEPOSIT: u128 = 10 * PRICE;
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+// -------------------------------------------------------------------------------------------------------- the chain
+
+/// A chain that carries out every call in a block of its own, except where it is told to misbehave.
+#[derive(Default)]
+struct Scripted(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    block: u64,
+    channels: HashMap<ChannelId, View>,
+    used: HashSet<Hash>,
+    owed: u128,
+    settled: u128,
+    mined: HashMap<Hash, Mined>,
+    /// How many rows each claim that was sent had.
+    claims: Vec<usize>,
+    /// Somebody else relays every deposit first, so that ours reverts.
+    front_run: bool,
+    /// With every deposit so much is claimed, past the gate.
+    claimed_elsewhere: u128,
+    /// A claim of this channel passes its simulation and reverts when it is mined.
+    poison: Option<ChannelId>,
+}
+
+impl State {
+    fn view(&self, id: ChannelId) -> View {
+        View { block: self.block, ..self.channels.get(&id).copied().unwrap_or_default() }
+    }
+
+    /// Carries out a call; whether that went well, and what happened.
+    fn run(&mut self, call: &Call) -> (bool, Vec<Happening>) {
+        let settlement = Domain::settlement(CHAIN_ID);
+        match call {
+            Call::Deposit { config, amount, authorization } => {
+                let channel = config.id(&settlement);
+                self.used.insert(Authorization::nonce(channel, authorization.salt));
+                let view = self.channels.entry(channel).or_default();
+                view.balance = view.balance.checked_add(*amount).unwrap();
+                view.total_claimed = view.total_claimed.checked_add(Amount::new(self.claimed_elsewhere)).unwrap();
+                (!self.front_run, Vec::new())
+            }
+            Call::ClaimWithSignature { rows, .. } | Call::Claim { rows } => {
+                self.claims.push(rows.len());
+                let id = |row: &ClaimRow| row.config.id(&settlement);
+                if rows.iter().any(|row| Some(id(row)) == self.poison) {
+                    return (false, Vec::new());
+                }
+                let mut happened = Vec::new();
+                for row in rows {
+                    let view = self.channels.get_mut(&id(row)).unwrap();
+                    let amount = row.total_claimed.checked_sub(view.total_claimed).unwrap();
+                    view.total_claimed = row.total_claimed;
+                    self.owed += amount.units();
+                    happened.push(Happening::Claimed {
+                        channel: id(row),
+                        amount,
+                        new_total_claimed: row.total_claimed,
+                    });
+                }
+                (true, happened)
+            }
+            Call::Settle { receiver, token } => {
+                let amount = Amount::new(self.owed - self.settled);
+                self.settled = self.owed;
+                (true, vec![Happening::Settled { receiver: *receiver, token: *token, amount }])
+            }
+            other => panic!("no test sends {other:?}"),
+        }
+    }
+}
+
+impl Scripted {
+    fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.0.lock().unwrap())
+    }
+}
+
+impl Chain for Scripted {
+    fn chain_id(&self) -> u64 {
+        CHAIN_ID
+    }
+
+    fn sender(&self) -> Option<Address> {
+        Some(Address([0x6a; 20]))
+    }
+
+    async fn head(&self) -> Result<Head, ChainError> {
+        Ok(Head { number: self.with(|state| state.block), hash: Hash::ZERO, timestamp: now_s() })
+    }
+
+    async fn channel(&self, id: ChannelId) -> Result<View, ChainError> {
+        Ok(self.with(|state| state.view(id)))
+    }
+
+    async fn channels(&self, ids: &[ChannelId]) -> Result<Vec<View>, ChainError> {
+        Ok(self.with(|state| ids.iter().map(|id| state.view(*id)).collect()))
+    }
+
+    async fn payer_evidence(&self, _: Address, _: Hash, _: &Signature) -> Result<PayerEvidence, ChainError> {
+        Ok(PayerEvidence::NoCode)
+    }
+
+    async fn has_code(&self, _: Address) -> Result<bool, ChainError> {
+        Ok(false)
+    }
+
+    async fn token_balance(&self, _: Address, _: Address) -> Result<Amount, ChainError> {
+        Ok(Amount::MAX)
+    }
+
+    async fn authorization_used(&self, _: Address, _: Address, nonce: Hash) -> Result<bool, ChainError> {
+        Ok(self.with(|state| state.used.contains(&nonce)))
+    }
+
+    async fn token_domain(&self, _: Address) -> Result<TokenDomain, ChainError> {
+        unimplemented!("no test asks")
+    }
+
+    async fn gas_balance(&self, _: Address) -> Result<u128, ChainError> {
+        Ok(u128::MAX)
+    }
+
+    async fn receivers(&self, _: Address, _: Address) -> Result<Owed, ChainError> {
+        Ok(self
+            .with(|state| Owed { total_claimed: Amount::new(state.owed), total_settled: Amount::new(state.settled) }))
+    }
+
+    async fn simulate(&self, _: &Call) -> Result<u64, ChainError> {
+        Ok(100_000)
+    }
+
+    async fn send(&self, call: &Call) -> Result<Hash, SendError> {
+        Ok(self.with(|state| {
+            let (success, happened) = state.run(call);
+            state.block += 1;
+            let block = state.block;
+            let hash = Hash([u8::try_from(block).unwrap(); 32]);
+            let at = LogPosition { block, log_index: 0, block_hash: hash, transaction: hash };
+            let events = happened.into_iter().map(|what| ChannelEvent { at, what }).collect();
+            state.mined.insert(hash, Mined { hash, block, block_hash: hash, success, gas_used: 1, events });
+            hash
+        }))
+    }
+
+    async fn receipt(&self, transaction: Hash) -> Result<Option<Mined>, ChainError> {
+        Ok(self.with(|state| state.mined.get(&transaction).cloned()))
+    }
+
+    async fn events(&self, _: u64, _: u64) -> Result<Vec<ChannelEvent>, ChainError> {
+        Ok(Vec::new())
+    }
+}
+
+// --------------------------------------------------------------------------------------------------------- the toll
+
+struct Toll {
+    gate: Gate,
+    chain: Arc<Scripted>,
+    redemption: Redemption,
+    terms: Terms,
+}
+
+impl Toll {
+    fn open(state: State) -> Self {
+        let usdc = Network::by_chain_id(CHAIN_ID).unwrap().token("usdc").unwrap();
+        let authorizer = LocalKey::from_bytes(&[3; 32]).unwrap();
+        let terms = Terms {
+            chain_id: CHAIN_ID,
+            token: TokenTerms::preset(usdc),
+            pay_to: Address([1; 20]),
+            receiver_authorizer: authorizer.address(),
+            withdraw_delay_s: 900,
+            max_timeout_s: 60,
+            min_deposit: None,
+        };
+        let routes = vec![Route::new(PathPattern::parse("/paid").unwrap(), Price::Fixed(Amount::new(PRICE)))];
+        let policy = Policy::new(terms.clone(), "https://api.example", routes).unwrap();
+        let (desk, questions) = Desk::new();
+        let gate = Gate::new(policy, desk);
+        let chain = Arc::new(Scripted(Mutex::new(state)));
+        let settings = Settings { interval: Duration::from_secs(3_600), max_rows: 100, poll: Duration::from_millis(5) };
+        let redemption = Redemption::start(gate.clone(), questions, Arc::clone(&chain), authorizer, settings);
+        Self { gate, chain, redemption, terms }
+    }
+
+    fn payer(&self, number: u8) -> Payer {
+        let key = LocalKey::from_bytes(&[number; 32]).unwrap();
+        let config = ChannelConfig {
+            payer: key.address(),
+            payer_authorizer: key.address(),
+            receiver: self.terms.pay_to,
+            receiver_authorizer: self.terms.receiver_authorizer,
+            token: self.terms.token.address,
+            withdraw_delay: self.terms.withdraw_delay_s,
+            salt: Hash::ZERO,
+        };
+        Payer { key, config }
+    }
+
+    async fn pay(&self, payload: Value) -> Response<()> {
+        let accepted = json!(self.terms.offer(Amount::new(PRICE)));
+        let payment = json!({"x402Version": 2, "accepted": accepted, "payload": payload});
+        let served = tower::service_fn(|_: Request<()>| async {
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"served"))))
+        });
+        let request = Request::get("/paid").header(PAYMENT_SIGNATURE, x402::encode(&payment)).body(()).unwrap();
+        self.gate.layer().layer(served).oneshot(request).await.unwrap().map(|_| ())
+    }
+}
+
+struct Payer {
+    key: LocalKey,
+    config: ChannelConfig,
+}
+
+impl Payer {
+    fn id(&self) -> ChannelId {
+        self.config.id(&Domain::settlement(CHAIN_ID))
+    }
+
+    /// A voucher up to `max`, and the deposit that goes with it.
+    fn deposit(&self, terms: &Terms, amount: u128, max: u128) -> Value {
+        let (amount, salt, valid_before) = (Amount::new(amount), Hash([7; 32]), now_s() + 60);
+        let nonce = Authorization::nonce(self.id(), salt);
+        let digest = Authorization::digest(&terms.token_domain(), self.config.payer, amount, 0, valid_before, nonce);
+        let voucher = Voucher { channel: self.id(), max_claimable: Amount::new(max) };
+        json!({
+            "type": "deposit",
+            "channelConfig": self.config,
+            "voucher": voucher.sign(&terms.settlement(), &self.key),
+            "deposit": {"amount": amount, "authorization": {"erc3009Authorization": {
+                "validAfter": "0", "validBefore": valid_before.to_string(), "salt": salt,
+                "signature": self.key.sign(digest),
+            }}},
+        })
+    }
+}
+
+fn receipt(response: &Response<()>) -> Option<Receipt> {
+    response.headers().get(PAYMENT_RESPONSE).map(|text| x402::decode(text.as_bytes()).unwrap())
+}
+
+// --------------------------------------------------------------------------------------------------------- the tests
+
+/// Told that it failed, a stock client signs another deposit and has paid twice.
+#[tokio::test]
+async fn a_deposit_that_somebody_else_relayed_is_not_called_failed() {
+    let toll = Toll::open(State { front_run: true, ..State::default() });
+    let payer = toll.payer(9);
+    let answer = toll.pay(payer.deposit(&toll.terms, DEPOSIT, PRICE)).await;
+    assert_eq!(answer.status(), StatusCode::OK, "{answer:?}");
+    let receipt = receipt(&answer).unwrap();
+    assert!(receipt.success);
+    assert_eq!(receipt.amount, Some(DEPOSIT.to_string()));
+    assert_eq!(receipt.charged_amount(), Some(Amount::new(PRICE)));
+    toll.redemption.stop().await;
+}
+
+/// A stock client that finds a receipt does not recover; and it books none whose sums are not its own. It would sign
+/// another deposit. The corrective alone makes it read the chain, where its money is.
+#[tokio::test]
+async fn a_corrective_after_a_deposit_has_no_receipt() {
+    let toll = Toll::open(State { claimed_elsewhere: 1, ..State::default() });
+    let payer = toll.payer(9);
+    let answer = toll.pay(payer.deposit(&toll.terms, DEPOSIT, PRICE)).await;
+    assert_eq!(answer.status(), StatusCode::PAYMENT_REQUIRED);
+    assert_eq!(receipt(&answer), None);
+    let quote: Value = x402::decode(answer.headers()[PAYMENT_REQUIRED].as_bytes()).unwrap();
+    assert_eq!(quote["error"], Code::CumulativeAmountMismatch.as_str());
+    let state = &quote["accepts"][0]["extra"]["channelState"];
+    assert_eq!((&state["balance"], &state["chargedCumulativeAmount"]), (&json!(DEPOSIT.to_string()), &json!("1")));
+    toll.redemption.stop().await;
+}
+
+/// A simulation cannot promise what happens when a claim is mined.
+#[tokio::test]
+async fn a_row_that_reverts_when_mined_does_not_hold_up_the_others() {
+    let toll = Toll::open(State::default());
+    let payers: Vec<_> = (1..=8).map(|number| toll.payer(number + 16)).collect();
+    for payer in &payers {
+        assert_eq!(toll.pay(payer.deposit(&toll.terms, DEPOSIT, PRICE)).await.status(), StatusCode::OK);
+    }
+    toll.chain.with(|state| state.poison = Some(payers[5].id()));
+    let report = toll.redemption.redeem().await.unwrap();
+    assert_eq!((report.channels, report.claimed), (7, Amount::new(7 * PRICE)));
+    assert_eq!(report.settled, Amount::new(7 * PRICE));
+    assert_eq!(report.failures.iter().map(|row| row.channel).collect::<Vec<_>>(), [payers[5].id()]);
+    assert_eq!(report.left, Amount::new(PRICE));
+    toll.redemption.stop().await;
+}
+
+/// A wallet can refuse when mined what it approved in the simulation; it costs its own claim only.
+#[tokio::test]
+async fn a_wallets_row_is_not_in_a_batch_with_others() {
+    let toll = Toll::open(State::default());
+    let mut wallet = toll.payer(8);
+    wallet.config.payer_authorizer = Address::ZERO;
+    for payer in [&wallet, &toll.payer(9), &toll.payer(10)] {
+        assert_eq!(toll.pay(payer.deposit(&toll.terms, DEPOSIT, PRICE)).await.status(), StatusCode::OK);
+    }
+    toll.chain.with(|state| state.poison = Some(wallet.id()));
+    let report = toll.redemption.redeem().await.unwrap();
+    assert_eq!((report.channels, report.failures.len()), (2, 1));
+    assert_eq!(toll.chain.with(|state| state.claims.clone()), [2, 1]);
+    toll.redemption.stop().await;
+}
