@@ -64,8 +64,10 @@ impl Refusal {
         Self { detail: Some(detail.into()), ..self }
     }
 
+    /// A corrective stays without: a client that finds a receipt does not recover, and one whose sums are not its own it
+    /// does not book either. The corrective makes it read the chain, which says all that the receipt would.
     pub(super) fn with_receipt(self, receipt: Receipt) -> Self {
-        Self { receipt: Some(Box::new(receipt)), ..self }
+        if self.corrective.is_some() { self } else { Self { receipt: Some(Box::new(receipt)), ..self } }
     }
 
     /// The code or text, for the log.
