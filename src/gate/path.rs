@@ -1,8 +1,9 @@
 //! Paths and the patterns that match them.
 //!
 //! **Owns** the one reading of a request path. **Promises** that a path two servers could read differently (dot
-//! segments, doubled or encoded slashes, back-slashes) is refused before it is priced: otherwise a request could be
-//! matched by a cheap route here and served as a dear one upstream. **Does not** change the path that is forwarded.
+//! segments, doubled or encoded slashes, back-slashes, path parameters) is refused before it is priced: otherwise a
+//! request could be matched by a cheap route here and served as a dear one upstream. **Does not** change the path that is
+//! forwarded.
 
 use std::fmt;
 
@@ -27,6 +28,9 @@ pub enum PathError {
     /// An encoded slash, a back-slash, or a control character.
     #[error("the path has an encoded slash, a back-slash or a control character")]
     Separator,
+    /// A semicolon. Some servers take what follows it in a segment for parameters and route by the rest.
+    #[error("the path has a semicolon, which some servers cut off")]
+    Parameters,
     /// `%` without two hex digits.
     #[error("the path has a broken percent escape")]
     Escape,
@@ -63,6 +67,9 @@ fn segment(raw: &str) -> Result<Vec<u8>, PathError> {
         };
         if byte == b'/' || byte == b'\\' || byte.is_ascii_control() {
             return Err(PathError::Separator);
+        }
+        if byte == b';' {
+            return Err(PathError::Parameters);
         }
         out.push(byte);
     }
@@ -219,6 +226,8 @@ mod tests {
             ("/a\\b", PathError::Separator),
             ("/a%00", PathError::Separator),
             ("/a%0d%0a", PathError::Separator),
+            ("/paid;a=b/report", PathError::Parameters),
+            ("/paid%3b", PathError::Parameters),
             ("/a%", PathError::Escape),
             ("/a%4", PathError::Escape),
             ("/a%zz", PathError::Escape),
