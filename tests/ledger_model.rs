@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
-use peaje::ledger::{Channel, Command, Event, HoldNumber, Reject, View, Withdrawal};
+use peaje::ledger::{Channel, Command, Event, HoldNumber, Reject, SentRefund, View, Withdrawal};
 use peaje::protocol::x402::RefundRequest;
 use peaje::protocol::{Address, Amount, ChannelConfig, Domain, Hash, LocalKey, VerifiedVoucher, Voucher};
 use proptest::prelude::*;
@@ -20,6 +20,8 @@ struct Naive {
     signed: Option<i128>,
     hold: Option<(i128, i128)>,
     refunding: bool,
+    /// A refund that was sent and may still be paid.
+    returning: i128,
     block: u64,
 }
 
@@ -31,7 +33,7 @@ impl Naive {
             () if max != self.charged + price => Err(Reject::AmountMismatch),
             () if self.balance == 0 => Err(Reject::NoDeposit),
             () if max > self.balance => Err(Reject::ExceedsBalance),
-            () if max > self.balance - self.leaving => Err(Reject::ExceedsWithdrawal),
+            () if max > self.balance - self.leaving - self.returning => Err(Reject::ExceedsWithdrawal),
             () => Ok(()),
         };
         if verdict.is_ok() {
@@ -104,7 +106,9 @@ enum Step {
         skew: i8,
         size: Option<u8>,
     },
-    EndRefund,
+    EndRefund {
+        sent: Option<u8>,
+    },
     Observe {
         block: u8,
         balance: u16,
@@ -125,7 +129,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (0u8..22).prop_map(|charge| Step::Post { charge }),
         2 => Just(Step::Void),
         1 => (skew, proptest::option::of(0u8..40)).prop_map(|(skew, size)| Step::Refund { skew, size }),
-        2 => Just(Step::EndRefund),
+        2 => proptest::option::weighted(0.2, 0u8..10).prop_map(|sent| Step::EndRefund { sent }),
         1 => (0u8..40, 0u16..300, 0u16..300, 0u8..20)
             .prop_map(|(block, balance, claimed, leaving)| Step::Observe { block, balance, claimed, leaving }),
         3 => (1u8..60).prop_map(|amount| Step::Deposit { amount }),
@@ -203,9 +207,14 @@ proptest! {
                     });
                     prop_assert_eq!(refunded, naive.refund(max, size.map(i128::from)));
                 }
-                Step::EndRefund => {
-                    let ended = run(&mut channel, &Command::EndRefund).is_ok();
+                Step::EndRefund { sent } => {
+                    let sent = sent.map(i128::from);
+                    let refund = sent.map(|sent| SentRefund { nonce: 0, amount: amount(sent) });
+                    let ended = run(&mut channel, &Command::EndRefund { sent: refund }).is_ok();
                     prop_assert_eq!(ended, std::mem::take(&mut naive.refunding));
+                    if ended {
+                        naive.returning = naive.returning.max(sent.unwrap_or_default());
+                    }
                 }
                 Step::Observe { block, balance, claimed, leaving } => {
                     let (balance, claimed, leaving) = (i128::from(balance), i128::from(claimed), i128::from(leaving));
@@ -271,4 +280,34 @@ fn an_old_view_lets_nobody_through() {
     let command = Command::Hold { voucher: &voucher, price: Amount::new(10) };
     assert!(channel.decide(&command, 300).is_ok(), "a third of the withdraw delay of 900 s");
     assert_eq!(channel.decide(&command, 301), Err(Reject::ViewTooOld));
+}
+
+/// Whoever saw the signature of a refund that reverted or got stuck can bring it to the contract later, when what it
+/// gives back was already spent on requests that nobody has claimed yet.
+#[test]
+fn what_a_sent_refund_gives_back_is_not_served_on_until_its_nonce_is_used_up() {
+    let (mut channel, config, key, domain) = channel();
+    let view = View { block: 1, balance: Amount::new(100), refund_nonce: 4, ..View::default() };
+    run(&mut channel, &Command::Observe { view }).unwrap();
+    let proof = signed(&config, &key, &domain, 0);
+    let size = RefundRequest::Amount(Amount::new(70));
+    run(&mut channel, &Command::BeginRefund { voucher: &proof, size }).unwrap();
+    let sent = Some(SentRefund { nonce: 4, amount: Amount::new(70) });
+    run(&mut channel, &Command::EndRefund { sent }).unwrap();
+
+    let hold = |channel: &Channel, max: i128| {
+        let voucher = signed(&config, &key, &domain, max);
+        channel.decide(&Command::Hold { voucher: &voucher, price: amount(max) }, 0).map(|_| ())
+    };
+    assert_eq!((hold(&channel, 30), hold(&channel, 31)), (Ok(()), Err(Reject::ExceedsWithdrawal)));
+    // A later block in which it is still not paid changes nothing.
+    run(&mut channel, &Command::Observe { view: View { block: 2, ..view } }).unwrap();
+    assert_eq!(hold(&channel, 31), Err(Reject::ExceedsWithdrawal));
+    // The payer can ask again; the same nonce pays once.
+    run(&mut channel, &Command::BeginRefund { voucher: &proof, size: RefundRequest::Remainder }).unwrap();
+    run(&mut channel, &Command::EndRefund { sent: None }).unwrap();
+    assert_eq!(hold(&channel, 31), Err(Reject::ExceedsWithdrawal));
+    let paid = View { block: 3, balance: Amount::new(30), refund_nonce: 5, ..view };
+    run(&mut channel, &Command::Observe { view: paid }).unwrap();
+    assert_eq!((hold(&channel, 30), hold(&channel, 31)), (Ok(()), Err(Reject::ExceedsBalance)));
 }

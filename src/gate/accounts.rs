@@ -11,7 +11,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 use super::clock;
-use crate::ledger::{Channel, Command, Event, HoldNumber, Reject, View};
+use crate::ledger::{Channel, Command, Event, HoldNumber, Reject, SentRefund, View};
 use crate::protocol::claim::ClaimRow;
 use crate::protocol::x402::{ChannelState, VoucherState};
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, VerifiedVoucher};
@@ -134,7 +134,7 @@ impl Accounts {
         let event = self.change(&voucher.channel(), &Command::BeginRefund { voucher, size })?;
         Some(event.map(|event| match event {
             Event::RefundBegun { amount } => {
-                (RefundTicket { accounts: self.clone(), channel: voucher.channel() }, amount)
+                (RefundTicket { accounts: self.clone(), channel: voucher.channel(), sent: None }, amount)
             }
             other => unreachable!("a refund is answered with {other:?}"),
         }))
@@ -301,6 +301,7 @@ impl Drop for Hold {
 pub struct RefundTicket {
     accounts: Accounts,
     channel: ChannelId,
+    sent: Option<SentRefund>,
 }
 
 impl RefundTicket {
@@ -308,11 +309,16 @@ impl RefundTicket {
     pub fn channel(&self) -> ChannelId {
         self.channel
     }
+
+    /// The signed refund left this process. Until its nonce is seen used up, nothing is served on what it gives back.
+    pub fn sent(&mut self, refund: SentRefund) {
+        self.sent = Some(refund);
+    }
 }
 
 impl Drop for RefundTicket {
     fn drop(&mut self) {
-        let _ = self.accounts.change(&self.channel, &Command::EndRefund);
+        let _ = self.accounts.change(&self.channel, &Command::EndRefund { sent: self.sent });
     }
 }
 

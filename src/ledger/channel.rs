@@ -39,6 +39,16 @@ pub struct Withdrawal {
     pub initiated_at: u64,
 }
 
+/// A refund whose signature left this process and whose nonce is not used up yet. Anybody who has seen it can still bring
+/// it to the contract, which then pays from what was served meanwhile and is not claimed yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SentRefund {
+    /// Its nonce; it is void once the channel's is above.
+    pub nonce: u128,
+    /// How much it gives back.
+    pub amount: Amount,
+}
+
 /// The voucher with the highest ceiling that paid for something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LatestVoucher {
@@ -85,6 +95,7 @@ pub struct Channel {
     latest: Option<LatestVoucher>,
     hold: Option<OpenHold>,
     refunding: bool,
+    open_refund: Option<SentRefund>,
     next_hold: u64,
 }
 
@@ -123,7 +134,10 @@ pub enum Command<'a> {
         size: RefundRequest,
     },
     /// The refund ended, one way or the other.
-    EndRefund,
+    EndRefund {
+        /// What was sent, if it was; it may still be paid.
+        sent: Option<SentRefund>,
+    },
 }
 
 /// What happened to a channel.
@@ -158,7 +172,10 @@ pub enum Event {
         amount: Amount,
     },
     /// Requests are served again.
-    RefundEnded,
+    RefundEnded {
+        /// The refund that may still be paid.
+        open: Option<SentRefund>,
+    },
 }
 
 /// Why a command was refused.
@@ -182,8 +199,8 @@ pub enum Reject {
     /// The ceiling is above the balance.
     #[error("the voucher's ceiling is above the channel's balance")]
     ExceedsBalance,
-    /// The ceiling is covered only if a pending withdrawal does not happen.
-    #[error("the voucher's ceiling is above what a pending withdrawal leaves")]
+    /// The ceiling is covered only if a pending withdrawal or refund does not happen.
+    #[error("the voucher's ceiling is above what a pending withdrawal or refund leaves")]
     ExceedsWithdrawal,
     /// A price of nothing needs no voucher.
     #[error("a hold must be for more than nothing")]
@@ -226,6 +243,7 @@ impl Channel {
             latest: None,
             hold: None,
             refunding: false,
+            open_refund: None,
             next_hold: 0,
         };
         channel.assert_invariants();
@@ -277,10 +295,11 @@ impl Channel {
         self.charged.saturating_sub(self.view.balance)
     }
 
-    /// What a voucher may reach at most: the balance less what a pending withdrawal will take.
+    /// What a voucher may reach at most: the balance less what a pending withdrawal and an open refund will take.
     pub fn ceiling(&self) -> Amount {
         let leaving = self.view.withdrawal.map_or(Amount::ZERO, |withdrawal| withdrawal.amount);
-        self.view.balance.saturating_sub(leaving)
+        let returning = self.open_refund.map_or(Amount::ZERO, |refund| refund.amount);
+        self.view.balance.saturating_sub(leaving).saturating_sub(returning)
     }
 
     /// What a refund could give back now.
@@ -303,7 +322,7 @@ impl Channel {
             Command::Observe { view } if !view.is_possible() => Err(Reject::ImpossibleView),
             Command::Observe { view } => Ok(self.observed(*view, now)),
             Command::BeginRefund { voucher, size } => self.decide_refund(voucher, *size, now),
-            Command::EndRefund => self.refunding.then_some(Event::RefundEnded).ok_or(Reject::NoRefund),
+            Command::EndRefund { sent } => self.decide_end_of_refund(*sent),
         }
     }
 
@@ -377,6 +396,15 @@ impl Channel {
         if amount.is_zero() { Err(Reject::NothingToRefund) } else { Ok(Event::RefundBegun { amount }) }
     }
 
+    fn decide_end_of_refund(&self, sent: Option<SentRefund>) -> Result<Event, Reject> {
+        if !self.refunding {
+            return Err(Reject::NoRefund);
+        }
+        // Of two with one nonce only one can be paid; the larger is reckoned with.
+        let open = self.open_refund.into_iter().chain(sent).filter(|refund| refund.nonce >= self.view.refund_nonce);
+        Ok(Event::RefundEnded { open: open.max_by_key(|refund| refund.amount) })
+    }
+
     /// A view from an older block tells nothing new; the newer one is kept, and so is its age.
     fn observed(&self, view: View, now: u64) -> Event {
         if view.block < self.view.block {
@@ -415,7 +443,10 @@ impl Channel {
                 assert!(!self.refunding && *amount <= self.refundable(), "a refund is of what is left");
                 self.refunding = true;
             }
-            Event::RefundEnded => self.refunding = false,
+            Event::RefundEnded { open } => {
+                self.refunding = false;
+                self.open_refund = *open;
+            }
         }
         self.assert_invariants();
     }
@@ -426,6 +457,7 @@ impl Channel {
     fn apply_view(&mut self, view: View, at: u64) {
         self.view = view;
         self.viewed_at = at;
+        self.open_refund = self.open_refund.filter(|refund| refund.nonce >= view.refund_nonce);
         if view.total_claimed > self.charged {
             self.charged = view.total_claimed;
             // A hold made on the old base could charge above its voucher; the caller's request is already being

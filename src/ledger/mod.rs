@@ -11,4 +11,4 @@
 
 mod channel;
 
-pub use channel::{Channel, Command, Event, HoldNumber, LatestVoucher, OpenHold, Reject, View, Withdrawal};
+pub use channel::{Channel, Command, Event, HoldNumber, LatestVoucher, OpenHold, Reject, SentRefund, View, Withdrawal};

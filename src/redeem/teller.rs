@@ -14,7 +14,7 @@ use crate::chain::{Call, Chain, ChainError, Happening, Mined, SendError};
 use crate::gate::Questions;
 use crate::gate::accounts::RefundTicket;
 use crate::gate::desk::{DepositEnd, DepositPlace, DeskError, Question, RefundError, RefundSent};
-use crate::ledger::View;
+use crate::ledger::{SentRefund, View};
 use crate::protocol::claim::{ClaimRow, claim_batch_digest, refund_digest};
 use crate::protocol::deposit::Authorization;
 use crate::protocol::x402::Deposit;
@@ -104,8 +104,8 @@ impl<C: Chain> Teller<C> {
                 let _ = reply.send(evidence.map_err(|error| unreachable(&error)));
             }
             Question::Deposit { config, deposit, place } => self.deposit(config, deposit, place).await,
-            Question::Refund { config, row, amount, ticket, reply } => {
-                let sent = self.refund(&config, row, amount, &ticket).await;
+            Question::Refund { config, row, amount, mut ticket, reply } => {
+                let sent = self.refund(&config, row, amount, &mut ticket).await;
                 // The channel serves again before its payer hears of the refund.
                 drop(ticket);
                 let _ = reply.send(sent);
@@ -230,10 +230,10 @@ impl<C: Chain> Teller<C> {
         config: &ChannelConfig,
         row: Option<ClaimRow>,
         amount: Amount,
-        ticket: &RefundTicket,
+        ticket: &mut RefundTicket,
     ) -> Result<RefundSent, RefundError> {
         let id = ticket.channel();
-        let transaction = self.send_refund(config, id, row, amount).await?;
+        let transaction = self.send_refund(config, row, amount, ticket).await?;
         let mut waits = 0;
         let mined = loop {
             match self.office.chain.await_receipt(transaction, RECEIPT_WAIT, self.office.settings.poll).await {
@@ -259,11 +259,12 @@ impl<C: Chain> Teller<C> {
     async fn send_refund(
         &self,
         config: &ChannelConfig,
-        id: ChannelId,
         row: Option<ClaimRow>,
         amount: Amount,
+        ticket: &mut RefundTicket,
     ) -> Result<Hash, RefundError> {
         let office = &self.office;
+        let id = ticket.channel();
         let settlement = office.gate.policy().terms().settlement();
         let rows: Vec<_> = row.into_iter().collect();
         for signing in 1..=MAX_REFUND_SIGNINGS {
@@ -277,7 +278,10 @@ impl<C: Chain> Teller<C> {
                 refund_signature: office.authorizer.sign(refund_digest(&settlement, id, view.refund_nonce, amount)),
             };
             let error = match office.chain.send(&call).await {
-                Ok(hash) | Err(SendError::Unknown { hash, .. }) => return Ok(hash),
+                Ok(hash) | Err(SendError::Unknown { hash, .. }) => {
+                    ticket.sent(SentRefund { nonce: view.refund_nonce, amount });
+                    return Ok(hash);
+                }
                 Err(SendError::Refused(error)) => error,
             };
             match error.revert_name() {
