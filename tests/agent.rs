@@ -822,6 +822,46 @@ async fn the_day_is_counted_across_processes_by_what_was_charged() {
     assert_eq!(books(&agent), (4_000, 5_000, 10_000));
 }
 
+/// A server that takes payments and gives no receipt, each time in the name of another authorizer, that is, on another
+/// channel: every voucher it was given can be claimed.
+#[tokio::test]
+async fn what_was_sent_without_a_receipt_counts_against_the_budget() {
+    for silence in [|| Reply::new(200), || Reply::new(500), Reply::hang_up] {
+        let server = Server::start(move |seen| match &seen.payment {
+            Some(_) => silence(),
+            None => {
+                let mut offer = offer(PRICE);
+                offer["extra"]["receiverAuthorizer"] = json!(Address([u8::try_from(seen.number + 1).unwrap(); 20]));
+                quote("Payment required", offer)
+            }
+        })
+        .await;
+        let directory = tempfile::tempdir().unwrap();
+        let budget = Budget { max_per_day: dollars(3 * PRICE), ..Budget::default() };
+        for number in 0..3 {
+            let agent = agent_with(budget, open(directory.path()));
+            assert!(!matches!(pay(&agent, &server).await, Err(AgentError::Budget(_))), "payment {number}");
+        }
+        let agent = agent_with(budget, open(directory.path()));
+        let refused = pay(&agent, &server).await.unwrap_err();
+        assert!(matches!(&refused, AgentError::Budget(refusal) if refusal.limit == Limit::Day), "{refused:?}");
+    }
+}
+
+/// The server that failed once and then charges for the same ceiling is paid once.
+#[tokio::test]
+async fn a_ceiling_that_was_counted_is_not_counted_again() {
+    let server = Server::script(vec![unpaid, |_| Reply::new(500), served_in_full, served_in_full]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let budget = Budget { max_per_day: dollars(2 * PRICE), ..Budget::default() };
+    let agent = agent_with(budget, open(directory.path()));
+    for _ in 0..3 {
+        pay(&agent, &server).await.unwrap();
+    }
+    assert_eq!(agent.book().day().unwrap().total, dollars(2 * PRICE));
+    assert!(matches!(pay(&agent, &server).await, Err(AgentError::Budget(_))));
+}
+
 #[tokio::test]
 async fn a_charge_nobody_told_us_of_counts_once_it_is_known() {
     let server = Server::start(|seen| match seen.number {

@@ -51,6 +51,10 @@ pub struct Record {
     pub charged: Amount,
     /// The highest ceiling ever signed: what the server can claim in the worst case.
     pub signed_max: Amount,
+    /// Up to which sum the budget has counted this channel: what was charged, and every ceiling that was sent without a
+    /// receipt coming back.
+    #[serde(default)]
+    pub counted: Amount,
     /// What was deposited less what was refunded.
     pub balance: Amount,
     /// A deposit that was signed and has neither been seen to land nor become impossible.
@@ -370,6 +374,7 @@ mod tests {
             host: "api.example".to_owned(),
             charged: Amount::new(1),
             signed_max: Amount::MAX,
+            counted: Amount::new(2),
             balance: Amount::new(3),
             pending_deposit: Some(PendingDeposit { amount: Amount::new(4), salt: Hash([9; 32]), valid_before: 5 }),
         }

@@ -209,7 +209,8 @@ impl<R: ChainReader> Agent<R> {
     /// without asking again; this saves the round trip of the 402. If the server refuses it, its fresh offer is taken.
     ///
     /// The answer may have any status: a server that fails after it was offered payment answers with its own error, and
-    /// then nothing is counted as charged unless a receipt says so.
+    /// then nothing is booked as charged unless a receipt says so. The budget counts what was signed all the same, once
+    /// for each ceiling: the server could claim it.
     ///
     /// # Cancellation
     /// Safe for the books. If the payment was sent, it may be served and charged without our hearing of it; the next
@@ -279,8 +280,13 @@ impl<R: ChainReader> Agent<R> {
         let choice = &quoted.choice;
         let now = now_s()?;
         let day = now / SECONDS_A_DAY;
-        let price = Dollars::of(choice.offer.amount, choice.token.decimals);
-        let reservation = spending.reserve(&config.budget, &target.host, price, day)?;
+        let in_dollars = |amount| Dollars::of(amount, choice.token.decimals);
+        // What the server could claim before, and after this payment. The budget counts the difference, whatever the
+        // server then says or leaves unsaid: it has our signature.
+        let counted = slot.record.counted.max(slot.record.charged);
+        let ceiling = slot.record.charged.checked_add(choice.offer.amount).ok_or(AgentError::Overflow)?;
+        let (price, fresh) = (in_dollars(choice.offer.amount), in_dollars(ceiling.saturating_sub(counted)));
+        let mut reservation = spending.reserve(&config.budget, &target.host, price, fresh, day)?;
 
         self.look_for_pending(&mut slot.record, choice, tried, now).await?;
         let funds = Funds {
@@ -300,11 +306,20 @@ impl<R: ChainReader> Agent<R> {
         // What is about to be signed for is written down before anybody can hold us to it.
         let signed_before = slot.record.signed_max;
         slot.record.signed_max = signed_before.max(max);
+        slot.record.counted = counted.max(max);
         slot.record.pending_deposit = deposit.or(slot.record.pending_deposit);
         target.host.clone_into(&mut slot.record.host);
         slot = self.save(slot).await?;
 
-        let response = http.send(request, &target.uri, Some(payment), config.patience).await?;
+        reservation.sent(day);
+        let response = match http.send(request, &target.uri, Some(payment), config.patience).await {
+            Ok(response) => response,
+            Err(error) => {
+                drop(reservation);
+                self.save_day().await?;
+                return Err(error);
+            }
+        };
         let asked = Asked { amount: choice.offer.amount, deposit: deposit.map(|deposit| deposit.amount) };
         let verdict = judge::judge_receipt(header(&response, PAYMENT_RESPONSE), asked);
         let status = response.status();
@@ -319,12 +334,20 @@ impl<R: ChainReader> Agent<R> {
             }
             // It cannot exceed the ceiling just signed: the charge is at most the price.
             record.charged = record.charged.checked_add(charged).ok_or(AgentError::Overflow)?;
-            reservation.spend(Dollars::of(charged, choice.token.decimals), day);
+            // A receipt that names its charge is believed as far as the budget goes.
+            if verdict.charged.is_some() {
+                record.counted = counted.max(record.charged);
+                reservation.spend(in_dollars(record.charged.saturating_sub(counted)), day);
+            } else {
+                drop(reservation);
+            }
             self.save_day().await?;
             slot = self.save(slot).await?;
             let payment = payment_made(&slot.record, charged, deposit, verdict);
             return Ok(Step::Done(Box::new(answer(response, Some(payment), attempts))));
         }
+        drop(reservation);
+        self.save_day().await?;
 
         let retry_after_s = retry_after(response.headers());
         let deposit_until = slot.record.pending_deposit.map(|pending| pending.valid_before);
@@ -399,8 +422,10 @@ impl<R: ChainReader> Agent<R> {
             tried.pending_is_absent |= hoped;
             tried.offer_is_old = false;
             // What turns out to be charged without our having heard of it was spent all the same, as far as it was
-            // signed for here.
-            let unheard = slot.record.charged.min(signed_before).saturating_sub(before.0);
+            // signed for here and is not counted yet.
+            let counted = slot.record.counted.max(before.0);
+            let unheard = slot.record.charged.min(signed_before).saturating_sub(counted);
+            slot.record.counted = counted.max(slot.record.charged);
             if !unheard.is_zero() {
                 let spent = Dollars::of(unheard, slot.record.decimals);
                 self.0.spending.count(&slot.record.host, spent, now_s()? / SECONDS_A_DAY);
@@ -551,6 +576,7 @@ impl<R: ChainReader> Agent<R> {
                     host: host.to_owned(),
                     charged: claimed,
                     signed_max: claimed,
+                    counted: claimed,
                     balance: seen.map(|seen| seen.balance).unwrap_or_default(),
                     pending_deposit: None,
                 }

@@ -1,7 +1,8 @@
 //! What was spent, and what is being spent, held against the budget.
 //!
 //! **Owns** the counters: per host since the agent was made, per host and in all today. **Promises** that payments in
-//! flight count in full, so parallel ones cannot overrun a limit together. **Does not** write to disk; the agent stores
+//! flight count in full, so parallel ones cannot overrun a limit together, and that one that was sent stays counted until
+//! a receipt says that it cost less. **Does not** write to disk; the agent stores
 //! what [`Spending::today`] returns.
 
 use std::collections::HashMap;
@@ -22,12 +23,14 @@ struct Counters {
     in_flight_by_host: HashMap<String, Dollars>,
 }
 
-/// Room in the budget for one payment. Dropped, the room is free again.
+/// Room in the budget for one payment. Dropped, the room is free again, unless the payment was sent: whoever has it can
+/// claim it, whatever was answered or not.
 #[derive(Debug)]
 pub(super) struct Reservation {
     spending: Arc<Spending>,
     host: String,
     held: Dollars,
+    sent_on: Option<u64>,
 }
 
 impl Spending {
@@ -36,12 +39,14 @@ impl Spending {
         Arc::new(Self(Mutex::new(Counters { today, ..Counters::default() })))
     }
 
-    /// Makes room for a payment of at most `asked` to `host` on `day` (days since 1970, UTC).
+    /// Makes room for a payment of at most `asked` to `host` on `day` (days since 1970, UTC), of which `fresh` is not
+    /// counted yet.
     pub(super) fn reserve(
         self: &Arc<Self>,
         budget: &Budget,
         host: &str,
         asked: Dollars,
+        fresh: Dollars,
         day: u64,
     ) -> Result<Reservation, BudgetRefusal> {
         let mut counters = self.counters();
@@ -52,18 +57,18 @@ impl Spending {
         let host_spent = of(&counters.since_start).max(host_today).saturating_add(held_by_host);
         let day_spent = counters.today.total.saturating_add(counters.in_flight);
         let checks = [
-            (Limit::Request, budget.max_per_request, Dollars::ZERO),
-            (Limit::Host, budget.max_per_host, host_spent),
-            (Limit::Day, budget.max_per_day, day_spent),
+            (Limit::Request, asked, budget.max_per_request, Dollars::ZERO),
+            (Limit::Host, fresh, budget.max_per_host, host_spent),
+            (Limit::Day, fresh, budget.max_per_day, day_spent),
         ];
-        for (limit, allowed, spent) in checks {
-            if spent.saturating_add(asked) > allowed {
+        for (limit, more, allowed, spent) in checks {
+            if spent.saturating_add(more) > allowed {
                 return Err(BudgetRefusal { limit, asked, allowed, spent });
             }
         }
-        counters.in_flight = counters.in_flight.saturating_add(asked);
-        counters.in_flight_by_host.insert(host.to_owned(), held_by_host.saturating_add(asked));
-        Ok(Reservation { spending: Arc::clone(self), host: host.to_owned(), held: asked })
+        counters.in_flight = counters.in_flight.saturating_add(fresh);
+        counters.in_flight_by_host.insert(host.to_owned(), held_by_host.saturating_add(fresh));
+        Ok(Reservation { spending: Arc::clone(self), host: host.to_owned(), held: fresh, sent_on: None })
     }
 
     /// Counts money that turned out to be spent.
@@ -98,14 +103,23 @@ impl Counters {
 }
 
 impl Reservation {
+    /// The payment is about to leave.
+    pub(super) fn sent(&mut self, day: u64) {
+        self.sent_on = Some(day);
+    }
+
     /// The payment cost so much; the rest is free again.
-    pub(super) fn spend(self, charged: Dollars, day: u64) {
+    pub(super) fn spend(mut self, charged: Dollars, day: u64) {
+        self.sent_on = None;
         self.spending.count(&self.host, charged, day);
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
+        if let Some(day) = self.sent_on {
+            self.spending.count(&self.host, self.held, day);
+        }
         let mut counters = self.spending.counters();
         counters.in_flight = counters.in_flight.saturating_sub(self.held);
         let left = counters.in_flight_by_host.get(&self.host).copied().unwrap_or_default().saturating_sub(self.held);
@@ -130,6 +144,11 @@ mod tests {
         }
     }
 
+    fn reserve(spending: &Arc<Spending>, host: &str, asked: u128, day: u64) -> Result<Reservation, BudgetRefusal> {
+        let asked = Dollars::from_micros(asked);
+        spending.reserve(&budget(), host, asked, asked, day)
+    }
+
     fn refused(result: Result<Reservation, BudgetRefusal>) -> Option<(Limit, u128)> {
         result.err().map(|refusal| (refusal.limit, refusal.spent.micros()))
     }
@@ -138,23 +157,40 @@ mod tests {
     fn each_limit_is_inclusive_and_says_its_name() {
         let spending = Spending::resume(DaySpend::default());
         let micros = Dollars::from_micros;
-        assert_eq!(refused(spending.reserve(&budget(), "a", micros(11), 1)), Some((Limit::Request, 0)));
-        spending.reserve(&budget(), "a", micros(10), 1).unwrap().spend(micros(10), 1);
-        assert_eq!(refused(spending.reserve(&budget(), "a", micros(6), 1)), Some((Limit::Host, 10)));
-        spending.reserve(&budget(), "a", micros(5), 1).unwrap().spend(micros(5), 1);
-        assert_eq!(refused(spending.reserve(&budget(), "b", micros(6), 1)), Some((Limit::Day, 15)));
-        assert_eq!(refused(spending.reserve(&budget(), "b", micros(5), 1)), None);
+        assert_eq!(refused(reserve(&spending, "a", 11, 1)), Some((Limit::Request, 0)));
+        reserve(&spending, "a", 10, 1).unwrap().spend(micros(10), 1);
+        assert_eq!(refused(reserve(&spending, "a", 6, 1)), Some((Limit::Host, 10)));
+        reserve(&spending, "a", 5, 1).unwrap().spend(micros(5), 1);
+        assert_eq!(refused(reserve(&spending, "b", 6, 1)), Some((Limit::Day, 15)));
+        assert_eq!(refused(reserve(&spending, "b", 5, 1)), None);
     }
 
     #[test]
     fn payments_in_flight_count_in_full_and_what_was_not_charged_is_free_again() {
         let spending = Spending::resume(DaySpend::default());
         let micros = Dollars::from_micros;
-        let first = spending.reserve(&budget(), "a", micros(10), 1).unwrap();
-        assert_eq!(refused(spending.reserve(&budget(), "a", micros(10), 1)), Some((Limit::Host, 10)));
+        let first = reserve(&spending, "a", 10, 1).unwrap();
+        assert_eq!(refused(reserve(&spending, "a", 10, 1)), Some((Limit::Host, 10)));
         first.spend(micros(1), 1);
-        assert_eq!(refused(spending.reserve(&budget(), "a", micros(10), 1)), None, "dropped at once");
+        assert_eq!(refused(reserve(&spending, "a", 10, 1)), None, "dropped at once");
         assert_eq!(spending.today().total, micros(1));
+    }
+
+    #[test]
+    fn a_payment_that_was_sent_is_spent_unless_a_receipt_says_less() {
+        let spending = Spending::resume(DaySpend::default());
+        let micros = Dollars::from_micros;
+        let mut sent = reserve(&spending, "a", 10, 1).unwrap();
+        sent.sent(1);
+        drop(sent);
+        assert_eq!(spending.today().total, micros(10));
+        // The same ceiling once more costs nothing more.
+        let again = spending.reserve(&budget(), "a", micros(10), micros(0), 1);
+        assert_eq!(refused(again), None);
+        let mut served = reserve(&spending, "a", 5, 1).unwrap();
+        served.sent(1);
+        served.spend(micros(1), 1);
+        assert_eq!(spending.today().total, micros(11));
     }
 
     #[test]
@@ -165,8 +201,8 @@ mod tests {
             spending.count("a", micros(7), day);
         }
         assert_eq!(spending.today().total, micros(7));
-        assert_eq!(refused(spending.reserve(&budget(), "a", micros(2), 3)), Some((Limit::Host, 14)));
-        assert_eq!(refused(spending.reserve(&budget(), "b", micros(2), 1)), None, "a clock may go back");
+        assert_eq!(refused(reserve(&spending, "a", 2, 3)), Some((Limit::Host, 14)));
+        assert_eq!(refused(reserve(&spending, "b", 2, 1)), None, "a clock may go back");
         assert_eq!(spending.today().day, 3);
     }
 }
