@@ -41,7 +41,8 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
-/// Removes what is about one connection: the known headers, and those the `Connection` header names.
+/// Removes what is about one connection: the known headers, and those the `Connection` header names. It cannot name ours:
+/// a client would hide from the upstream who pays.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
@@ -49,6 +50,7 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
+        .filter(|name: &HeaderName| !name.as_str().starts_with("x-peaje-"))
         .collect();
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
@@ -127,7 +129,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("connection", "close, X-Secret"),
-            ("connection", "x-other"),
+            ("connection", "x-other, X-Peaje-Payer"),
             ("keep-alive", "timeout=5"),
             ("transfer-encoding", "chunked"),
             ("upgrade", "websocket"),
@@ -135,11 +137,12 @@ mod tests {
             ("x-secret", "1"),
             ("x-other", "1"),
             ("x-kept", "1"),
+            ("x-peaje-payer", "0x1"),
         ] {
             headers.append(name, HeaderValue::from_static(value));
         }
         strip_hop_by_hop(&mut headers);
-        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-kept"]);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-kept", "x-peaje-payer"]);
     }
 
     #[test]
