@@ -72,6 +72,8 @@ on_both_chains! {
     parallel_first_requests_make_one_deposit,
     a_failed_first_request_keeps_its_deposit,
     a_failed_request_costs_nothing,
+    a_lost_answer_is_charged_and_the_client_goes_on,
+    a_lost_answer_to_the_first_request_is_no_reason_to_deposit_twice,
     a_stream_is_read_while_it_is_written,
 }
 
@@ -479,6 +481,30 @@ async fn a_failed_request_costs_nothing(mut stage: Stage) {
     }
     stage.pay_by_voucher(1).await;
     stage.strike(4).await;
+}
+
+async fn a_lost_answer_is_charged_and_the_client_goes_on(mut stage: Stage) {
+    stage.open_with_three().await;
+    let lost = stage.client.lose(&stage.thing).await;
+    assert_eq!(lost.story(), ["nothing 402", "voucher 200"]);
+    assert_eq!(lost.thrown.as_deref(), Some("the connection was lost"));
+    let answer = stage.pay().await;
+    answer.served_by(&["nothing 402", "voucher corrected by voucher", "voucher 200"]);
+    stage.pay_by_voucher(1).await;
+    say("what was served is paid, though its receipt was lost; the client was told");
+    stage.strike(6).await;
+}
+
+async fn a_lost_answer_to_the_first_request_is_no_reason_to_deposit_twice(mut stage: Stage) {
+    // The client knows of no deposit and signs another one. Nothing was charged, so the first one is all there.
+    stage.upstream.fail_next(1);
+    let lost = stage.client.lose(&stage.thing).await;
+    assert_eq!(lost.story(), ["nothing 402", "deposit 500"]);
+    stage.pay().await.served_by(&["nothing 402", "deposit corrected by chain", "voucher 200"]);
+    stage.pay_by_voucher(1).await;
+    assert_eq!(stage.chain.deposits().await, [DEPOSIT]);
+    say("a second deposit was not relayed: the client read the chain and found the first");
+    stage.strike(2).await;
 }
 
 async fn a_stream_is_read_while_it_is_written(mut stage: Stage) {

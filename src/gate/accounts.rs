@@ -37,10 +37,18 @@ struct Inner {
 #[derive(Debug)]
 struct Account {
     channel: Channel,
-    /// The salt of the last deposit we relayed, so that the same payload is not relayed again.
-    last_deposit: Option<Hash>,
+    last_deposit: Option<LastDeposit>,
     refunds: u32,
     refunds_since: u64,
+}
+
+/// The last deposit we relayed for a channel.
+#[derive(Debug, Clone, Copy)]
+struct LastDeposit {
+    /// Its salt, so that the same payload is not relayed again.
+    salt: Hash,
+    /// What was charged in all when it landed, so that another one is not relayed before it is touched.
+    charged: Amount,
 }
 
 /// A channel's books at one moment, for those who read them.
@@ -92,16 +100,27 @@ impl Accounts {
         self.change(&id, &Command::Observe { view }).map_or(Ok(()), |event| event.map(|_| ()))
     }
 
-    /// Notes which deposit a channel's balance came from last.
+    /// Notes that a deposit we relayed has landed.
     pub fn note_deposit(&self, id: &ChannelId, salt: Hash) {
         if let Some(mut account) = self.inner.channels.get_mut(id) {
-            account.last_deposit = Some(salt);
+            let charged = account.channel.charged();
+            account.last_deposit = Some(LastDeposit { salt, charged });
         }
     }
 
     /// Whether this very deposit was the last we relayed for the channel.
     pub(super) fn deposited_with(&self, id: &ChannelId, salt: Hash) -> bool {
-        self.inner.channels.get(id).is_some_and(|account| account.last_deposit == Some(salt))
+        self.last_deposit(id).is_some_and(|(last, _)| last.salt == salt)
+    }
+
+    /// Whether nothing was charged since the last deposit we relayed for the channel.
+    pub(super) fn deposit_untouched(&self, id: &ChannelId) -> bool {
+        self.last_deposit(id).is_some_and(|(last, charged)| last.charged == charged)
+    }
+
+    fn last_deposit(&self, id: &ChannelId) -> Option<(LastDeposit, Amount)> {
+        let account = self.inner.channels.get(id)?;
+        account.last_deposit.map(|last| (last, account.channel.charged()))
     }
 
     /// Reads a channel.

@@ -13,9 +13,9 @@ use super::Gate;
 use super::accounts::{self, Hold, Payer};
 use super::answer::Refusal;
 use super::clock;
-use super::desk::{DepositEnd, DepositStart, DeskError, RefundError};
+use super::desk::{DepositEnd, DeskError, Place, RefundError};
 use super::policy::{Policy, Route, Terms};
-use crate::ledger::{Reject, View};
+use crate::ledger::{Channel, Reject, View};
 use crate::protocol::channel::Authorizer;
 use crate::protocol::deposit::{Authorization, MIN_AUTHORIZATION_LEFT_S};
 use crate::protocol::voucher::{PayerEvidence, VoucherError};
@@ -144,50 +144,37 @@ impl Gate {
     ) -> Result<Admitted, Refusal> {
         let Claimed { terms, id, config, voucher } = claimed;
         check_deposit(terms, price, &deposit)?;
-        // The same payload again: its deposit is in the books, only its voucher counts.
-        if self.accounts.deposited_with(id, deposit.authorization.salt) {
-            return self.pay(claimed, price, None).await;
-        }
         // The voucher's signature is made with nothing at stake, but it keeps strangers from making us ask a node.
         let proof = self.verify(claimed).await?;
-        let known = self.accounts.read(id, |channel| {
-            let busy = channel.open_hold().is_some() || channel.is_refunding();
-            (busy, channel.charged(), channel.ceiling())
-        });
-        let (charged, ceiling) = match known {
-            Some((true, ..)) => return Err(Code::ChannelBusy.into()),
-            Some((false, charged, ceiling)) => (charged, ceiling),
-            None => {
-                let view = self.refresh(claimed).await?;
-                (view.total_claimed, view.balance)
-            }
-        };
-        let max = proof.max_claimable();
-        if charged.checked_add(price) != Some(max) {
-            return Err(self.corrective(claimed, charged));
-        }
-        if ceiling.checked_add(deposit.amount).is_none_or(|covered| max > covered) {
-            return Err(Code::CumulativeExceedsBalance.into());
-        }
-        self.check_authorization(claimed, &deposit).await?;
-        // The same payload may have landed while its signatures were looked at.
-        if self.accounts.deposited_with(id, deposit.authorization.salt) {
-            return self.pay(claimed, price, None).await;
-        }
         let amount = deposit.amount;
-        let wait = match self.desk.deposit(*id, *config, deposit) {
-            DepositStart::OnItsWay(wait) => wait,
-            DepositStart::Refused => return Err(Code::RpcReadFailed.into()),
-            DepositStart::Other(wait) => {
+        let salt = deposit.authorization.salt;
+        let end = loop {
+            match self.desk.place(*id, salt) {
+                // The same payload again: its deposit is in the books, only its voucher counts.
+                Place::Free(place) if self.accounts.deposited_with(id, salt) => {
+                    drop(place);
+                    return self.pay(claimed, price, None).await;
+                }
+                // The place is held while the deposit is judged, so that no other one lands before it is sent.
+                Place::Free(place) => {
+                    self.judge_deposit(claimed, price, &proof, &deposit).await?;
+                    let wait = self.desk.deposit(*config, deposit, place).ok_or(Refusal::from(Code::RpcReadFailed))?;
+                    break within(wait.end()).await;
+                }
+                Place::Same(wait) => match within(wait.end()).await {
+                    // The other request with this payload was refused before anything was sent, or left.
+                    Some(None) => {}
+                    end => break end,
+                },
                 // Two deposits of one channel at once are one too many: the payer's state is older than the first.
                 // Once that has landed the client reads the chain and finds its money there.
-                return match within(wait.end()).await {
-                    Some(_) => Err(self.corrective(claimed, charged)),
-                    None => Err(Code::SettlementPending.into()),
-                };
+                Place::Other(wait) => match within(wait.end()).await {
+                    Some(_) => return Err(self.corrective(claimed, self.charged(claimed).await?)),
+                    None => return Err(Code::SettlementPending.into()),
+                },
             }
         };
-        match within(wait.end()).await {
+        match end {
             Some(Some(DepositEnd::Landed { transaction, .. })) => {
                 let landed = Some((transaction, amount));
                 self.pay(claimed, price, landed).await.map_err(|refusal| match self.state(id) {
@@ -222,6 +209,50 @@ impl Gate {
                 tracing::warn!(channel = %id, voucher = %voucher.max_claimable, "a deposit is still on its way");
                 Err(Code::SettlementPending.into())
             }
+        }
+    }
+
+    /// Whether a deposit may be relayed, now that its place is taken.
+    async fn judge_deposit(
+        &self,
+        claimed: &Claimed<'_>,
+        price: Amount,
+        proof: &VerifiedVoucher,
+        deposit: &Deposit,
+    ) -> Result<(), Refusal> {
+        let id = &claimed.id;
+        let known = self.accounts.read(id, |channel| {
+            let busy = channel.open_hold().is_some() || channel.is_refunding();
+            (busy, channel.charged(), channel.ceiling())
+        });
+        let (charged, ceiling) = match known {
+            Some((true, ..)) => return Err(Code::ChannelBusy.into()),
+            Some((false, charged, ceiling)) => (charged, ceiling),
+            None => {
+                let view = self.refresh(claimed).await?;
+                (view.total_claimed, view.balance)
+            }
+        };
+        let max = proof.max_claimable();
+        if charged.checked_add(price) != Some(max) {
+            return Err(self.corrective(claimed, charged));
+        }
+        // A payer that deposits again although its last deposit is there and untouched does not know of it: it signed
+        // both side by side, or lost our answer to the first. Corrected, it reads the chain and finds its money.
+        if max <= ceiling && self.accounts.deposit_untouched(id) {
+            return Err(self.corrective(claimed, charged));
+        }
+        if ceiling.checked_add(deposit.amount).is_none_or(|covered| max > covered) {
+            return Err(Code::CumulativeExceedsBalance.into());
+        }
+        self.check_authorization(claimed, deposit).await
+    }
+
+    /// What was charged in all: by the books, or by the chain where the channel is not in them.
+    async fn charged(&self, claimed: &Claimed<'_>) -> Result<Amount, Refusal> {
+        match self.accounts.read(&claimed.id, Channel::charged) {
+            Some(charged) => Ok(charged),
+            None => Ok(self.refresh(claimed).await?.total_claimed),
         }
     }
 

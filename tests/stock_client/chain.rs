@@ -135,7 +135,8 @@ impl TestChain {
     pub(crate) async fn send(&self, key: LocalKey, call: &Call) -> Mined {
         let chain = AlloyChain::connect(self.rpc.parse().unwrap(), Some(key)).await.unwrap();
         let hash = chain.send(call).await.unwrap();
-        let mined = chain.await_receipt(hash, Duration::from_secs(10), Duration::from_millis(20)).await.unwrap().unwrap();
+        let mined =
+            chain.await_receipt(hash, Duration::from_secs(10), Duration::from_millis(20)).await.unwrap().unwrap();
         assert!(mined.success, "{mined:?}");
         mined
     }

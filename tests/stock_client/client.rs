@@ -123,9 +123,8 @@ impl Client {
         let (sender, lines) = mpsc::unbounded_channel();
         std::thread::spawn(move || {
             for line in output.lines().map_while(Result::ok) {
-                let line = serde_json::from_str(&line).unwrap_or_else(|error| Line::Failed {
-                    failed: format!("the driver wrote {line:?}: {error}"),
-                });
+                let line = serde_json::from_str(&line)
+                    .unwrap_or_else(|error| Line::Failed { failed: format!("the driver wrote {line:?}: {error}") });
                 if sender.send(line).is_err() {
                     return;
                 }
@@ -158,6 +157,12 @@ impl Client {
     pub(crate) async fn pay_at_once(&mut self, url: &str, count: usize) -> Vec<Answer> {
         self.order(json!({"cmd": "parallel", "url": url, "count": count}));
         self.answers().await
+    }
+
+    /// Pays for one request, the answer to which is lost on the way back.
+    pub(crate) async fn lose(&mut self, url: &str) -> Answer {
+        self.order(json!({"cmd": "lose", "url": url}));
+        self.answers().await.remove(0)
     }
 
     /// Asks for the rest of the channel, or an amount of it.

@@ -3,6 +3,7 @@
 //   {"cmd": "open", "key", "rpc"}            a client with empty storage, which forgets the one before it
 //   {"cmd": "pay", "url", "count"}           requests one after another
 //   {"cmd": "parallel", "url", "count"}      requests all at once
+//   {"cmd": "lose", "url"}                   one request whose paid answer is lost on the way back
 //   {"cmd": "stream", "url"}                 one request; a line {"chunk"} for every piece as it arrives
 //   {"cmd": "refund", "url", "amount"?}      gives the channel's rest, or an amount of it, back
 //
@@ -31,14 +32,18 @@ function open({ key, rpc }) {
   return [];
 }
 
-/** A fetch that notes what goes over the wire. */
-function noting(exchanges) {
+/** A fetch that notes what goes over the wire, and may lose the answers to payments. */
+function noting(exchanges, lossy = false) {
   return async (input, init) => {
     const request = new Request(input, init);
     const exchange = sent(request.headers.get("PAYMENT-SIGNATURE"));
     exchanges.push(exchange);
     const response = await fetch(request);
     Object.assign(exchange, received(response));
+    if (lossy && exchange.sent !== "nothing") {
+      await response.arrayBuffer();
+      throw new TypeError("the connection was lost");
+    }
     return response;
   };
 }
@@ -59,10 +64,10 @@ function received(response) {
 }
 
 /** One paid request. What the client throws is an answer too. */
-async function ask(url, read = response => response.text()) {
+async function ask(url, read = response => response.text(), lossy = false) {
   const exchanges = [];
   try {
-    const response = await wrapFetchWithPayment(noting(exchanges), client)(url);
+    const response = await wrapFetchWithPayment(noting(exchanges, lossy), client)(url);
     const receipt = response.headers.get("PAYMENT-RESPONSE");
     const body = await read(response);
     return { status: response.status, body, receipt: receipt && decodePaymentResponseHeader(receipt), exchanges };
@@ -78,6 +83,8 @@ async function pay({ url, count }) {
 }
 
 const parallel = ({ url, count }) => Promise.all(Array.from({ length: count }, () => ask(url)));
+
+const lose = async ({ url }) => [await ask(url, undefined, true)];
 
 async function stream({ url }) {
   const read = async response => {
@@ -102,7 +109,7 @@ async function refund({ url, amount }) {
   }
 }
 
-const commands = { open, pay, parallel, stream, refund };
+const commands = { open, pay, parallel, lose, stream, refund };
 
 for await (const line of createInterface({ input: process.stdin })) {
   const order = JSON.parse(line);
