@@ -8,6 +8,7 @@
 //! The npm package is in `tests/stock_client`; it is installed when needed. `PEAJE_SKIP_NODE_TESTS=1` skips.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests fail the test")]
+#![allow(clippy::print_stdout, reason = "a story is told")]
 
 #[path = "stock_client/chain.rs"]
 mod chain;

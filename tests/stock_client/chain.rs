@@ -11,7 +11,7 @@ use peaje::protocol::contracts::SETTLEMENT;
 use peaje::protocol::{Address, Amount, ChannelId, LocalKey};
 use serde_json::{Value, json};
 
-use super::package;
+use super::{eventually, package};
 
 /// Base Sepolia's id: stock clients know its dollar, and pay with tokens they know only.
 const CHAIN_ID: u64 = 84_532;
@@ -78,7 +78,8 @@ impl TestChain {
                 self.ask("eth_sendTransaction", call).await;
             }
         }
-        assert_eq!(self.dollars(to).await, amount);
+        // Anvil answers before it mines.
+        eventually("the dollars are minted", || async { self.dollars(to).await == amount }).await;
     }
 
     /// Test dollars of an account, atomic units.
