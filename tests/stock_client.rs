@@ -21,6 +21,7 @@ mod proxy;
 #[path = "stock_client/upstream.rs"]
 mod upstream;
 
+use std::cell::RefCell;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
@@ -95,13 +96,34 @@ fn tell<F: Future<Output = ()>>(kind: Kind, claim: &str, story: fn(Stage) -> F) 
         return;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let book = Book { title: format!("{kind:?}: {}", claim.replace('_', " ")), begun: Instant::now() };
     runtime.block_on(async {
-        let begun = Instant::now();
         let stage = Stage::set(kind).await;
-        let set = begun.elapsed();
         story(stage).await;
-        println!("{kind:?}: {} ({set:.1?} to set the stage, {:.1?} in all)", claim.replace('_', " "), begun.elapsed());
     });
+    drop(book);
+}
+
+thread_local! {
+    /// What happened so far in the story that this thread tells.
+    static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+fn say(line: &str) {
+    LINES.with_borrow_mut(|lines| lines.push(format!("  {line}\n")));
+}
+
+/// Prints a story as a whole when it ends, well or badly, so that two told at once stay apart.
+struct Book {
+    title: String,
+    begun: Instant,
+}
+
+impl Drop for Book {
+    fn drop(&mut self) {
+        let lines = LINES.take().concat();
+        print!("{} ({:.1?})\n{lines}", self.title, self.begun.elapsed());
+    }
 }
 
 impl Stage {
@@ -158,10 +180,6 @@ impl Stage {
         assert_eq!((claimed, locked), (charged * PRICE, balance - claimed), "the channel says the same");
         say(&format!("stopped: {charged} calls charged, receiver {}, locked {locked}, payer {payer}", charged * PRICE));
     }
-}
-
-fn say(line: &str) {
-    println!("  {line}");
 }
 
 fn payer() -> Address {
