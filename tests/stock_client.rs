@@ -69,6 +69,8 @@ on_both_chains! {
     a_restarted_proxy_goes_on_where_its_redemption_ended,
     after_a_crash_the_client_follows_the_chain,
     a_channel_refunded_behind_the_clients_back_is_topped_up,
+    a_channel_refunded_before_its_first_charge_is_funded_again,
+    a_channel_drained_before_a_restart_is_topped_up,
     a_channel_drained_by_the_provider_is_topped_up,
     parallel_requests_are_charged_once_each,
     parallel_first_requests_make_one_deposit,
@@ -401,6 +403,33 @@ async fn a_channel_refunded_behind_the_clients_back_is_topped_up(mut stage: Stag
     // The other one knows nothing of it: its record went with the refund.
     other.pay(&stage.thing).await.served_by(&["nothing 402", "voucher corrected by voucher", "voucher 200"]);
     stage.strike(6).await;
+}
+
+async fn a_channel_refunded_before_its_first_charge_is_funded_again(mut stage: Stage) {
+    // Nothing is left of such a channel on chain, unlike of one that was claimed from.
+    stage.upstream.fail_next(1);
+    assert_eq!(stage.pay().await.story(), ["nothing 402", "deposit 500"]);
+    let refund = agent(&stage.chain).await.refund(&stage.thing, None).await;
+    assert_eq!(units(refund.receipt("/amount")), DEPOSIT);
+    assert_eq!(stage.chain.channel(channel_id()).await, (0, 0));
+    say("the first request failed, and another client of the same key took the whole deposit out");
+    stage.pay().await.served_by(&["nothing 402", "voucher corrected by chain", "deposit 200"]);
+    stage.pay_by_voucher(1).await;
+    say("the first one was corrected, deposited again, and went on");
+    stage.strike(2).await;
+}
+
+async fn a_channel_drained_before_a_restart_is_topped_up(mut stage: Stage) {
+    stage.open_with_three().await;
+    let refund = agent(&stage.chain).await.refund(&stage.thing, None).await;
+    assert_eq!(units(refund.receipt("/amount")), DEPOSIT - 3 * PRICE);
+    stage.peaje.stop().await;
+    stage.peaje.start_again().await;
+    say("another client took the rest out, and the proxy was restarted");
+    stage.pay().await.served_by(&["nothing 402", "voucher corrected by chain", "deposit 200"]);
+    stage.pay_by_voucher(1).await;
+    assert_eq!(stage.chain.deposits().await, [DEPOSIT, DEPOSIT]);
+    stage.strike(5).await;
 }
 
 async fn a_channel_drained_by_the_provider_is_topped_up(mut stage: Stage) {

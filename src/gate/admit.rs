@@ -358,11 +358,13 @@ impl Gate {
     fn refusal_of(&self, claimed: &Claimed<'_>, reject: Reject) -> Refusal {
         match reject {
             Reject::Busy => Code::ChannelBusy.into(),
-            Reject::NoDeposit => Code::ChannelNotFound.into(),
             // A client that sends a bare voucher above the balance believes in a balance that is gone (a refund or a
-            // withdrawal it has not seen). The corrective is the only answer after which a stock client reads the chain
-            // and tops up; "exceeds balance" would leave it stuck for good.
-            Reject::AmountMismatch | Reject::ExceedsBalance => self.corrective(claimed, Amount::ZERO),
+            // withdrawal it has not seen), in part or as a whole. The corrective is the only answer after which a stock
+            // client reads the chain and tops up; "exceeds balance" and "not found" would leave it stuck for good. A
+            // channel that never had a deposit is not in the books and does not come here.
+            Reject::AmountMismatch | Reject::ExceedsBalance | Reject::NoDeposit => {
+                self.corrective(claimed, Amount::ZERO)
+            }
             Reject::ExceedsWithdrawal => Code::CumulativeExceedsBalance.into(),
             Reject::NothingToRefund => Code::RefundNoBalance.into(),
             Reject::ViewTooOld | Reject::ImpossibleView => Code::ChannelStateReadFailed.into(),
