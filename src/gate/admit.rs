@@ -170,6 +170,10 @@ impl Gate {
             return Err(Code::CumulativeExceedsBalance.into());
         }
         self.check_authorization(claimed, &deposit).await?;
+        // The same payload may have landed while its signatures were looked at.
+        if self.accounts.deposited_with(id, deposit.authorization.salt) {
+            return self.pay(claimed, price, None).await;
+        }
         let amount = deposit.amount;
         let wait = match self.desk.deposit(*id, *config, deposit) {
             DepositStart::OnItsWay(wait) => wait,
