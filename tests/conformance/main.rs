@@ -8,5 +8,6 @@
 
 mod harness;
 
+mod deposit;
 mod identity;
 mod wire;
