@@ -98,7 +98,7 @@ async fn case_14_the_authorization_must_be_valid_now_and_long_enough_to_be_mined
     world.assert_untouched(&before).await;
 
     // A little longer than the six seconds, since a second may pass on the way.
-    let answer = world.pay("/paid", &until(now_s() + 9)).await;
+    let answer = world.pay("/paid", &until(now_s() + 12)).await;
     answer.assert_served().assert_deposit_receipt(5 * PRICE, PRICE, PRICE);
     let other = payer.with_salt(2);
     let just_begun = other.deposit_with(5 * PRICE, PRICE, |it| it.valid_after = now_s() - 2);

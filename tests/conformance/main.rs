@@ -10,4 +10,5 @@ mod harness;
 
 mod deposit;
 mod identity;
+mod misc;
 mod wire;
