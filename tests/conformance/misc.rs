@@ -13,7 +13,9 @@ async fn extended_world() -> World {
         [[route]]
         path = "/extended"
         price = "$0.002"
-        extensions = { bazaar = { info = { input = { method = "GET" }, tags = ["a", "b"] }, schema = { type = "object" } } }
+        [route.extensions.bazaar]
+        info = { input = { method = "GET" }, tags = ["a", "b"] }
+        schema = { type = "object" }
     "#;
     World::start(WorldOptions { more: more.to_owned(), ..WorldOptions::default() }).await
 }
