@@ -24,8 +24,9 @@ use crate::protocol::{
     Address, Amount, ChannelConfig, ChannelId, Code, Hash, Signature, SignedVoucher, VerifiedVoucher,
 };
 
-/// The longest a request waits for its deposit or refund to be mined, seconds; afterwards the transaction goes on and
-/// the client is told to come back. Below the usual timeouts of HTTP clients and load balancers on such a request.
+/// The longest a request waits for its deposit or refund to be mined, seconds, unless the offer promises an answer
+/// sooner; afterwards the transaction goes on and the client is told to come back. Below the usual timeouts of HTTP
+/// clients and load balancers on such a request.
 const MAX_CHAIN_WAIT_S: u64 = 90;
 
 /// A request that may be served, and how it pays.
@@ -159,16 +160,16 @@ impl Gate {
                 Place::Free(place) => {
                     self.judge_deposit(claimed, price, &proof, &deposit).await?;
                     let wait = self.desk.deposit(*config, deposit, place).ok_or(Refusal::from(Code::RpcReadFailed))?;
-                    break within(wait.end()).await;
+                    break within(terms, wait.end()).await;
                 }
-                Place::Same(wait) => match within(wait.end()).await {
+                Place::Same(wait) => match within(terms, wait.end()).await {
                     // The other request with this payload was refused before anything was sent, or left.
                     Some(None) => {}
                     end => break end,
                 },
                 // Two deposits of one channel at once are one too many: the payer's state is older than the first.
                 // Once that has landed the client reads the chain and finds its money there.
-                Place::Other(wait) => match within(wait.end()).await {
+                Place::Other(wait) => match within(terms, wait.end()).await {
                     Some(_) => return Err(self.corrective(claimed, self.charged(claimed).await?)),
                     None => return Err(Code::SettlementPending.into()),
                 },
@@ -238,7 +239,8 @@ impl Gate {
             return Err(self.corrective(claimed, charged));
         }
         // A payer that deposits again although its last deposit is there and untouched does not know of it: it signed
-        // both side by side, or lost our answer to the first. Corrected, it reads the chain and finds its money.
+        // both side by side, was told that the first is pending, or lost our answer. Corrected, it reads the chain and
+        // finds its money.
         if max <= ceiling && self.accounts.deposit_untouched(id) {
             return Err(self.corrective(claimed, charged));
         }
@@ -280,7 +282,7 @@ impl Gate {
             return Err(Code::RefundTooOften.into());
         }
         let row = self.accounts.read(id, accounts::claim_row).flatten();
-        let sent = match within(self.desk.refund(*config, row, amount, ticket)).await {
+        let sent = match within(terms, self.desk.refund(*config, row, amount, ticket)).await {
             Some(Ok(Ok(sent))) => sent,
             Some(Ok(Err(RefundError::WouldFail(why)))) => {
                 return Err(Refusal::from(Code::RefundSimulationFailed).with_detail(why));
@@ -397,8 +399,8 @@ impl Gate {
 }
 
 /// Waits for the chain as long as a request may.
-async fn within<T>(future: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(Duration::from_secs(MAX_CHAIN_WAIT_S), future).await.ok()
+async fn within<T>(terms: &Terms, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(Duration::from_secs(MAX_CHAIN_WAIT_S.min(terms.max_timeout_s)), future).await.ok()
 }
 
 /// The terms of the channel must be the offer's, and its id must follow from them.
