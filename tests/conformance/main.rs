@@ -6,6 +6,11 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod extras;
 mod harness;
 
+mod failure;
+mod redeem;
+mod refund;
+mod voucher;
 mod wire;
