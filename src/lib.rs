@@ -1,4 +1,28 @@
 //! Peaje: a reverse proxy that sells any HTTP API per request to machines.
+//!
+//! An unpaid request is answered with `402` and a price. A request that carries a signed voucher is checked against the
+//! books of its payment channel, passed on, and charged. Now and then the latest voucher of each channel is turned into
+//! money on an EVM layer 2. The protocol is x402 version 2, scheme `batch-settlement`.
+//!
+//! Most people want the binary (`peaje --help`). The library is for those who put the [`gate`] into an application of
+//! their own, pay from a program of their own ([`agent`]), or test against a chain in their process ([`devnet`]).
+//!
+//! # The rooms
+//!
+//! Each room uses those below it and none above.
+//!
+//! | room | what lives there |
+//! |---|---|
+//! | [`cli`] | the command line, one file a subcommand |
+//! | [`admin`], [`telemetry`] | what operators see: health, books, the log |
+//! | [`redeem`] | deposits, refunds, claims and settlements: everything that waits for a chain |
+//! | [`proxy`], [`config`], [`agent`] | the proxy around the gate, the operator's file, the paying side |
+//! | [`gate`], [`chain`] | whether a request is paid for, and the chain behind it |
+//! | [`ledger`] | what a channel has, and what may happen to it |
+//! | [`devnet`] | a local layer 2, for development and tests |
+//! | [`protocol`] | what both sides sign and send |
+//!
+//! [`manual`] tells how it all plays together.
 
 pub mod admin;
 pub mod agent;
@@ -8,6 +32,7 @@ pub mod config;
 pub mod devnet;
 pub mod gate;
 pub mod ledger;
+pub mod manual;
 pub mod protocol;
 pub mod proxy;
 pub mod redeem;

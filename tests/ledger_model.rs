@@ -3,6 +3,8 @@
 //! Random sequences of requests, refunds and chain movements go to both; every verdict and every sum must agree. The
 //! seed of a failure is printed and kept by proptest.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
 use peaje::ledger::{Channel, Command, Event, HoldNumber, Reject, View, Withdrawal};
 use peaje::protocol::x402::RefundRequest;
 use peaje::protocol::{Address, Amount, ChannelConfig, Domain, Hash, LocalKey, VerifiedVoucher, Voucher};

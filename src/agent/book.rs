@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::budget::Dollars;
-use super::judge;
+
+use crate::protocol::x402;
 use crate::protocol::{Amount, ChannelConfig, ChannelId, Domain, Hash};
 
 /// The version of the files' shape.
@@ -283,7 +284,7 @@ fn file_name(channel: ChannelId) -> String {
 
 /// A record must be of the channel its file is named after: vouchers are signed for what it says.
 fn sound(record: &Record, channel: ChannelId) -> Result<(), &'static str> {
-    let chain = judge::chain_id(&record.network).ok_or("its network is not eip155")?;
+    let chain = x402::chain_id_of(&record.network).ok_or("its network is not eip155")?;
     if record.channel != channel || record.config.id(&Domain::settlement(chain)) != channel {
         return Err("its terms are those of another channel");
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::reader::{ChainChannel, ChainReadError, ChainReader};
 use crate::chain::Chain;
 use crate::protocol::ChannelId;
-use crate::protocol::x402::NETWORK_PREFIX;
+use crate::protocol::x402;
 
 /// Reads channels from one node. Networks other than the node's have no node.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl<C> NodeReader<C> {
 
 impl<C: Chain> ChainReader for NodeReader<C> {
     async fn channel(&self, network: &str, id: ChannelId) -> Result<Option<ChainChannel>, ChainReadError> {
-        if network != format!("{NETWORK_PREFIX}{}", self.chain.chain_id()) {
+        if x402::chain_id_of(network) != Some(self.chain.chain_id()) {
             return Ok(None);
         }
         let view = self.chain.channel(id).await.map_err(|error| ChainReadError(Box::new(error)))?;

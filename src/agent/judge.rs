@@ -14,7 +14,7 @@ use super::budget::{Budget, BudgetRefusal, Dollars, Limit};
 use super::reader::ChainChannel;
 use crate::protocol::channel::{MAX_WITHDRAW_DELAY_S, MIN_WITHDRAW_DELAY_S};
 use crate::protocol::deposit::MIN_AUTHORIZATION_LEFT_S;
-use crate::protocol::x402::{self, HeaderError, NETWORK_PREFIX, Offer, Receipt, SCHEME, VERSION};
+use crate::protocol::x402::{self, HeaderError, Offer, Receipt, SCHEME, VERSION};
 use crate::protocol::{Address, Amount, ChannelId, Code, Domain, Hash, Network, Signature, SignedVoucher};
 
 /// The longest a deposit authorization is made valid, in seconds, whatever the server asks for: while it is valid and
@@ -239,7 +239,7 @@ fn examine(offered: &Value, terms: &Terms) -> Result<Choice, OfferFault> {
     }
     let offer = Offer::deserialize(offered).map_err(|error| OfferFault::Malformed(shown(&error.to_string())))?;
     let extra = |key: &str| offer.extra.get(key).filter(|value| !value.is_null());
-    let chain_id = chain_id(&offer.network)
+    let chain_id = x402::chain_id_of(&offer.network)
         .filter(|id| terms.knows_chain(*id))
         .ok_or_else(|| OfferFault::Network(shown(&offer.network)))?;
     let token = terms.token(chain_id, offer.asset).ok_or(OfferFault::Token(offer.asset))?;
@@ -287,13 +287,6 @@ fn without_state(offered: &Value) -> Value {
         extra.remove("voucherState");
     }
     echo
-}
-
-/// The chain id in `eip155:8453`, if it is canonical.
-pub fn chain_id(network: &str) -> Option<u64> {
-    let digits = network.strip_prefix(NETWORK_PREFIX)?;
-    let id: u64 = digits.parse().ok()?;
-    (id.to_string() == digits).then_some(id)
 }
 
 // -------------------------------------------------------------------------------------------------------- deposits

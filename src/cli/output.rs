@@ -7,6 +7,8 @@ use std::io::{self, IsTerminal as _};
 
 use serde_json::Value;
 
+use crate::telemetry::colours_welcome;
+
 /// Where the output goes, and what it may look like there.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
@@ -84,12 +86,6 @@ impl Output {
 /// There is nobody to tell when telling fails; a reader that has seen enough is no failure at all.
 fn write(mut to: impl io::Write, bytes: &[u8]) {
     drop(to.write_all(bytes).and_then(|()| to.flush()));
-}
-
-/// Whether the environment allows colours on a terminal (<https://no-color.org>).
-pub fn colours_welcome() -> bool {
-    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Colours, or none.

@@ -230,7 +230,12 @@ async fn agent(args: &PayArgs) -> Result<Agent<Option<NodeReader<AlloyChain>>>, 
     };
     // Without a node there is no chain to be sure of, so development keys are refused.
     let loopback = rpc.as_ref().is_some_and(RpcUrl::is_loopback);
-    let key = connect::key("--key", args.key.reference()?, loopback)?;
+    let reference = args.key.reference()?;
+    let development = reference.as_str().starts_with("dev:");
+    let key = connect::key("--key", reference, loopback).map_err(|failure| match development && !loopback {
+        true => failure.hint("name the development chain: --rpc http://127.0.0.1:8545"),
+        false => failure,
+    })?;
     let voucher_key = match &args.voucher_key {
         Some(key) => Some(connect::key("--voucher-key", key.reference()?, loopback)?),
         None => None,

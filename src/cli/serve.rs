@@ -35,6 +35,16 @@ pub struct ServeArgs {
     pub config: ConfigArgs,
 }
 
+/// A terminal that closes, or a `reload` out of habit, must not end the process with vouchers in memory.
+async fn outlive_hangups() {
+    #[cfg(unix)]
+    if let Ok(mut hangups) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) {
+        while hangups.recv().await.is_some() {
+            tracing::warn!("SIGHUP changes nothing: the config is read at start; restart to read it again");
+        }
+    }
+}
+
 /// Runs until it is told to stop.
 pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
     let config = args.config.load()?;
@@ -50,7 +60,9 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
         routes = config.routes.len(),
         "open"
     );
+    let hangups = tokio::spawn(outlive_hangups());
     told_to_stop().await;
+    hangups.abort();
     tracing::info!("stopping; a second signal ends at once");
     tokio::select! {
         report = site.close() => match report {

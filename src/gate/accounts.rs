@@ -1,7 +1,7 @@
 //! The accounts: every channel we know, and the one door through which its money changes.
 //!
 //! **Owns** the channels in memory. **Promises** that every change is decided and applied under the channel's lock, in
-//! [`Accounts::change`] and nowhere else; that the lock is never held across an await; and that a [`Hold`] or
+//! one private function and nowhere else; that the lock is never held across an await; and that a [`Hold`] or
 //! [`RefundTicket`] is resolved exactly once, however the request ends. **Does not** verify signatures or read chains.
 
 use std::sync::Arc;
@@ -81,20 +81,15 @@ impl Accounts {
     /// Books what the chain says of a channel; opens its account if it has a deposit. A channel without one gets no
     /// account, so that strangers cannot fill the memory.
     pub fn observe(&self, id: ChannelId, config: &ChannelConfig, view: View) -> Result<(), Reject> {
-        let now = clock::now_s();
-        match self.inner.channels.entry(id) {
-            Entry::Occupied(mut account) => {
-                let channel = &mut account.get_mut().channel;
-                let event = channel.decide(&Command::Observe { view }, now)?;
-                channel.evolve(&event);
-            }
-            Entry::Vacant(_) if view.balance.is_zero() => {}
-            Entry::Vacant(free) => {
-                let channel = Channel::open(id, *config, view, now)?;
-                free.insert(Account { channel, last_deposit: None, refunds: 0, refunds_since: now });
-            }
+        if !view.balance.is_zero()
+            && let Entry::Vacant(free) = self.inner.channels.entry(id)
+        {
+            let now = clock::now_s();
+            let channel = Channel::open(id, *config, view, now)?;
+            free.insert(Account { channel, last_deposit: None, refunds: 0, refunds_since: now });
+            return Ok(());
         }
-        Ok(())
+        self.change(&id, &Command::Observe { view }).map_or(Ok(()), |event| event.map(|_| ()))
     }
 
     /// Notes which deposit a channel's balance came from last.
@@ -289,7 +284,7 @@ impl Drop for Hold {
         if self.resolved {
             return;
         }
-        let ours = self.accounts.inner.abandoning.load(Ordering::Acquire);
+        let ours = self.accounts.inner.abandoning.load(Ordering::Acquire) || std::thread::panicking();
         let command = if self.sent && !ours {
             Command::Post { hold: self.number, charge: self.price }
         } else {

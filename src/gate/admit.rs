@@ -24,8 +24,9 @@ use crate::protocol::{
     Address, Amount, ChannelConfig, ChannelId, Code, Hash, Signature, SignedVoucher, VerifiedVoucher,
 };
 
-/// The longest a request waits for its deposit or refund to be mined, seconds; afterwards the transaction goes on and
-/// the client is told to come back. Below the usual timeouts of HTTP clients and load balancers on such a request.
+/// The longest a request waits for its deposit or refund to be mined, seconds, unless the offer promises an answer
+/// sooner; afterwards the transaction goes on and the client is told to come back. Below the usual timeouts of HTTP
+/// clients and load balancers on such a request.
 const MAX_CHAIN_WAIT_S: u64 = 90;
 
 /// A request that may be served, and how it pays.
@@ -170,6 +171,10 @@ impl Gate {
             return Err(Code::CumulativeExceedsBalance.into());
         }
         self.check_authorization(claimed, &deposit).await?;
+        // The same payload may have landed while its signatures were looked at.
+        if self.accounts.deposited_with(id, deposit.authorization.salt) {
+            return self.pay(claimed, price, None).await;
+        }
         let amount = deposit.amount;
         let wait = match self.desk.deposit(*id, *config, deposit) {
             DepositStart::OnItsWay(wait) => wait,
@@ -177,13 +182,13 @@ impl Gate {
             DepositStart::Other(wait) => {
                 // Two deposits of one channel at once are one too many: the payer's state is older than the first.
                 // Once that has landed the client reads the chain and finds its money there.
-                return match within(wait.end()).await {
+                return match within(terms, wait.end()).await {
                     Some(_) => Err(self.corrective(claimed, charged)),
                     None => Err(Code::SettlementPending.into()),
                 };
             }
         };
-        match within(wait.end()).await {
+        match within(terms, wait.end()).await {
             Some(Some(DepositEnd::Landed { transaction, .. })) => {
                 let landed = Some((transaction, amount));
                 self.pay(claimed, price, landed).await.map_err(|refusal| match self.state(id) {
@@ -245,7 +250,7 @@ impl Gate {
             return Err(Code::RefundTooOften.into());
         }
         let row = self.accounts.read(id, accounts::claim_row).flatten();
-        let sent = match within(self.desk.refund(*config, row, amount, ticket)).await {
+        let sent = match within(terms, self.desk.refund(*config, row, amount, ticket)).await {
             Some(Ok(Ok(sent))) => sent,
             Some(Ok(Err(RefundError::WouldFail(why)))) => {
                 return Err(Refusal::from(Code::RefundSimulationFailed).with_detail(why));
@@ -360,8 +365,8 @@ impl Gate {
 }
 
 /// Waits for the chain as long as a request may.
-async fn within<T>(future: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(Duration::from_secs(MAX_CHAIN_WAIT_S), future).await.ok()
+async fn within<T>(terms: &Terms, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(Duration::from_secs(MAX_CHAIN_WAIT_S.min(terms.max_timeout_s)), future).await.ok()
 }
 
 /// The terms of the channel must be the offer's, and its id must follow from them.

@@ -10,7 +10,7 @@ use http::Method;
 use serde_json::{Map, Value, json};
 
 use super::path::{CleanPath, PathError, PathPattern};
-use crate::protocol::x402::{NETWORK_PREFIX, Offer, Quote, Resource, SCHEME, VERSION};
+use crate::protocol::x402::{Offer, Quote, Resource, SCHEME, VERSION, network_of};
 use crate::protocol::{Address, Amount, Domain, Token};
 
 /// What every channel with this provider must agree to.
@@ -60,7 +60,7 @@ impl TokenTerms {
 impl Terms {
     /// The network's name in headers.
     pub fn network(&self) -> String {
-        format!("{NETWORK_PREFIX}{}", self.chain_id)
+        network_of(self.chain_id)
     }
 
     /// The domain vouchers and claims are signed under.

@@ -91,8 +91,6 @@ codes! {
     VoucherPayload => "invalid_batch_settlement_evm_voucher_payload", 402;
     /// The voucher's signature is not one the contract would accept.
     VoucherSignature => "invalid_batch_settlement_evm_voucher_signature", 402;
-    /// A transaction was sent and its receipt did not come in time.
-    WaitForReceiptFailed => "invalid_batch_settlement_evm_wait_for_receipt_failed", 503;
     /// The channel's withdraw delay is not the one offered.
     WithdrawDelayMismatch => "invalid_batch_settlement_evm_withdraw_delay_mismatch", 402;
     /// The withdraw delay is one the contract refuses.
@@ -115,8 +113,6 @@ codes! {
     PaymentTooLarge => "payment_header_too_large", 431;
     /// Refunds of this channel were asked too often.
     RefundTooOften => "refund_rate_limited", 429;
-    /// The proxy is stopping and takes no new paid work.
-    ShuttingDown => "shutting_down", 503;
 }
 
 impl Code {
@@ -128,11 +124,8 @@ impl Code {
     /// Seconds after which the very same request may succeed, for codes that are about the moment.
     pub fn retry_after_s(self) -> Option<u64> {
         match self {
-            Self::ChannelBusy | Self::ShuttingDown => Some(1),
-            Self::SettlementPending
-            | Self::WaitForReceiptFailed
-            | Self::RpcReadFailed
-            | Self::ChannelStateReadFailed => Some(5),
+            Self::ChannelBusy => Some(1),
+            Self::SettlementPending | Self::RpcReadFailed | Self::ChannelStateReadFailed => Some(5),
             Self::RefundTooOften => Some(60),
             _ => None,
         }

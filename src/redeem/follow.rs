@@ -53,10 +53,11 @@ pub(super) async fn run<C: Chain>(
 /// Reads new blocks; true if a payer of ours announced a withdrawal while something is unclaimed.
 async fn step<C: Chain>(office: &Office<C>, next: &mut Option<u64>) -> Result<bool, ChainError> {
     let head = office.chain.head().await?.number;
-    let from = next.unwrap_or(head).saturating_sub(REORG_OVERLAP_BLOCKS);
-    if *next == Some(head.saturating_add(1)) {
+    // Nothing new; or a reorganisation left fewer blocks, which will be more again in a moment.
+    if next.is_some_and(|next| next > head) {
         return Ok(false);
     }
+    let from = next.unwrap_or(head).saturating_sub(REORG_OVERLAP_BLOCKS);
     let to = head.min(from.saturating_add(MAX_BLOCKS_AT_ONCE));
     let mut touched = BTreeSet::new();
     let mut withdrawing: Vec<ChannelId> = Vec::new();

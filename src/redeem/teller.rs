@@ -23,6 +23,14 @@ use crate::protocol::{Amount, ChannelConfig, ChannelId, Hash};
 /// How many questions are worked on at once.
 const MAX_AT_ONCE: usize = 64;
 
+/// How many deposits and refunds may be on their way at once. They are counted apart: one that is not mined for a long
+/// time must not keep the others from being asked about.
+const MAX_TRANSACTIONS: usize = 256;
+
+/// How long transactions on their way are followed after the stop. What lands later is not lost: it is on chain, and the
+/// channel is read when its payer comes back.
+const MAX_STOP_WAIT: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// How long one wait for a receipt lasts before the other signs are looked at.
 const RECEIPT_WAIT: std::time::Duration = std::time::Duration::from_secs(15);
 
@@ -50,17 +58,24 @@ impl<C: Chain> Teller<C> {
 
     /// Takes questions until told to stop; those in progress are finished.
     pub(super) async fn run(self, mut questions: Questions, stop: CancellationToken) {
-        let at_once = Arc::new(Semaphore::new(MAX_AT_ONCE));
+        let reads = Arc::new(Semaphore::new(MAX_AT_ONCE));
+        let transactions = Arc::new(Semaphore::new(MAX_TRANSACTIONS));
         let tasks = TaskTracker::new();
         loop {
-            let next = async {
-                let permit = Arc::clone(&at_once).acquire_owned().await;
-                (questions.recv().await, permit)
-            };
-            let (question, permit) = tokio::select! {
+            let question = tokio::select! {
                 () = stop.cancelled() => break,
-                (Some(question), permit) = next => (question, permit),
+                Some(question) = questions.recv() => question,
                 else => break,
+            };
+            let permit = match &question {
+                Question::View { .. } | Question::Evidence { .. } => Arc::clone(&reads).acquire_owned().await.ok(),
+                Question::Deposit { .. } | Question::Refund { .. } => {
+                    Arc::clone(&transactions).try_acquire_owned().ok()
+                }
+            };
+            let Some(permit) = permit else {
+                refuse(question);
+                continue;
             };
             let teller = self.clone();
             tasks.spawn(async move {
@@ -69,7 +84,9 @@ impl<C: Chain> Teller<C> {
             });
         }
         tasks.close();
-        tasks.wait().await;
+        if tokio::time::timeout(MAX_STOP_WAIT, tasks.wait()).await.is_err() {
+            tracing::warn!("stopping while transactions are still on their way");
+        }
     }
 
     /// An answer nobody waits for any more is no loss.
@@ -256,6 +273,20 @@ fn refunded_in(mined: &Mined, id: ChannelId) -> Amount {
         Happening::Refunded { channel, amount } if channel == id => sum.checked_add(amount).unwrap_or(Amount::MAX),
         _ => sum,
     })
+}
+
+/// Too much is on its way; nothing was sent.
+fn refuse(question: Question) {
+    tracing::error!(MAX_TRANSACTIONS, "too many transactions are on their way; one more is refused");
+    match question {
+        Question::Deposit { place, .. } => place.end(DepositEnd::Unreachable),
+        Question::Refund { reply, ticket, .. } => {
+            drop(ticket);
+            let _ = reply.send(Err(RefundError::Unreachable));
+        }
+        // Reads wait for their turn and are never refused.
+        Question::View { .. } | Question::Evidence { .. } => {}
+    }
 }
 
 fn unreachable(error: &ChainError) -> DeskError {

@@ -31,9 +31,15 @@ pub enum TelemetryError {
 pub fn init(options: LogOptions) -> Result<(), TelemetryError> {
     let filter = std::env::var(FILTER_ENV).ok().filter(|text| !text.trim().is_empty());
     let terminal = std::io::stderr().is_terminal();
-    let colour = terminal && crate::cli::output::colours_welcome();
+    let colour = terminal && colours_welcome();
     let subscriber = subscriber(options, filter.as_deref(), terminal, colour, std::io::stderr)?;
     tracing::subscriber::set_global_default(subscriber).map_err(TelemetryError::Twice)
+}
+
+/// Whether the environment allows colours on a terminal (<https://no-color.org>).
+pub fn colours_welcome() -> bool {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 fn subscriber<W>(

@@ -10,6 +10,7 @@ mod extras;
 mod harness;
 
 mod failure;
+mod identity;
 mod redeem;
 mod refund;
 mod voucher;

@@ -18,6 +18,8 @@ pub use header::{
     HeaderError, MAX_PAYMENT_HEADER_BYTES, PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, X_PAYMENT,
     X_PAYMENT_RESPONSE, decode, encode,
 };
-pub use offer::{Accepted, ChannelState, NETWORK_PREFIX, Offer, Quote, Resource, SCHEME, VERSION, VoucherState};
+pub use offer::{
+    Accepted, ChannelState, Offer, Quote, Resource, SCHEME, VERSION, VoucherState, chain_id_of, network_of,
+};
 pub use payment::{Action, Deposit, Payment, PaymentError, RefundRequest};
 pub use receipt::Receipt;

@@ -12,7 +12,18 @@ pub const VERSION: u64 = 2;
 /// The payment scheme this speaks.
 pub const SCHEME: &str = "batch-settlement";
 /// What the name of an EVM network begins with (CAIP-2); the chain id follows in decimal.
-pub const NETWORK_PREFIX: &str = "eip155:";
+const NETWORK_PREFIX: &str = "eip155:";
+
+/// The name of a chain in headers, `eip155:8453`.
+pub fn network_of(chain_id: u64) -> String {
+    format!("{NETWORK_PREFIX}{chain_id}")
+}
+
+/// The chain a network's name stands for, if it is an EVM chain's in its one canonical form.
+pub fn chain_id_of(network: &str) -> Option<u64> {
+    let id = network.strip_prefix(NETWORK_PREFIX)?.parse().ok()?;
+    (network_of(id) == network).then_some(id)
+}
 
 /// The `PAYMENT-REQUIRED` header.
 #[derive(Debug, Clone, Serialize, Deserialize)]

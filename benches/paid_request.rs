@@ -1,0 +1,169 @@
+//! What a paid request costs the gate: CPU time of one thread, without sockets, disk or chain.
+//!
+//! `cargo bench --bench paid_request` prints a table and, as its last line, one JSON object. The machine may be noisy:
+//! compare the ratios, which are taken within one run, not the microseconds of two runs.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot run should say so at once")]
+#![allow(clippy::print_stdout, reason = "the result")]
+
+use std::convert::Infallible;
+use std::hint::black_box;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use peaje::gate::path::PathPattern;
+use peaje::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
+use peaje::gate::{Desk, Gate};
+use peaje::ledger::View;
+use peaje::protocol::x402::{self, PAYMENT_SIGNATURE};
+use peaje::protocol::{Address, Amount, ChannelConfig, Domain, Hash, LocalKey, Network, SignedVoucher, Voucher};
+use serde_json::json;
+use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
+
+/// Requests in a run; each of the runs is one sample, and the median of them is reported.
+const REQUESTS: u128 = 2_000;
+const RUNS: usize = 7;
+const PRICE: Amount = Amount::new(2_000);
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let bench = Bench::new();
+        let free = bench.sample("free pass-through", &bench.requests("/free", None)).await;
+        let quote = bench.sample("402 quote", &bench.requests("/paid", None)).await;
+        let headers = bench.vouchers();
+        let paid = bench.sample("paid by voucher", &bench.requests("/paid", Some(&headers))).await;
+        let verify = bench.verify();
+        println!("{:<20} {verify:>8.1} us", "of which signature");
+        let (paid_vs_verify, paid_vs_free) = (paid / verify, paid / free);
+        println!("{:<20} {paid_vs_verify:>8.2} times the signature alone", "paid");
+        let line = json!({
+            "free_us": free, "quote_us": quote, "paid_us": paid, "verify_us": verify,
+            "paid_vs_verify": paid_vs_verify, "paid_vs_free": paid_vs_free,
+        });
+        println!("{line}");
+    });
+}
+
+struct Bench {
+    gate: Gate,
+    terms: Terms,
+    key: LocalKey,
+    config: ChannelConfig,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let network = Network::by_name("base-sepolia").unwrap();
+        let key = LocalKey::from_bytes(&[7; 32]).unwrap();
+        let terms = Terms {
+            chain_id: network.chain_id,
+            token: TokenTerms::preset(network.token("usdc").unwrap()),
+            pay_to: Address([1; 20]),
+            receiver_authorizer: Address([2; 20]),
+            withdraw_delay_s: 86_400,
+            max_timeout_s: 60,
+            min_deposit: None,
+        };
+        let config = ChannelConfig {
+            payer: key.address(),
+            payer_authorizer: key.address(),
+            receiver: terms.pay_to,
+            receiver_authorizer: terms.receiver_authorizer,
+            token: terms.token.address,
+            withdraw_delay: terms.withdraw_delay_s,
+            salt: Hash::ZERO,
+        };
+        let route = |path: &str, price| Route::new(PathPattern::parse(path).unwrap(), price);
+        let routes = vec![route("/free", Price::Free), route("/paid", Price::Fixed(PRICE))];
+        let policy = Policy::new(terms.clone(), "https://api.example.com", routes).unwrap();
+        let gate = Gate::new(policy, Desk::closed());
+        let view = View { block: 1, balance: Amount::new(u128::MAX / 2), ..View::default() };
+        gate.accounts().observe(config.id(&terms.settlement()), &config, view).unwrap();
+        Self { gate, terms, key, config }
+    }
+
+    /// The payment headers of all runs, signed before the clock starts.
+    fn vouchers(&self) -> Vec<String> {
+        let domain: Domain = self.terms.settlement();
+        let offer = self.terms.offer(PRICE);
+        let runs = u128::try_from(RUNS).unwrap();
+        (1..=REQUESTS * runs)
+            .map(|number| {
+                let max_claimable = Amount::new(PRICE.units() * number);
+                let voucher = Voucher { channel: self.config.id(&domain), max_claimable }.sign(&domain, &self.key);
+                let payload = json!({"type": "voucher", "channelConfig": self.config, "voucher": voucher});
+                x402::encode(&json!({"x402Version": 2, "accepted": offer, "payload": payload}))
+            })
+            .collect()
+    }
+
+    fn requests(&self, path: &str, headers: Option<&[String]>) -> Vec<Request<()>> {
+        let runs = u128::try_from(RUNS).unwrap();
+        let count = usize::try_from(REQUESTS * runs).unwrap();
+        (0..count)
+            .map(|number| {
+                let request = Request::get(path);
+                let request = match headers.and_then(|headers| headers.get(number)) {
+                    Some(header) => request.header(PAYMENT_SIGNATURE, header),
+                    None => request,
+                };
+                request.body(()).unwrap()
+            })
+            .collect()
+    }
+
+    /// Median microseconds a request.
+    async fn sample(&self, name: &str, requests: &[Request<()>]) -> f64 {
+        let upstream = service_fn(|request: Request<()>| async move {
+            black_box(request);
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
+        });
+        let mut service = self.gate.layer().layer(upstream);
+        let mut samples = Vec::new();
+        for run in requests.chunks(requests.len() / RUNS) {
+            let run = run.to_vec();
+            let count = run.len();
+            let begun = Instant::now();
+            for request in run {
+                let paid = request.headers().contains_key(PAYMENT_SIGNATURE);
+                let response = service.ready().await.unwrap().call(request).await.unwrap();
+                assert!(!paid || response.status() == StatusCode::OK, "{:?}", response.headers());
+                black_box(response);
+            }
+            samples.push(micros_each(begun, count));
+        }
+        let median = median(samples);
+        println!("{name:<20} {median:>8.1} us");
+        median
+    }
+
+    /// Median microseconds to verify a voucher.
+    fn verify(&self) -> f64 {
+        let domain = self.terms.settlement();
+        let sign = |units| {
+            let voucher = Voucher { channel: self.config.id(&domain), max_claimable: Amount::new(units) };
+            voucher.sign(&domain, &self.key)
+        };
+        let vouchers: Vec<SignedVoucher> = (1..=REQUESTS).map(sign).collect();
+        let run = || {
+            let begun = Instant::now();
+            for voucher in &vouchers {
+                black_box(voucher.verify(&domain, &self.config).unwrap());
+            }
+            micros_each(begun, vouchers.len())
+        };
+        median((0..RUNS).map(|_| run()).collect())
+    }
+}
+
+fn micros_each(begun: Instant, count: usize) -> f64 {
+    begun.elapsed().as_secs_f64() * 1e6 / f64::from(u32::try_from(count).unwrap())
+}
+
+fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples.get(samples.len() / 2).copied().unwrap()
+}

@@ -1,0 +1,99 @@
+//! The manual: how the rooms play together, for those who read code and those who run it.
+//!
+//! 1. [`a_paid_request`]: from the 402 to the receipt
+//! 2. [`what_is_charged`]: every way a request can end
+//! 3. [`when_it_is_refused`]: what bad payments get
+//! 4. [`money_on_chain`]: deposits, claims, settlements, refunds, withdrawals
+//! 5. [`losing_memory`]: what a restart, a lost client and a lost answer cost
+
+pub mod a_paid_request {
+    //! From the 402 to the receipt.
+    //!
+    //! A request comes down the stack of [`proxy::stack`](crate::proxy::stack): id, log, panic, CORS, payment, upstream.
+    //! In the payment layer ([`gate`](crate::gate)):
+    //!
+    //! 1. One snapshot of the price list serves the whole request. The path is read
+    //!    ([`CleanPath`](crate::gate::path::CleanPath)); one that two servers could read differently is refused.
+    //! 2. The most specific route decides. Free routes go straight through, unknown paths are 404.
+    //! 3. Without a `PAYMENT-SIGNATURE` header the answer is the quote. The body is not read; the upstream is not asked.
+    //! 4. With one, it must echo the offer, and the channel's terms must be the offer's. The channel's id is computed
+    //!    from them, never believed.
+    //! 5. The voucher must be for exactly what was charged so far plus the price, within the balance. Then its signature
+    //!    is checked, as strictly as the contract does it.
+    //! 6. The price is *held* on the channel. From now on nobody else can spend it.
+    //! 7. The request goes upstream without payment headers and with `X-Peaje-Payer`, `-Channel` and `-Charged`.
+    //! 8. An answer below 400 is *posted*: charged, at most what was held. Everything else is *voided*.
+    //! 9. The head leaves with the receipt in `PAYMENT-RESPONSE`; the body streams.
+    //!
+    //! Each step hands a proof to the next, which can be made nowhere else: a
+    //! [`SignedVoucher`](crate::protocol::SignedVoucher) becomes a [`VerifiedVoucher`](crate::protocol::VerifiedVoucher)
+    //! by its signature, that becomes a [`Hold`](crate::gate::accounts::Hold) by the books, and only a hold can be
+    //! charged.
+}
+
+pub mod what_is_charged {
+    //! Every way a request can end.
+    //!
+    //! | ended by | before it went upstream | sent, no head yet | head seen |
+    //! |---|---|---|---|
+    //! | a complete answer below 400 | | | the price, or what the upstream reported |
+    //! | an answer of 400 or above | | | nothing |
+    //! | the client leaves | nothing | the price | it was charged with the head |
+    //! | the upstream fails or times out | nothing | nothing | it was charged with the head |
+    //! | we stop or panic | nothing | nothing | it was charged with the head |
+    //!
+    //! A client that leaves while the upstream works for it pays, because leaving early would otherwise be free. A
+    //! deposit that came with a request which then fails stays on the channel; the answer says so.
+    //!
+    //! An upstream reports a lower charge with a `Settlement-Overrides` header (see [`gate::meter`](crate::gate::meter)).
+    //! It is never more than the quote, and the client never sees the header.
+}
+
+pub mod when_it_is_refused {
+    //! What bad payments get. None of them reaches the upstream or costs anything, and the channel stays as it was.
+    //!
+    //! | payment | answer |
+    //! |---|---|
+    //! | not base64, not JSON, two headers | 400 `malformed_payment`, `duplicate_payment_header` |
+    //! | a header above 16 KiB | 431 `payment_header_too_large` |
+    //! | another protocol version | 402 `Unsupported x402 version: 3` |
+    //! | another offer | 402 `No matching payment requirements` |
+    //! | terms, signatures, amounts | 402 with the scheme's code, see [`Code`](crate::protocol::Code) |
+    //! | a voucher out of step | 402 `…cumulative_amount_mismatch` with the true state, which stock clients recover from |
+    //! | the chain cannot be asked | 503 with `Retry-After`; vouchers of channels we know go on working |
+    //! | a deposit whose fate is open | 503 `settlement_pending`; it is followed until its fate is known |
+    //!
+    //! A corrective shows the channel's last voucher, so it is only given to somebody who just signed for the channel. A
+    //! voucher above the balance gets the corrective too, not `…cumulative_exceeds_balance`: a client that believes in a
+    //! balance which is gone can only be helped by being made to read the chain.
+}
+
+pub mod money_on_chain {
+    //! Deposits, claims, settlements, refunds, withdrawals.
+    //!
+    //! What only a chain can do is asked at the gate's [`desk`](crate::gate::desk) and answered by
+    //! [`redeem::Teller`](crate::redeem::Teller). A question outlives the request that asked it: who hangs up while a
+    //! deposit is being mined finds it booked later.
+    //!
+    //! * **Deposit.** Tried, sent, mined, booked, and only then is the request served. One is on its way per channel.
+    //! * **Claim.** [`redeem::plan()`](crate::redeem::plan()) makes one row for each channel with something to claim,
+    //!   payers that are withdrawing first. A batch the contract refuses is halved until the bad row is alone.
+    //! * **Settle.** What `receivers()` says is owed, so a crash between claim and settlement costs nothing.
+    //! * **Refund.** Claim and refund in one transaction, signed with the channel's live nonce.
+    //! * **Withdrawal.** A payer can take its money back alone after the channel's delay. The follower sees the
+    //!   announcement, claims at once, and from then on only vouchers are taken that the rest covers.
+    //!
+    //! The books move by what the chain says after a transaction is mined, never by what was sent. A view of a channel is
+    //! trusted for a third of its withdraw delay, 30 s at least and 300 s at most; then it is read again.
+}
+
+pub mod losing_memory {
+    //! What a restart, a lost client and a lost answer cost.
+    //!
+    //! * **We restart.** A clean stop drains, claims and settles first. After a crash the vouchers since the last claim
+    //!   are gone. Either way a channel's books are opened again from what the chain says was claimed; a client that
+    //!   believes in more is corrected and goes on.
+    //! * **The client restarts.** It reads the chain, signs from there, and is corrected with its own last voucher.
+    //! * **The answer is lost.** The charge stands; the client's next voucher is one behind and is corrected.
+    //! * **A deposit's receipt is late.** Nobody says it failed. The client is told to come back, and finds it booked.
+}
