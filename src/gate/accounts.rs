@@ -200,14 +200,18 @@ pub(super) fn claim_row(channel: &Channel) -> Option<ClaimRow> {
 
 /// The channel as headers show it.
 pub(super) fn channel_state(channel: &Channel) -> ChannelState {
-    let view = channel.view();
+    state_of(channel.id(), channel.view(), channel.charged())
+}
+
+/// The same from its parts, for a channel that has no account.
+pub(super) fn state_of(channel_id: ChannelId, view: &View, charged: Amount) -> ChannelState {
     ChannelState {
-        channel_id: channel.id(),
+        channel_id,
         balance: view.balance,
         total_claimed: view.total_claimed,
         withdraw_requested_at: view.withdrawal.map_or(0, |withdrawal| withdrawal.initiated_at),
         refund_nonce: view.refund_nonce,
-        charged_cumulative_amount: channel.charged(),
+        charged_cumulative_amount: charged,
     }
 }
 

@@ -100,7 +100,9 @@ impl Gate {
             verified = Some(self.verify(claimed).await?);
             let view = self.refresh(claimed).await?;
             if view.balance.is_zero() {
-                return Err(Code::ChannelNotFound.into());
+                // One that was refunded to nothing had a deposit once, in which its client may still believe.
+                let was_open = view.refund_nonce > 0;
+                return Err(if was_open { self.corrective(claimed, &view) } else { Code::ChannelNotFound.into() });
             }
         }
         let mut refreshed = verified.is_some();
@@ -153,19 +155,19 @@ impl Gate {
         let proof = self.verify(claimed).await?;
         let known = self.accounts.read(id, |channel| {
             let busy = channel.open_hold().is_some() || channel.is_refunding();
-            (busy, channel.charged(), channel.ceiling())
+            (busy, channel.charged(), channel.ceiling(), *channel.view())
         });
-        let (charged, ceiling) = match known {
+        let (charged, ceiling, view) = match known {
             Some((true, ..)) => return Err(Code::ChannelBusy.into()),
-            Some((false, charged, ceiling)) => (charged, ceiling),
+            Some((false, charged, ceiling, view)) => (charged, ceiling, view),
             None => {
                 let view = self.refresh(claimed).await?;
-                (view.total_claimed, view.balance)
+                (view.total_claimed, view.balance, view)
             }
         };
         let max = proof.max_claimable();
         if charged.checked_add(price) != Some(max) {
-            return Err(self.corrective(claimed, charged));
+            return Err(self.corrective(claimed, &view));
         }
         if ceiling.checked_add(deposit.amount).is_none_or(|covered| max > covered) {
             return Err(Code::CumulativeExceedsBalance.into());
@@ -183,7 +185,7 @@ impl Gate {
                 // Two deposits of one channel at once are one too many: the payer's state is older than the first.
                 // Once that has landed the client reads the chain and finds its money there.
                 return match within(terms, wait.end()).await {
-                    Some(_) => Err(self.corrective(claimed, charged)),
+                    Some(_) => Err(self.corrective(claimed, &view)),
                     None => Err(Code::SettlementPending.into()),
                 };
             }
@@ -328,11 +330,12 @@ impl Gate {
     fn refusal_of(&self, claimed: &Claimed<'_>, reject: Reject) -> Refusal {
         match reject {
             Reject::Busy => Code::ChannelBusy.into(),
-            Reject::NoDeposit => Code::ChannelNotFound.into(),
             // A client that sends a bare voucher above the balance believes in a balance that is gone (a refund or a
-            // withdrawal it has not seen). The corrective is the only answer after which a stock client reads the chain
-            // and tops up; "exceeds balance" would leave it stuck for good.
-            Reject::AmountMismatch | Reject::ExceedsBalance => self.corrective(claimed, Amount::ZERO),
+            // withdrawal it has not seen), perhaps to the last unit. The corrective is the only answer after which a
+            // stock client reads the chain and tops up; "exceeds balance" and "not found" would leave it stuck for good.
+            Reject::AmountMismatch | Reject::ExceedsBalance | Reject::NoDeposit => {
+                self.corrective(claimed, &View::default())
+            }
             Reject::ExceedsWithdrawal => Code::CumulativeExceedsBalance.into(),
             Reject::NothingToRefund => Code::RefundNoBalance.into(),
             Reject::ViewTooOld | Reject::ImpossibleView => Code::ChannelStateReadFailed.into(),
@@ -344,22 +347,13 @@ impl Gate {
         }
     }
 
-    /// The true state for a client out of step; for an unknown channel, what the chain said was claimed.
-    fn corrective(&self, claimed: &Claimed<'_>, charged_on_chain: Amount) -> Refusal {
+    /// The true state for a client out of step: our books, or for a channel that has none what the chain says.
+    fn corrective(&self, claimed: &Claimed<'_>, on_chain: &View) -> Refusal {
         let known = self
             .accounts
             .read(&claimed.id, |channel| (accounts::channel_state(channel), accounts::voucher_state(channel)));
-        let (state, voucher) = known.unwrap_or_else(|| {
-            let state = ChannelState {
-                channel_id: claimed.id,
-                balance: Amount::ZERO,
-                total_claimed: charged_on_chain,
-                withdraw_requested_at: 0,
-                refund_nonce: 0,
-                charged_cumulative_amount: charged_on_chain,
-            };
-            (state, None)
-        });
+        let unknown = || (accounts::state_of(claimed.id, on_chain, on_chain.total_claimed), None);
+        let (state, voucher) = known.unwrap_or_else(unknown);
         Refusal::corrective(state, voucher)
     }
 }
