@@ -274,6 +274,24 @@ async fn case_38_a_stock_client_goes_on_after_a_refund_of_an_uncharged_channel()
     world.finish(PRICE).await;
 }
 
+/// The same when the proxy, too, has nothing left that reminds of the channel.
+#[tokio::test]
+async fn case_38_a_refund_of_an_uncharged_channel_is_remembered_by_the_chain_alone() {
+    let mut world = World::start(WorldOptions::default()).await;
+    let payer = world.payer(1);
+    world.upstream.next(Answer::status(500));
+    world.pay("/paid", &payer.deposit(DEPOSIT, PRICE)).await;
+    world.refund_elsewhere(&payer, 0).await;
+    world.reopen().await;
+    let answer = world.pay("/paid", &payer.voucher(PRICE)).await;
+    answer.assert_corrective(0, 0, None);
+    assert_eq!(answer.corrective().unwrap().0, state(&payer, 0, 0, 0, 1));
+    assert!(world.site.gate().accounts().is_empty());
+    let mut client = StockClient::new(payer, DEPOSIT, 0);
+    client.fetch(&world, "/paid").await.assert_served().assert_deposit_receipt(5 * PRICE, PRICE, PRICE);
+    world.finish(PRICE).await;
+}
+
 #[tokio::test]
 async fn case_38_the_agent_goes_on_after_a_refund_of_an_uncharged_channel() {
     let world = World::start(WorldOptions::default()).await;
