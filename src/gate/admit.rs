@@ -332,7 +332,7 @@ impl Gate {
             Reject::Busy => Code::ChannelBusy.into(),
             // A client that sends a bare voucher above the balance believes in a balance that is gone (a refund or a
             // withdrawal it has not seen), perhaps to the last unit. The corrective is the only answer after which a
-            // stock client reads the chain and tops up; "exceeds balance" and "not found" would leave it stuck for good.
+            // stock client reads the chain and tops up; "exceeds balance" and "not found" would leave it stuck.
             Reject::AmountMismatch | Reject::ExceedsBalance | Reject::NoDeposit => {
                 self.corrective(claimed, &View::default())
             }

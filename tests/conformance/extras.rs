@@ -1,5 +1,6 @@
-//! What cases 22 to 43 need beside the harness: events past the proxy, a way to the chain that counts and can be blocked,
-//! a proxy that forgets, an upstream that breaks off, and a client that does what the official one does and no more.
+//! What cases 22 to 43 need beside the harness: events past the proxy, a way to the chain that counts and can be
+//! blocked, a proxy that forgets, an upstream that breaks off, and a client that does what the official one does and no
+//! more.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use peaje::devnet::Mining;
 use peaje::protocol::x402::PAYMENT_SIGNATURE;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::extras::{Break, Breaker, FORGETFUL, state};
@@ -36,7 +37,10 @@ async fn case_29_an_error_of_the_upstream_costs_nothing_and_the_same_voucher_sta
     }
     world.upstream.next(Answer::ok("late").after(Duration::from_secs(2)));
     let answer = world.pay("/paid", &payment).await;
-    assert_eq!((answer.status, answer.json()["error"].as_str()), (StatusCode::GATEWAY_TIMEOUT, Some("upstream_timeout")));
+    assert_eq!(
+        (answer.status, answer.json()["error"].as_str()),
+        (StatusCode::GATEWAY_TIMEOUT, Some("upstream_timeout"))
+    );
     assert_eq!((answer.receipt(), answer.quote()), (None, None));
 
     let mut after = world.tally().await;
@@ -112,9 +116,7 @@ async fn case_30_a_client_that_leaves_in_the_middle_of_the_body_is_charged_once(
 
     // The channel is free although the stream goes on, and whatever becomes of the stream, nothing more is charged.
     world.pay("/paid", &payer.voucher(3 * PRICE)).await.assert_served().assert_voucher_receipt(PRICE, 3 * PRICE);
-    world.eventually("the upstream is told", async |_| {
-        body.send(Ok(Bytes::from_static(b"more"))).await.is_err()
-    }).await;
+    world.eventually("the upstream is told", async |_| body.send(Ok(Bytes::from_static(b"more"))).await.is_err()).await;
     let answer = world.pay("/paid", &payer.voucher(4 * PRICE)).await;
     assert_eq!(answer.assert_served().state(), state(&payer, DEPOSIT, 0, 4 * PRICE, 0));
     world.finish(4 * PRICE).await;
@@ -181,4 +183,28 @@ async fn case_30_a_client_that_leaves_while_its_deposit_is_mined_finds_it_booked
     let tally = world.tally().await;
     assert_eq!((tally.transactions, tally.onchain_deposits, tally.charged), (1, 1, PRICE));
     world.finish(PRICE).await;
+}
+
+/// Half a request cannot be served: it fails upstream, and what fails upstream costs nothing.
+#[tokio::test]
+async fn case_30_a_client_that_leaves_in_the_middle_of_its_own_body_is_charged_nothing() {
+    let world = World::start(WorldOptions::default()).await;
+    let payer = world.opened(1, DEPOSIT).await;
+    let payment = payer.voucher(2 * PRICE);
+    let mut connection = TcpStream::connect(world.site.address()).await.unwrap();
+    let head = format!(
+        "POST /paid HTTP/1.1\r\nhost: peaje\r\ncontent-length: 100\r\n{PAYMENT_SIGNATURE}: {}\r\n\r\nhalf",
+        payment.header()
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    world.upstream_saw(2).await;
+    drop(connection);
+    let served = async |world: &World| {
+        let answer = world.pay("/paid", &payment).await;
+        assert!(answer.status == StatusCode::OK || answer.status == StatusCode::PAYMENT_REQUIRED);
+        answer.status == StatusCode::OK
+    };
+    world.eventually("the channel is free and the same voucher good", served).await;
+    assert_eq!(world.charged(), 2 * PRICE);
+    world.finish(2 * PRICE).await;
 }

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::StatusCode;
 use peaje::chain::{Call, Chain as _, Happening};
 use peaje::devnet::Mining;
-use peaje::protocol::Amount;
+use peaje::protocol::{Address, Amount, ChannelConfig, LocalKey};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use super::extras::{FORGETFUL, StockClient, state};
-use super::harness::{Answer, PAY_TO, PRICE, PURSE, World, WorldOptions};
+use super::extras::{FORGETFUL, StockClient, deploy_wallet, dev, evm, state};
+use super::harness::{Answer, PAY_TO, PRICE, PURSE, Payer, World, WorldOptions};
 
 const DEPOSIT: u128 = 10 * PRICE;
 
@@ -117,6 +118,43 @@ async fn case_39_a_withdrawal_is_seen_and_what_was_charged_is_claimed_at_once() 
 }
 
 #[tokio::test]
+async fn case_40_a_row_that_cannot_be_claimed_does_not_hold_up_the_others() {
+    let world = World::start(WorldOptions::default()).await;
+    let mut good = Vec::new();
+    for number in 1..=4 {
+        good.push(world.opened(number, DEPOSIT).await);
+    }
+    // A wallet that approved its voucher when it was served, and afterwards approves nothing any more.
+    let key = LocalKey::from_bytes(&[0x31; 32]).unwrap();
+    let wallet = deploy_wallet(&world, &key).await;
+    let payer = world.payer(9);
+    let config = ChannelConfig { payer: wallet, payer_authorizer: Address::ZERO, ..payer.config };
+    let bad = Payer { key, config, ..payer };
+    world.pay("/paid", &bad.deposit(DEPOSIT, PRICE)).await.assert_served();
+    world.pay("/paid", &bad.voucher(2 * PRICE)).await.assert_served();
+    let refuses_all = Bytes::from_static(&[0x60, 0x00, 0x60, 0x00, 0xfd]);
+    world.devnet.set_code(evm(wallet), refuses_all.into()).unwrap();
+
+    let report = world.redeem().await;
+    assert!(!report.is_complete());
+    assert_eq!((report.channels, report.claimed.units(), report.settled.units()), (4, 4 * PRICE, 4 * PRICE));
+    assert_eq!(report.left.units(), 2 * PRICE);
+    assert_eq!(report.failures.iter().map(|row| row.channel).collect::<Vec<_>>(), [bad.id()]);
+    assert_eq!(report.problem, None);
+    assert_eq!(earned(&world), 4 * PRICE);
+    for payer in &good {
+        assert_eq!(world.on_chain(payer).await, (DEPOSIT, PRICE));
+    }
+    // It is tried again, and does not hurt again.
+    world.pay("/paid", &good[0].voucher(2 * PRICE)).await.assert_served();
+    let report = world.redeem().await;
+    assert_eq!((report.claimed.units(), report.failures.len()), (PRICE, 1));
+    let before = world.tally().await;
+    assert_eq!(world.redeem().await.failures.len(), 1);
+    world.assert_untouched(&before).await;
+}
+
+#[tokio::test]
 async fn case_41_what_was_charged_is_claimed_and_exactly_that_is_settled_and_once() {
     let world = World::start(WorldOptions::default()).await;
     let first = world.opened(1, DEPOSIT).await;
@@ -169,7 +207,7 @@ async fn case_41_somebody_elses_settlement_and_claim_are_no_errors() {
     let payer = world.opened(1, DEPOSIT).await;
     world.claim_elsewhere(&payer, PRICE, PRICE).await;
     let settle = Call::Settle { receiver: world.terms.pay_to, token: world.terms.token.address };
-    world.past_the_proxy(super::extras::dev("5"), &settle).await;
+    world.past_the_proxy(dev("5"), &settle).await;
     assert_eq!(earned(&world), PRICE);
     let report = world.redeem().await;
     assert!(report.is_complete() && report.transactions.is_empty(), "{report:?}");

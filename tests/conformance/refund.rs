@@ -1,22 +1,31 @@
 //! Cases 37 and 38: refunds, and what a client finds after one it did not ask for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Method, StatusCode};
 use peaje::agent::{Agent, AgentConfig, NodeReader, PayRequest};
-use peaje::chain::{AlloyChain, Chain as _, Happening};
+use peaje::chain::{AlloyChain, Call, Chain as _, Happening};
+use peaje::devnet::Mining;
+use peaje::protocol::claim::refund_digest;
 use peaje::protocol::x402::PAYMENT_SIGNATURE;
 use peaje::protocol::{Amount, Hash, LocalKey};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use super::extras::{StockClient, state};
+use super::extras::{StockClient, dev, evm, state};
 use super::harness::{Answer, Answered, PRICE, PURSE, Payer, World, WorldOptions};
 
 const DEPOSIT: u128 = 10 * PRICE;
 
 /// A confirmed refund: what the client is told, and the one transaction behind it.
-async fn assert_refunded(world: &World, answer: &Answered, payer: &Payer, amount: u128, state: Value) -> Vec<Happening> {
+async fn assert_refunded(
+    world: &World,
+    answer: &Answered,
+    payer: &Payer,
+    amount: u128,
+    state: Value,
+) -> Vec<Happening> {
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     assert_eq!(answer.json(), json!({"message": "Refund acknowledged", "channelId": payer.id().to_string()}));
     assert_eq!(answer.quote(), None);
@@ -205,6 +214,56 @@ async fn case_37_a_refund_waits_for_the_request_in_progress() {
     world.finish(2 * PRICE).await;
 }
 
+#[tokio::test]
+async fn case_37_a_refund_goes_on_without_its_client_and_nothing_is_served_meanwhile() {
+    let world = World::start(WorldOptions::default()).await;
+    let payer = world.opened(1, DEPOSIT).await;
+    let before = world.tally().await;
+    world.devnet.set_mining(Mining::Manual);
+    let connection = world.raw("/paid", &payer.refund(PRICE, Some(&(4 * PRICE).to_string()))).await;
+    world.sent_transactions(before.transactions + 1).await;
+    for payment in [payer.voucher(2 * PRICE), payer.refund(PRICE, None), payer.deposit(DEPOSIT, 2 * PRICE)] {
+        world.pay("/paid", &payment).await.assert_scheme_refusal("channel_busy");
+    }
+    drop(connection);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    world.pay("/paid", &payer.voucher(2 * PRICE)).await.assert_scheme_refusal("channel_busy");
+    assert_eq!(world.upstream_calls(), before.upstream_calls);
+    world.devnet.mine(1).unwrap();
+    let booked = async |world: &World| world.book(&payer).view.balance.units() == 6 * PRICE;
+    world.eventually("the refund is booked", booked).await;
+    world.devnet.set_mining(Mining::OnDemand);
+    let served = async |world: &World| world.pay("/paid", &payer.voucher(2 * PRICE)).await.status == StatusCode::OK;
+    world.eventually("the channel is free", served).await;
+    assert_eq!(world.on_chain(&payer).await, (6 * PRICE, PRICE));
+    world.finish(2 * PRICE).await;
+}
+
+#[tokio::test]
+async fn case_42_a_refund_is_signed_with_the_live_nonce() {
+    let world = World::start(WorldOptions::default()).await;
+    let payer = world.opened(1, DEPOSIT).await;
+    // Another instance refunds while this proxy does not look: the follower is not waited for.
+    let authorizer = dev("authorizer");
+    for nonce in 0..3 {
+        let amount = Amount::new(PRICE);
+        let refund = refund_digest(&payer.settlement(), payer.id(), nonce, amount);
+        let call = Call::ClaimAndRefund {
+            rows: Vec::new(),
+            claim_signature: authorizer.sign(refund),
+            config: payer.config,
+            amount,
+            nonce,
+            refund_signature: authorizer.sign(refund),
+        };
+        world.past_the_proxy(dev("5"), &call).await;
+    }
+    let answer = world.pay("/paid", &payer.refund(PRICE, Some(&PRICE.to_string()))).await;
+    let now = state(&payer, 6 * PRICE, PRICE, PRICE, 4);
+    assert_refunded(&world, &answer, &payer, PRICE, now).await;
+    world.finish(PRICE).await;
+}
+
 // ---- case 38
 
 async fn agent(world: &World, payer: &Payer) -> Agent<NodeReader<AlloyChain>> {
@@ -311,7 +370,7 @@ async fn case_38_a_refund_and_a_new_beginning_by_the_agent() {
     let world = World::start(WorldOptions::default()).await;
     let key = LocalKey::from_bytes(&[0x51; 32]).unwrap();
     let payer = Payer { key: key.clone(), ..world.payer(1) };
-    world.devnet.mint_dollars(super::extras::evm(key.address()), PURSE).unwrap();
+    world.devnet.mint_dollars(evm(key.address()), PURSE).unwrap();
     let agent = agent(&world, &payer).await;
     assert_eq!(buy(&world, &agent).await, PRICE);
     let refunded = agent.refund(&world.url("/paid"), None).await.unwrap();

@@ -303,9 +303,7 @@ async fn case_27_what_a_pending_withdrawal_takes_is_not_there() {
     let payer = world.opened(1, DEPOSIT).await;
     let call = Call::InitiateWithdraw { config: payer.config, amount: Amount::new(DEPOSIT - 2 * PRICE) };
     world.past_the_proxy(payer.key.clone(), &call).await;
-    world
-        .eventually("the withdrawal is followed", async |world| world.book(&payer).view.withdrawal.is_some())
-        .await;
+    world.eventually("the withdrawal is followed", async |world| world.book(&payer).view.withdrawal.is_some()).await;
     let claimed = async |world: &World| world.book(&payer).unclaimed.is_zero();
     world.eventually("what was charged is claimed", claimed).await;
 
