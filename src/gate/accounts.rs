@@ -39,6 +39,8 @@ struct Account {
     channel: Channel,
     /// The salt of the last deposit we relayed, so that the same payload is not relayed again.
     last_deposit: Option<Hash>,
+    /// Whether that deposit landed after its payer had stopped waiting, who may believe that it failed.
+    untold: bool,
     refunds: u32,
     refunds_since: u64,
 }
@@ -86,17 +88,23 @@ impl Accounts {
         {
             let now = clock::now_s();
             let channel = Channel::open(id, *config, view, now)?;
-            free.insert(Account { channel, last_deposit: None, refunds: 0, refunds_since: now });
+            free.insert(Account { channel, last_deposit: None, untold: false, refunds: 0, refunds_since: now });
             return Ok(());
         }
         self.change(&id, &Command::Observe { view }).map_or(Ok(()), |event| event.map(|_| ()))
     }
 
-    /// Notes which deposit a channel's balance came from last.
+    /// Notes which deposit a channel's balance came from last. Its payer is not told yet.
     pub fn note_deposit(&self, id: &ChannelId, salt: Hash) {
         if let Some(mut account) = self.inner.channels.get_mut(id) {
             account.last_deposit = Some(salt);
+            account.untold = true;
         }
+    }
+
+    /// Whether the payer was not told yet that its last deposit landed. From now on it was.
+    pub(super) fn tell_deposit(&self, id: &ChannelId) -> bool {
+        self.inner.channels.get_mut(id).is_some_and(|mut account| std::mem::take(&mut account.untold))
     }
 
     /// Whether this very deposit was the last we relayed for the channel.

@@ -177,6 +177,11 @@ impl Gate {
         if self.accounts.deposited_with(id, deposit.authorization.salt) {
             return self.pay(claimed, price, None).await;
         }
+        // A client that stopped waiting for its deposit signs another one. The first landed and is enough, so the client
+        // is shown it instead of depositing twice; if it insists, it gets its way.
+        if max <= ceiling && self.accounts.tell_deposit(id) {
+            return Err(self.corrective(claimed, &view));
+        }
         let amount = deposit.amount;
         let wait = match self.desk.deposit(*id, *config, deposit) {
             DepositStart::OnItsWay(wait) => wait,
@@ -192,6 +197,7 @@ impl Gate {
         };
         match within(terms, wait.end()).await {
             Some(Some(DepositEnd::Landed { transaction, .. })) => {
+                self.accounts.tell_deposit(id);
                 let landed = Some((transaction, amount));
                 self.pay(claimed, price, landed).await.map_err(|refusal| match self.state(id) {
                     // The deposit is on chain although the request is not served; not to say so would make the

@@ -76,6 +76,32 @@ async fn case_02_a_large_unpaid_post_is_refused_early_and_its_connection_lives_o
     world.finish(0).await;
 }
 
+/// There is a limit to what is read only to be thrown away: beyond it the answer still comes, and then the connection
+/// ends.
+#[tokio::test]
+async fn case_02_an_endless_unpaid_post_is_answered_and_then_cut_off() {
+    let world = World::start(WorldOptions::default()).await;
+    let before = world.tally().await;
+    let mut socket = TcpStream::connect(world.site.address()).await.unwrap();
+    let head = "POST /paid HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+    socket.write_all(head.as_bytes()).await.unwrap();
+
+    let refusal = read_answer(&mut socket).await;
+    assert!(refusal.starts_with("http/1.1 402 "), "{refusal}");
+    let mut chunk = b"10000\r\n".to_vec();
+    chunk.extend([b'x'; 0x10000]);
+    chunk.extend(b"\r\n");
+    let mut written = 0;
+    while socket.write_all(&chunk).await.is_ok() {
+        written += chunk.len();
+        assert!(written < 64 * 1024 * 1024, "nobody stops reading");
+    }
+
+    world.assert_untouched(&before).await;
+    world.get("/paid").await.assert_refused(402, "Payment required");
+    world.finish(0).await;
+}
+
 /// A client that asks before it sends is told the price instead of being invited to send.
 #[tokio::test]
 async fn case_02_a_client_that_expects_100_continue_is_quoted_instead() {
