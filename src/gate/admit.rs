@@ -15,7 +15,7 @@ use super::answer::Refusal;
 use super::clock;
 use super::desk::{DepositEnd, DeskError, Place, RefundError};
 use super::policy::{Policy, Route, Terms};
-use crate::ledger::{Channel, Reject, View};
+use crate::ledger::{Reject, View};
 use crate::protocol::channel::Authorizer;
 use crate::protocol::deposit::{Authorization, MIN_AUTHORIZATION_LEFT_S};
 use crate::protocol::voucher::{PayerEvidence, VoucherError};
@@ -100,7 +100,9 @@ impl Gate {
             verified = Some(self.verify(claimed).await?);
             let view = self.refresh(claimed).await?;
             if view.balance.is_zero() {
-                return Err(Code::ChannelNotFound.into());
+                // One that was refunded to nothing had a deposit once, in which its client may still believe.
+                let was_open = view.refund_nonce > 0;
+                return Err(if was_open { self.corrective(claimed, &view) } else { Code::ChannelNotFound.into() });
             }
         }
         let mut refreshed = verified.is_some();
@@ -170,7 +172,7 @@ impl Gate {
                 // Two deposits of one channel at once are one too many: the payer's state is older than the first.
                 // Once that has landed the client reads the chain and finds its money there.
                 Place::Other(wait) => match within(terms, wait.end()).await {
-                    Some(_) => return Err(self.corrective(claimed, self.charged(claimed).await?)),
+                    Some(_) => return Err(self.corrective(claimed, &self.view(claimed).await?)),
                     None => return Err(Code::SettlementPending.into()),
                 },
             }
@@ -224,25 +226,25 @@ impl Gate {
         let id = &claimed.id;
         let known = self.accounts.read(id, |channel| {
             let busy = channel.open_hold().is_some() || channel.is_refunding();
-            (busy, channel.charged(), channel.ceiling())
+            (busy, channel.charged(), channel.ceiling(), *channel.view())
         });
-        let (charged, ceiling) = match known {
+        let (charged, ceiling, view) = match known {
             Some((true, ..)) => return Err(Code::ChannelBusy.into()),
-            Some((false, charged, ceiling)) => (charged, ceiling),
+            Some((false, charged, ceiling, view)) => (charged, ceiling, view),
             None => {
                 let view = self.refresh(claimed).await?;
-                (view.total_claimed, view.balance)
+                (view.total_claimed, view.balance, view)
             }
         };
         let max = proof.max_claimable();
         if charged.checked_add(price) != Some(max) {
-            return Err(self.corrective(claimed, charged));
+            return Err(self.corrective(claimed, &view));
         }
         // A payer that deposits again although its last deposit is there and untouched does not know of it: it signed
         // both side by side, was told that the first is pending, or lost our answer. Corrected, it reads the chain and
         // finds its money.
         if max <= ceiling && self.accounts.deposit_untouched(id) {
-            return Err(self.corrective(claimed, charged));
+            return Err(self.corrective(claimed, &view));
         }
         if ceiling.checked_add(deposit.amount).is_none_or(|covered| max > covered) {
             return Err(Code::CumulativeExceedsBalance.into());
@@ -250,11 +252,11 @@ impl Gate {
         self.check_authorization(claimed, deposit).await
     }
 
-    /// What was charged in all: by the books, or by the chain where the channel is not in them.
-    async fn charged(&self, claimed: &Claimed<'_>) -> Result<Amount, Refusal> {
-        match self.accounts.read(&claimed.id, Channel::charged) {
-            Some(charged) => Ok(charged),
-            None => Ok(self.refresh(claimed).await?.total_claimed),
+    /// The chain's view of the channel: the one in the books, or a new one where the channel is not in them.
+    async fn view(&self, claimed: &Claimed<'_>) -> Result<View, Refusal> {
+        match self.accounts.read(&claimed.id, |channel| *channel.view()) {
+            Some(view) => Ok(view),
+            None => self.refresh(claimed).await,
         }
     }
 
@@ -365,7 +367,7 @@ impl Gate {
             // client reads the chain and tops up; "exceeds balance" and "not found" would leave it stuck for good. A
             // channel that never had a deposit is not in the books and does not come here.
             Reject::AmountMismatch | Reject::ExceedsBalance | Reject::NoDeposit => {
-                self.corrective(claimed, Amount::ZERO)
+                self.corrective(claimed, &View::default())
             }
             Reject::ExceedsWithdrawal => Code::CumulativeExceedsBalance.into(),
             Reject::NothingToRefund => Code::RefundNoBalance.into(),
@@ -378,22 +380,13 @@ impl Gate {
         }
     }
 
-    /// The true state for a client out of step; for an unknown channel, what the chain said was claimed.
-    fn corrective(&self, claimed: &Claimed<'_>, charged_on_chain: Amount) -> Refusal {
+    /// The true state for a client out of step: our books, or for a channel that has none what the chain says.
+    fn corrective(&self, claimed: &Claimed<'_>, on_chain: &View) -> Refusal {
         let known = self
             .accounts
             .read(&claimed.id, |channel| (accounts::channel_state(channel), accounts::voucher_state(channel)));
-        let (state, voucher) = known.unwrap_or_else(|| {
-            let state = ChannelState {
-                channel_id: claimed.id,
-                balance: Amount::ZERO,
-                total_claimed: charged_on_chain,
-                withdraw_requested_at: 0,
-                refund_nonce: 0,
-                charged_cumulative_amount: charged_on_chain,
-            };
-            (state, None)
-        });
+        let unknown = || (accounts::state_of(claimed.id, on_chain, on_chain.total_claimed), None);
+        let (state, voucher) = known.unwrap_or_else(unknown);
         Refusal::corrective(state, voucher)
     }
 }

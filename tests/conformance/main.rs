@@ -6,9 +6,14 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::indexing_slicing)]
 
+mod extras;
 mod harness;
 
 mod deposit;
+mod failure;
 mod identity;
 mod misc;
+mod redeem;
+mod refund;
+mod voucher;
 mod wire;
