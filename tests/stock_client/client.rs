@@ -108,7 +108,6 @@ impl Answer {
 impl Client {
     /// Starts the driver and opens a client in it.
     pub(crate) async fn start(key: String, rpc: String) -> Self {
-        package::node_modules();
         let mut node = Command::new("node")
             .arg("driver.mjs")
             .current_dir(package::directory())

@@ -10,15 +10,12 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests fail the test")]
 #![allow(clippy::print_stdout, reason = "a story is told")]
 
-#[path = "stock_client/chain.rs"]
 mod chain;
-#[path = "stock_client/client.rs"]
 mod client;
-#[path = "stock_client/package.rs"]
+#[path = "../support/npm.rs"]
+mod npm;
 mod package;
-#[path = "stock_client/proxy.rs"]
 mod proxy;
-#[path = "stock_client/upstream.rs"]
 mod upstream;
 
 use std::cell::RefCell;
@@ -92,7 +89,7 @@ struct Stage {
 }
 
 fn tell<F: Future<Output = ()>>(kind: Kind, claim: &str, story: fn(Stage) -> F) {
-    if package::skipped() {
+    if npm::skipped() {
         // Past the test harness, which would swallow it: nobody shall believe that this was tested.
         let _ = writeln!(std::io::stderr(), "SKIPPED, told so by the environment: {kind:?} {claim}");
         return;
@@ -131,7 +128,7 @@ impl Drop for Book {
 impl Stage {
     async fn set(kind: Kind) -> Self {
         // Before anything that counts time: the first test of a fresh checkout installs it.
-        package::node_modules();
+        package::directory();
         let chain = TestChain::start(kind).await;
         chain.mint(payer(), PURSE).await;
         let upstream = Upstream::start().await;
