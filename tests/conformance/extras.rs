@@ -286,6 +286,7 @@ struct GatewayState {
     to: String,
     http: reqwest::Client,
     blocked: AtomicBool,
+    pool_full: AtomicBool,
     counts: Mutex<BTreeMap<String, usize>>,
 }
 
@@ -293,8 +294,9 @@ impl Gateway {
     /// Makes the world's proxy go to the chain through a gateway. It forgets its books by that.
     pub async fn of(world: &mut World) -> Self {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let (to, blocked, counts) = (world.devnet.rpc_url(), AtomicBool::new(false), Mutex::default());
-        let state = Arc::new(GatewayState { to, http, blocked, counts });
+        let (blocked, pool_full) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (to, counts) = (world.devnet.rpc_url(), Mutex::default());
+        let state = Arc::new(GatewayState { to, http, blocked, pool_full, counts });
         let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", socket.local_addr().unwrap());
         let router = axum::Router::new().fallback(axum::routing::post(forward)).with_state(Arc::clone(&state));
@@ -325,6 +327,16 @@ impl Gateway {
         self.questions()
     }
 
+    /// How often a transaction was sent.
+    pub fn sends(&self) -> usize {
+        self.state.counts.lock().unwrap().get("eth_sendRawTransaction").copied().unwrap_or_default()
+    }
+
+    /// From now on, or no longer, the node takes no transactions.
+    pub fn fill_pool(&self, full: bool) {
+        self.state.pool_full.store(full, Ordering::SeqCst);
+    }
+
     /// From now on, or no longer, nothing gets through.
     pub fn block(&self, blocked: bool) {
         self.state.blocked.store(blocked, Ordering::SeqCst);
@@ -340,7 +352,11 @@ impl Drop for Gateway {
 async fn forward(State(state): State<Arc<GatewayState>>, body: Bytes) -> axum::response::Response {
     let question: Value = serde_json::from_slice(&body).unwrap();
     let method = question["method"].as_str().unwrap_or("a batch").to_owned();
-    *state.counts.lock().unwrap().entry(method).or_default() += 1;
+    *state.counts.lock().unwrap().entry(method.clone()).or_default() += 1;
+    if method == "eth_sendRawTransaction" && state.pool_full.load(Ordering::SeqCst) {
+        let error = json!({"code": -32000, "message": "txpool is full"});
+        return axum::Json(json!({"jsonrpc": "2.0", "id": question["id"], "error": error})).into_response();
+    }
     if state.blocked.load(Ordering::SeqCst) {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
