@@ -427,7 +427,8 @@ fn check_deposit(terms: &Terms, price: Amount, deposit: &Deposit) -> Result<(), 
     if deposit.amount < least {
         return Err(Refusal::from(Code::DepositBelowMinDeposit).with_detail(format!("at least {least}")));
     }
-    if deposit.authorization.valid_after > now {
+    // The token wants its block to be later than this moment, not at it.
+    if deposit.authorization.valid_after >= now {
         return Err(Code::PayloadAuthorizationValidAfter.into());
     }
     if deposit.authorization.valid_before < now.saturating_add(MIN_AUTHORIZATION_LEFT_S) {
