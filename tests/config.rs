@@ -645,3 +645,10 @@ fn a_key_reference_is_what_the_chain_can_read() {
         assert!(format!("dev:{name}").parse::<KeyReference>().is_ok(), "{name}");
     }
 }
+
+#[test]
+fn the_readmes_config_is_one() {
+    let readme = include_str!("../README.md");
+    let config = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    Config::parse(config, "README.md").unwrap();
+}

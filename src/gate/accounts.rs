@@ -22,6 +22,10 @@ pub const MAX_REFUNDS_PER_WINDOW: u32 = 6;
 /// The window of [`MAX_REFUNDS_PER_WINDOW`], seconds.
 pub const REFUND_WINDOW_S: u64 = 3_600;
 
+/// How long after a payer was shown an untouched deposit another one is taken for a wish and relayed, seconds. Requests
+/// that were signed side by side come well before.
+const INSISTS_AFTER_S: u64 = 10;
+
 /// Every channel we know.
 #[derive(Debug, Clone, Default)]
 pub struct Accounts {
@@ -37,10 +41,20 @@ struct Inner {
 #[derive(Debug)]
 struct Account {
     channel: Channel,
-    /// The salt of the last deposit we relayed, so that the same payload is not relayed again.
-    last_deposit: Option<Hash>,
+    last_deposit: Option<LastDeposit>,
     refunds: u32,
     refunds_since: u64,
+}
+
+/// The last deposit we relayed for a channel.
+#[derive(Debug, Clone, Copy)]
+struct LastDeposit {
+    /// Its salt, so that the same payload is not relayed again.
+    salt: Hash,
+    /// What was charged in all when it landed, so that another one is not relayed before it is touched.
+    charged: Amount,
+    /// When its payer, who wanted to deposit again, was first shown it.
+    shown: Option<u64>,
 }
 
 /// A channel's books at one moment, for those who read them.
@@ -92,16 +106,28 @@ impl Accounts {
         self.change(&id, &Command::Observe { view }).map_or(Ok(()), |event| event.map(|_| ()))
     }
 
-    /// Notes which deposit a channel's balance came from last.
+    /// Notes that a deposit we relayed has landed.
     pub fn note_deposit(&self, id: &ChannelId, salt: Hash) {
         if let Some(mut account) = self.inner.channels.get_mut(id) {
-            account.last_deposit = Some(salt);
+            let charged = account.channel.charged();
+            account.last_deposit = Some(LastDeposit { salt, charged, shown: None });
         }
     }
 
     /// Whether this very deposit was the last we relayed for the channel.
     pub(super) fn deposited_with(&self, id: &ChannelId, salt: Hash) -> bool {
-        self.inner.channels.get(id).is_some_and(|account| account.last_deposit == Some(salt))
+        let last = self.inner.channels.get(id).and_then(|account| account.last_deposit);
+        last.is_some_and(|last| last.salt == salt)
+    }
+
+    /// Whether nothing was charged since the last deposit we relayed for the channel. A payer that was answered so before,
+    /// [`INSISTS_AFTER_S`] ago or longer, and deposits all the same gets its way.
+    pub(super) fn deposit_untouched(&self, id: &ChannelId) -> bool {
+        let now = clock::now_s();
+        let Some(mut account) = self.inner.channels.get_mut(id) else { return false };
+        let charged = account.channel.charged();
+        let Some(last) = account.last_deposit.as_mut().filter(|last| last.charged == charged) else { return false };
+        now.saturating_sub(*last.shown.get_or_insert(now)) < INSISTS_AFTER_S
     }
 
     /// Reads a channel.
@@ -200,14 +226,18 @@ pub(super) fn claim_row(channel: &Channel) -> Option<ClaimRow> {
 
 /// The channel as headers show it.
 pub(super) fn channel_state(channel: &Channel) -> ChannelState {
-    let view = channel.view();
+    state_of(channel.id(), channel.view(), channel.charged())
+}
+
+/// The same from its parts, for a channel that has no account.
+pub(super) fn state_of(channel_id: ChannelId, view: &View, charged: Amount) -> ChannelState {
     ChannelState {
-        channel_id: channel.id(),
+        channel_id,
         balance: view.balance,
         total_claimed: view.total_claimed,
         withdraw_requested_at: view.withdrawal.map_or(0, |withdrawal| withdrawal.initiated_at),
         refund_nonce: view.refund_nonce,
-        charged_cumulative_amount: channel.charged(),
+        charged_cumulative_amount: charged,
     }
 }
 

@@ -13,7 +13,7 @@ use super::Gate;
 use super::accounts::{self, Hold, Payer};
 use super::answer::Refusal;
 use super::clock;
-use super::desk::{DepositEnd, DepositStart, DeskError, RefundError};
+use super::desk::{DepositEnd, DeskError, Place, RefundError};
 use super::policy::{Policy, Route, Terms};
 use crate::ledger::{Reject, View};
 use crate::protocol::channel::Authorizer;
@@ -24,8 +24,9 @@ use crate::protocol::{
     Address, Amount, ChannelConfig, ChannelId, Code, Hash, Signature, SignedVoucher, VerifiedVoucher,
 };
 
-/// The longest a request waits for its deposit or refund to be mined, seconds; afterwards the transaction goes on and
-/// the client is told to come back. Below the usual timeouts of HTTP clients and load balancers on such a request.
+/// The longest a request waits for its deposit or refund to be mined, seconds, unless the offer promises an answer
+/// sooner; afterwards the transaction goes on and the client is told to come back. Below the usual timeouts of HTTP
+/// clients and load balancers on such a request.
 const MAX_CHAIN_WAIT_S: u64 = 90;
 
 /// A request that may be served, and how it pays.
@@ -99,7 +100,9 @@ impl Gate {
             verified = Some(self.verify(claimed).await?);
             let view = self.refresh(claimed).await?;
             if view.balance.is_zero() {
-                return Err(Code::ChannelNotFound.into());
+                // One that was refunded to nothing had a deposit once, in which its client may still believe.
+                let was_open = view.refund_nonce > 0;
+                return Err(if was_open { self.corrective(claimed, &view) } else { Code::ChannelNotFound.into() });
             }
         }
         let mut refreshed = verified.is_some();
@@ -144,50 +147,37 @@ impl Gate {
     ) -> Result<Admitted, Refusal> {
         let Claimed { terms, id, config, voucher } = claimed;
         check_deposit(terms, price, &deposit)?;
-        // The same payload again: its deposit is in the books, only its voucher counts.
-        if self.accounts.deposited_with(id, deposit.authorization.salt) {
-            return self.pay(claimed, price, None).await;
-        }
         // The voucher's signature is made with nothing at stake, but it keeps strangers from making us ask a node.
         let proof = self.verify(claimed).await?;
-        let known = self.accounts.read(id, |channel| {
-            let busy = channel.open_hold().is_some() || channel.is_refunding();
-            (busy, channel.charged(), channel.ceiling())
-        });
-        let (charged, ceiling) = match known {
-            Some((true, ..)) => return Err(Code::ChannelBusy.into()),
-            Some((false, charged, ceiling)) => (charged, ceiling),
-            None => {
-                let view = self.refresh(claimed).await?;
-                (view.total_claimed, view.balance)
-            }
-        };
-        let max = proof.max_claimable();
-        if charged.checked_add(price) != Some(max) {
-            return Err(self.corrective(claimed, charged));
-        }
-        if ceiling.checked_add(deposit.amount).is_none_or(|covered| max > covered) {
-            return Err(Code::CumulativeExceedsBalance.into());
-        }
-        self.check_authorization(claimed, &deposit).await?;
-        // The same payload may have landed while its signatures were looked at.
-        if self.accounts.deposited_with(id, deposit.authorization.salt) {
-            return self.pay(claimed, price, None).await;
-        }
         let amount = deposit.amount;
-        let wait = match self.desk.deposit(*id, *config, deposit) {
-            DepositStart::OnItsWay(wait) => wait,
-            DepositStart::Refused => return Err(Code::RpcReadFailed.into()),
-            DepositStart::Other(wait) => {
+        let salt = deposit.authorization.salt;
+        let end = loop {
+            match self.desk.place(*id, salt) {
+                // The same payload again: its deposit is in the books, only its voucher counts.
+                Place::Free(place) if self.accounts.deposited_with(id, salt) => {
+                    drop(place);
+                    return self.pay(claimed, price, None).await;
+                }
+                // The place is held while the deposit is judged, so that no other one lands before it is sent.
+                Place::Free(place) => {
+                    self.judge_deposit(claimed, price, &proof, &deposit).await?;
+                    let wait = self.desk.deposit(*config, deposit, place).ok_or(Refusal::from(Code::RpcReadFailed))?;
+                    break within(terms, wait.end()).await;
+                }
+                Place::Same(wait) => match within(terms, wait.end()).await {
+                    // The other request with this payload was refused before anything was sent, or left.
+                    Some(None) => {}
+                    end => break end,
+                },
                 // Two deposits of one channel at once are one too many: the payer's state is older than the first.
                 // Once that has landed the client reads the chain and finds its money there.
-                return match within(wait.end()).await {
-                    Some(_) => Err(self.corrective(claimed, charged)),
-                    None => Err(Code::SettlementPending.into()),
-                };
+                Place::Other(wait) => match within(terms, wait.end()).await {
+                    Some(_) => return Err(self.corrective(claimed, &self.view(claimed).await?)),
+                    None => return Err(Code::SettlementPending.into()),
+                },
             }
         };
-        match within(wait.end()).await {
+        match end {
             Some(Some(DepositEnd::Landed { transaction, .. })) => {
                 let landed = Some((transaction, amount));
                 self.pay(claimed, price, landed).await.map_err(|refusal| match self.state(id) {
@@ -225,6 +215,51 @@ impl Gate {
         }
     }
 
+    /// Whether a deposit may be relayed, now that its place is taken.
+    async fn judge_deposit(
+        &self,
+        claimed: &Claimed<'_>,
+        price: Amount,
+        proof: &VerifiedVoucher,
+        deposit: &Deposit,
+    ) -> Result<(), Refusal> {
+        let id = &claimed.id;
+        let known = self.accounts.read(id, |channel| {
+            let busy = channel.open_hold().is_some() || channel.is_refunding();
+            (busy, channel.charged(), channel.ceiling(), *channel.view())
+        });
+        let (charged, ceiling, view) = match known {
+            Some((true, ..)) => return Err(Code::ChannelBusy.into()),
+            Some((false, charged, ceiling, view)) => (charged, ceiling, view),
+            None => {
+                let view = self.refresh(claimed).await?;
+                (view.total_claimed, view.balance, view)
+            }
+        };
+        let max = proof.max_claimable();
+        if charged.checked_add(price) != Some(max) {
+            return Err(self.corrective(claimed, &view));
+        }
+        // A payer that deposits again although its last deposit is there and untouched does not know of it: it signed
+        // both side by side, was told that the first is pending, or lost our answer. Corrected, it reads the chain and
+        // finds its money.
+        if max <= ceiling && self.accounts.deposit_untouched(id) {
+            return Err(self.corrective(claimed, &view));
+        }
+        if ceiling.checked_add(deposit.amount).is_none_or(|covered| max > covered) {
+            return Err(Code::CumulativeExceedsBalance.into());
+        }
+        self.check_authorization(claimed, deposit).await
+    }
+
+    /// The chain's view of the channel: the one in the books, or a new one where the channel is not in them.
+    async fn view(&self, claimed: &Claimed<'_>) -> Result<View, Refusal> {
+        match self.accounts.read(&claimed.id, |channel| *channel.view()) {
+            Some(view) => Ok(view),
+            None => self.refresh(claimed).await,
+        }
+    }
+
     async fn refund(&self, claimed: &Claimed<'_>, request: RefundRequest) -> Result<Admission, Refusal> {
         let Claimed { terms, id, config, .. } = claimed;
         let proof = self.verify(claimed).await?;
@@ -249,7 +284,7 @@ impl Gate {
             return Err(Code::RefundTooOften.into());
         }
         let row = self.accounts.read(id, accounts::claim_row).flatten();
-        let sent = match within(self.desk.refund(*config, row, amount, ticket)).await {
+        let sent = match within(terms, self.desk.refund(*config, row, amount, ticket)).await {
             Some(Ok(Ok(sent))) => sent,
             Some(Ok(Err(RefundError::WouldFail(why)))) => {
                 return Err(Refusal::from(Code::RefundSimulationFailed).with_detail(why));
@@ -327,11 +362,13 @@ impl Gate {
     fn refusal_of(&self, claimed: &Claimed<'_>, reject: Reject) -> Refusal {
         match reject {
             Reject::Busy => Code::ChannelBusy.into(),
-            Reject::NoDeposit => Code::ChannelNotFound.into(),
             // A client that sends a bare voucher above the balance believes in a balance that is gone (a refund or a
-            // withdrawal it has not seen). The corrective is the only answer after which a stock client reads the chain
-            // and tops up; "exceeds balance" would leave it stuck for good.
-            Reject::AmountMismatch | Reject::ExceedsBalance => self.corrective(claimed, Amount::ZERO),
+            // withdrawal it has not seen), in part or as a whole. The corrective is the only answer after which a stock
+            // client reads the chain and tops up; "exceeds balance" and "not found" would leave it stuck for good. A
+            // channel that never had a deposit is not in the books and does not come here.
+            Reject::AmountMismatch | Reject::ExceedsBalance | Reject::NoDeposit => {
+                self.corrective(claimed, &View::default())
+            }
             Reject::ExceedsWithdrawal => Code::CumulativeExceedsBalance.into(),
             Reject::NothingToRefund => Code::RefundNoBalance.into(),
             Reject::ViewTooOld | Reject::ImpossibleView => Code::ChannelStateReadFailed.into(),
@@ -343,29 +380,20 @@ impl Gate {
         }
     }
 
-    /// The true state for a client out of step; for an unknown channel, what the chain said was claimed.
-    fn corrective(&self, claimed: &Claimed<'_>, charged_on_chain: Amount) -> Refusal {
+    /// The true state for a client out of step: our books, or for a channel that has none what the chain says.
+    fn corrective(&self, claimed: &Claimed<'_>, on_chain: &View) -> Refusal {
         let known = self
             .accounts
             .read(&claimed.id, |channel| (accounts::channel_state(channel), accounts::voucher_state(channel)));
-        let (state, voucher) = known.unwrap_or_else(|| {
-            let state = ChannelState {
-                channel_id: claimed.id,
-                balance: Amount::ZERO,
-                total_claimed: charged_on_chain,
-                withdraw_requested_at: 0,
-                refund_nonce: 0,
-                charged_cumulative_amount: charged_on_chain,
-            };
-            (state, None)
-        });
+        let unknown = || (accounts::state_of(claimed.id, on_chain, on_chain.total_claimed), None);
+        let (state, voucher) = known.unwrap_or_else(unknown);
         Refusal::corrective(state, voucher)
     }
 }
 
 /// Waits for the chain as long as a request may.
-async fn within<T>(future: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(Duration::from_secs(MAX_CHAIN_WAIT_S), future).await.ok()
+async fn within<T>(terms: &Terms, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(Duration::from_secs(MAX_CHAIN_WAIT_S.min(terms.max_timeout_s)), future).await.ok()
 }
 
 /// The terms of the channel must be the offer's, and its id must follow from them.
@@ -399,7 +427,8 @@ fn check_deposit(terms: &Terms, price: Amount, deposit: &Deposit) -> Result<(), 
     if deposit.amount < least {
         return Err(Refusal::from(Code::DepositBelowMinDeposit).with_detail(format!("at least {least}")));
     }
-    if deposit.authorization.valid_after > now {
+    // The token wants its block to be later than this moment, not at it.
+    if deposit.authorization.valid_after >= now {
         return Err(Code::PayloadAuthorizationValidAfter.into());
     }
     if deposit.authorization.valid_before < now.saturating_add(MIN_AUTHORIZATION_LEFT_S) {

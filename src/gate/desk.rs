@@ -159,15 +159,15 @@ impl Drop for DepositPlace {
     }
 }
 
-/// What became of a wish to deposit.
+/// What a channel's place for a deposit is like.
 #[derive(Debug)]
-pub(super) enum DepositStart {
-    /// It is on its way, or the very same one already was.
-    OnItsWay(DepositWait),
-    /// Another one of this channel is on its way.
+pub(super) enum Place {
+    /// It was free and is the caller's now.
+    Free(DepositPlace),
+    /// The very same deposit has it.
+    Same(DepositWait),
+    /// Another deposit has it.
     Other(DepositWait),
-    /// The desk takes none.
-    Refused,
 }
 
 /// A deposit somebody waits for. Dropping it does not stop the deposit.
@@ -222,26 +222,27 @@ impl Desk {
         self.ask(|reply| Question::Refund { config, row, amount, ticket, reply }).await
     }
 
-    /// Starts a deposit, or joins the one that is on its way. The deposit goes on when the caller stops waiting.
-    pub(super) fn deposit(&self, channel: ChannelId, config: ChannelConfig, deposit: Deposit) -> DepositStart {
-        let salt = deposit.authorization.salt;
-        let place = match self.deposits.entry(channel) {
+    /// Takes the channel's place for a deposit with this salt, if it is free. Whoever has it may judge the channel and
+    /// then deposit: no other deposit lands in between.
+    pub(super) fn place(&self, channel: ChannelId, salt: Hash) -> Place {
+        match self.deposits.entry(channel) {
             Entry::Occupied(taken) => {
                 let wait = DepositWait(taken.get().end.clone());
-                return if taken.get().salt == salt { DepositStart::OnItsWay(wait) } else { DepositStart::Other(wait) };
+                if taken.get().salt == salt { Place::Same(wait) } else { Place::Other(wait) }
             }
             Entry::Vacant(free) => {
                 let (end, seen) = watch::channel(None);
                 free.insert(OnItsWay { salt, end: seen });
-                DepositPlace { channel, end, deposits: Arc::clone(&self.deposits) }
+                Place::Free(DepositPlace { channel, end, deposits: Arc::clone(&self.deposits) })
             }
-        };
-        let wait = DepositWait(place.end.subscribe());
-        match self.questions.try_send(Question::Deposit { config, deposit, place }) {
-            Ok(()) => DepositStart::OnItsWay(wait),
-            // The place came back inside the error and is freed with it.
-            Err(_) => DepositStart::Refused,
         }
+    }
+
+    /// Starts the deposit a place was taken for; `None` if the desk takes none. It goes on when the caller stops waiting.
+    pub(super) fn deposit(&self, config: ChannelConfig, deposit: Deposit, place: DepositPlace) -> Option<DepositWait> {
+        let wait = DepositWait(place.end.subscribe());
+        // A place that was not taken along comes back inside the error and is freed with it.
+        self.questions.try_send(Question::Deposit { config, deposit, place }).ok().map(|()| wait)
     }
 
     /// Whether a deposit of this channel is on its way.

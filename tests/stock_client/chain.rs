@@ -1,0 +1,189 @@
+//! A chain to play on: ours in this process, or anvil in one of its own.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use peaje::chain::{AlloyChain, Call, Chain as _, Happening, KeyRef, Mined, Owed};
+use peaje::devnet::{Devnet, DevnetConfig, genesis};
+use peaje::protocol::contracts::SETTLEMENT;
+use peaje::protocol::{Address, Amount, ChannelId, LocalKey};
+use serde_json::{Value, json};
+
+use super::{eventually, package};
+
+/// Base Sepolia's id: stock clients know its dollar, and pay with tokens they know only.
+const CHAIN_ID: u64 = 84_532;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Devnet,
+    Anvil,
+}
+
+enum Node {
+    Devnet(Devnet),
+    Anvil(Child),
+}
+
+pub(crate) struct TestChain {
+    node: Node,
+    pub(crate) rpc: String,
+    /// For reading; it has no key.
+    pub(crate) eyes: AlloyChain,
+    client: reqwest::Client,
+}
+
+/// The account of a development key.
+pub(crate) fn dev(name: &str) -> LocalKey {
+    format!("dev:{name}").parse::<KeyRef>().unwrap().load(true).unwrap()
+}
+
+impl TestChain {
+    pub(crate) async fn start(kind: Kind) -> Self {
+        let (node, rpc) = match kind {
+            Kind::Devnet => {
+                let devnet = Devnet::start(DevnetConfig::default()).await.unwrap();
+                let rpc = devnet.rpc_url();
+                (Node::Devnet(devnet), rpc)
+            }
+            Kind::Anvil => {
+                let (child, rpc) = start_anvil();
+                (Node::Anvil(child), rpc)
+            }
+        };
+        let eyes = AlloyChain::connect(rpc.parse().unwrap(), None).await.unwrap();
+        assert_eq!(eyes.chain_id(), CHAIN_ID);
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let chain = Self { node, rpc, eyes, client };
+        if kind == Kind::Anvil {
+            for (address, code) in genesis::contracts() {
+                chain.ask("anvil_setCode", json!([address, code])).await;
+            }
+        }
+        chain
+    }
+
+    /// Gives an account test dollars.
+    pub(crate) async fn mint(&self, to: Address, amount: u128) {
+        match &self.node {
+            Node::Devnet(devnet) => devnet.mint_dollars(to.0.into(), amount).unwrap(),
+            Node::Anvil(_) => {
+                // mint(address,uint256), by an account that anvil signs for.
+                let owner = to.to_string();
+                let data = format!("0x40c10f19{:0>64}{amount:064x}", owner.trim_start_matches("0x"));
+                let from = genesis::dev_signers()[9].address();
+                let call = json!([{"from": from, "to": genesis::DOLLAR, "data": data}]);
+                self.ask("eth_sendTransaction", call).await;
+            }
+        }
+        // Anvil answers before it mines.
+        eventually("the dollars are minted", || async { self.dollars(to).await == amount }).await;
+    }
+
+    /// Test dollars of an account, atomic units.
+    pub(crate) async fn dollars(&self, owner: Address) -> u128 {
+        let token = Address(genesis::DOLLAR.into_array());
+        self.eyes.token_balance(token, owner).await.unwrap().units()
+    }
+
+    /// Test dollars that all channels hold together.
+    pub(crate) async fn locked(&self) -> u128 {
+        self.dollars(SETTLEMENT).await
+    }
+
+    /// Balance and claims of a channel.
+    pub(crate) async fn channel(&self, id: ChannelId) -> (u128, u128) {
+        let view = self.eyes.channel(id).await.unwrap();
+        (view.balance.units(), view.total_claimed.units())
+    }
+
+    pub(crate) async fn owed(&self, receiver: Address) -> Owed {
+        self.eyes.receivers(receiver, Address(genesis::DOLLAR.into_array())).await.unwrap()
+    }
+
+    /// The number of the newest block. Both chains make one for each transaction and none without.
+    pub(crate) async fn head(&self) -> u64 {
+        self.eyes.head().await.unwrap().number
+    }
+
+    /// What the settlement contract did so far.
+    pub(crate) async fn happenings(&self) -> Vec<Happening> {
+        let events = self.eyes.events(0, self.head().await).await.unwrap();
+        events.into_iter().map(|event| event.what).collect()
+    }
+
+    /// All deposits so far, atomic units.
+    pub(crate) async fn deposits(&self) -> Vec<u128> {
+        let amount = |what| match what {
+            Happening::Deposited { amount, .. } => Some(Amount::units(amount)),
+            _ => None,
+        };
+        self.happenings().await.into_iter().filter_map(amount).collect()
+    }
+
+    /// All claims so far, atomic units.
+    pub(crate) async fn claims(&self) -> Vec<u128> {
+        let amount = |what| match what {
+            Happening::Claimed { amount, .. } => Some(Amount::units(amount)),
+            _ => None,
+        };
+        self.happenings().await.into_iter().filter_map(amount).collect()
+    }
+
+    /// Sends a call past Peaje, and waits until it is mined.
+    pub(crate) async fn send(&self, key: LocalKey, call: &Call) -> Mined {
+        let chain = AlloyChain::connect(self.rpc.parse().unwrap(), Some(key)).await.unwrap();
+        let hash = chain.send(call).await.unwrap();
+        let mined =
+            chain.await_receipt(hash, Duration::from_secs(10), Duration::from_millis(20)).await.unwrap().unwrap();
+        assert!(mined.success, "{mined:?}");
+        mined
+    }
+
+    async fn ask(&self, method: &str, params: Value) -> Value {
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let answer: Value = self.client.post(&self.rpc).json(&request).send().await.unwrap().json().await.unwrap();
+        assert!(answer.get("error").is_none(), "{method}: {answer}");
+        answer["result"].clone()
+    }
+}
+
+impl Drop for TestChain {
+    fn drop(&mut self) {
+        if let Node::Anvil(anvil) = &mut self.node {
+            let _ = anvil.kill();
+            let _ = anvil.wait();
+        }
+    }
+}
+
+/// Starts anvil on a free port, which it tells.
+fn start_anvil() -> (Child, String) {
+    let mut anvil = Command::new(package::anvil())
+        .args(["--host", "127.0.0.1", "--port", "0", "--chain-id", &CHAIN_ID.to_string()])
+        .env_clear()
+        .env("HOME", env!("CARGO_TARGET_TMPDIR"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("anvil runs");
+    let output = BufReader::new(anvil.stdout.take().unwrap());
+    let (sender, address) = mpsc::channel();
+    // Goes on reading after the address, so that anvil's pipe never fills.
+    std::thread::spawn(move || {
+        for line in output.lines().map_while(Result::ok) {
+            if let Some((_, address)) = line.split_once("Listening on ") {
+                let _ = sender.send(address.trim().to_owned());
+            }
+        }
+    });
+    match address.recv_timeout(Duration::from_secs(30)) {
+        Ok(address) => (anvil, format!("http://{address}")),
+        Err(error) => {
+            let _ = anvil.kill();
+            panic!("anvil does not listen: {error}");
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! `peaje serve`, the real binary, and what an operator can ask it.
+
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use peaje::admin::ChannelLine;
+use peaje::redeem::Report;
+use tempfile::TempDir;
+
+/// How long starting or stopping may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a start is tried again because somebody else took the port in between.
+const MAX_STARTS: usize = 5;
+
+pub(crate) struct Peaje {
+    directory: TempDir,
+    child: Option<Child>,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    client: reqwest::Client,
+}
+
+/// What the config of a test says.
+pub(crate) struct Settings<'a> {
+    pub(crate) rpc: &'a str,
+    pub(crate) upstream: SocketAddr,
+    pub(crate) pay_to: String,
+    /// Such as `$0.002`.
+    pub(crate) price: &'a str,
+    pub(crate) min_deposit: &'a str,
+}
+
+impl Settings<'_> {
+    fn config(&self, listen: SocketAddr, admin: SocketAddr) -> String {
+        let Self { rpc, upstream, pay_to, price, min_deposit } = self;
+        format!(
+            r#"
+            [server]
+            listen = "{listen}"
+            shutdown_timeout = "10s"
+            [admin]
+            listen = "{admin}"
+            [upstream]
+            url = "http://{upstream}"
+            [chain]
+            network = "base-sepolia"
+            rpc = "{rpc}"
+            poll = "50ms"
+            [receiver]
+            pay_to = "{pay_to}"
+            authorizer_key = "dev:authorizer"
+            gas_key = "dev:gas"
+            [channel]
+            min_deposit = "{min_deposit}"
+            [log]
+            level = "debug"
+            format = "text"
+            [[route]]
+            path = "/*"
+            price = "{price}"
+            "#
+        )
+    }
+}
+
+impl Peaje {
+    /// Starts the proxy on free ports, and waits until it is ready.
+    pub(crate) async fn start(settings: &Settings<'_>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let [listen, admin] = free_ports();
+        let mut peaje = Self { directory, child: None, listen, admin, client };
+        for _ in 0..MAX_STARTS {
+            fs::write(peaje.directory.path().join("peaje.toml"), settings.config(peaje.listen, peaje.admin)).unwrap();
+            if peaje.run().await {
+                return peaje;
+            }
+            [peaje.listen, peaje.admin] = free_ports();
+        }
+        panic!("peaje serve does not start");
+    }
+
+    /// Starts it again where it was.
+    pub(crate) async fn start_again(&mut self) {
+        assert!(self.child.is_none(), "it runs");
+        for _ in 0..MAX_STARTS {
+            if self.run().await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        panic!("peaje serve does not start again");
+    }
+
+    /// Runs the binary until it is ready; false if it ended instead.
+    async fn run(&mut self) -> bool {
+        let log = File::options().create(true).append(true).open(self.directory.path().join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_peaje"))
+            .args(["serve", "--config", "peaje.toml"])
+            .current_dir(self.directory.path())
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("the binary was built for this test");
+        self.child = Some(child);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if self.child.as_mut().unwrap().try_wait().unwrap().is_some() {
+                self.child = None;
+                return false;
+            }
+            let ready = self.client.get(format!("http://{}/readyz", self.admin)).send().await;
+            if ready.is_ok_and(|answer| answer.status().is_success()) {
+                return true;
+            }
+            assert!(Instant::now() < deadline, "peaje serve is not ready after {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.listen)
+    }
+
+    /// The books, as `/channels` shows them.
+    pub(crate) async fn channels(&self) -> Vec<ChannelLine> {
+        let answer = self.client.get(format!("http://{}/channels", self.admin)).send().await.unwrap();
+        answer.json().await.unwrap()
+    }
+
+    /// The only channel in the books.
+    pub(crate) async fn channel(&self) -> ChannelLine {
+        let mut channels = self.channels().await;
+        assert_eq!(channels.len(), 1, "{channels:?}");
+        channels.remove(0)
+    }
+
+    /// `peaje redeem --admin`, which has to succeed.
+    pub(crate) fn redeem(&self) -> Report {
+        let output = Command::new(env!("CARGO_BIN_EXE_peaje"))
+            .args(["redeem", "--json", "--admin", &format!("http://{}", self.admin)])
+            .env_clear()
+            .output()
+            .expect("the binary was built for this test");
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).expect("the report is JSON")
+    }
+
+    /// Tells it to stop, as a supervisor does, and does not wait.
+    pub(crate) fn terminate(&self) {
+        let child = self.child.as_ref().expect("it runs");
+        let status = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill runs");
+        assert!(status.success());
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("it runs");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            if Instant::now() > deadline {
+                self.child = Some(child);
+                panic!("peaje serve does not stop within {PATIENCE:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Stops it gracefully: it has to end well.
+    pub(crate) async fn stop(&mut self) {
+        self.terminate();
+        let status = self.ended().await;
+        assert_eq!(status.code(), Some(0), "{status}");
+    }
+
+    /// Ends it without warning, as a crash would.
+    pub(crate) fn crash(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+impl Drop for Peaje {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+            println!("---- the proxy's log\n{log}----");
+        }
+    }
+}
+
+/// Two ports that are free now.
+fn free_ports() -> [SocketAddr; 2] {
+    let sockets = [(); 2].map(|()| TcpListener::bind(("127.0.0.1", 0)).unwrap());
+    sockets.map(|socket| socket.local_addr().unwrap())
+}
