@@ -1,9 +1,12 @@
 //! Paths and the patterns that match them.
 //!
 //! **Owns** the one reading of a request path. **Promises** that a path two servers could read differently (dot
-//! segments, doubled or encoded slashes, back-slashes) is refused before it is priced: otherwise a request could be
-//! matched by a cheap route here and served as a dear one upstream. **Does not** change the path that is forwarded.
+//! segments, doubled or encoded slashes, back-slashes; other case or `;parameters`, where that makes it another route's)
+//! is refused before it is priced: otherwise a request could be matched by a cheap route here and served as a dear one
+//! upstream. **Does not** change the path that is forwarded, nor know what else an upstream takes for one path (formats
+//! such as `/report.json`, say): a price list without a free `/*` is the safer one.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// A request path that has one reading: its segments, percent-decoded, without a trailing slash.
@@ -30,6 +33,9 @@ pub enum PathError {
     /// `%` without two hex digits.
     #[error("the path has a broken percent escape")]
     Escape,
+    /// To a server that ignores case or `;parameters` it is the path of another, more specific route.
+    #[error("without regard to case and ;parameters the path belongs to another route")]
+    OtherRoute,
 }
 
 impl CleanPath {
@@ -42,6 +48,19 @@ impl CleanPath {
         }
         let segments = rest.split('/').map(segment).collect::<Result<_, _>>()?;
         Ok(Self { segments })
+    }
+}
+
+impl CleanPath {
+    /// The path as servers read it to which `;` begins a parameter that is no part of the path. Fails where what is left
+    /// is no clean path: `/a/..;x/b` has a dot segment for them.
+    pub(super) fn without_parameters(&self) -> Result<Cow<'_, Self>, PathError> {
+        if !self.segments.iter().any(|segment| segment.contains(&b';')) {
+            return Ok(Cow::Borrowed(self));
+        }
+        let name = |segment: &Vec<u8>| segment.split(|byte| *byte == b';').next().unwrap_or_default().to_vec();
+        let segments = self.segments.iter().map(|segment| no_dots(name(segment))).collect::<Result<_, _>>()?;
+        Ok(Cow::Owned(Self { segments }))
     }
 }
 
@@ -66,10 +85,14 @@ fn segment(raw: &str) -> Result<Vec<u8>, PathError> {
         }
         out.push(byte);
     }
-    match out.as_slice() {
+    no_dots(out)
+}
+
+fn no_dots(segment: Vec<u8>) -> Result<Vec<u8>, PathError> {
+    match segment.as_slice() {
         b"" => Err(PathError::EmptySegment),
         b"." | b".." => Err(PathError::DotSegment),
-        _ => Ok(out),
+        _ => Ok(segment),
     }
 }
 
@@ -149,6 +172,15 @@ impl PathPattern {
 
     /// Whether the path is one of this pattern's.
     pub fn matches(&self, path: &CleanPath) -> bool {
+        self.matches_by(path, |literal, segment| literal == segment)
+    }
+
+    /// Whether it is to a server that ignores case.
+    pub(super) fn matches_in_any_case(&self, path: &CleanPath) -> bool {
+        self.matches_by(path, |literal, segment| literal.eq_ignore_ascii_case(segment))
+    }
+
+    fn matches_by(&self, path: &CleanPath, equal: impl Fn(&[u8], &[u8]) -> bool) -> bool {
         let mut segments = path.segments.iter();
         for part in &self.parts {
             match part {
@@ -159,7 +191,7 @@ impl PathPattern {
                     }
                 }
                 Part::Literal(literal) => {
-                    if segments.next() != Some(literal) {
+                    if !segments.next().is_some_and(|segment| equal(literal, segment)) {
                         return false;
                     }
                 }
