@@ -12,12 +12,14 @@
 //! header that a page may not send, and a foreign `Host` is refused. **Does not** authenticate beyond that; whoever can
 //! connect to loopback is trusted.
 
-use std::net::SocketAddr;
+use std::future::IntoFuture as _;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::http::header::HOST;
+use axum::http::uri::Authority;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -33,6 +35,9 @@ use crate::redeem::Redemption;
 
 /// The header that shows that a request is no web page's. Any value will do.
 pub const ADMIN_HEADER: &str = "x-peaje-admin";
+
+/// How long requests may take once the listener was told to stop; one that is never finished must not keep the process.
+const MAX_FAREWELL: Duration = Duration::from_secs(2);
 
 /// After this long without a word from the chain the view of it is stale and readiness fails.
 pub const MAX_CHAIN_SILENCE: Duration = Duration::from_secs(60);
@@ -106,25 +111,36 @@ pub async fn serve(
         .route("/readyz", get(readyz))
         .route("/channels", get(channels))
         .route("/redeem", post(redeem).route_layer(middleware::from_fn(ordered_on_purpose)))
+        .fallback(nothing_here)
         .layer(middleware::from_fn(asked_by_name))
         .with_state(Operators { gate, redemption, unready });
-    if let Err(error) = axum::serve(socket, app).with_graceful_shutdown(stop.cancelled_owned()).await {
-        tracing::error!(%error, "the admin listener ended");
+    let serving = axum::serve(socket, app).with_graceful_shutdown(stop.clone().cancelled_owned()).into_future();
+    let out_of_patience = async {
+        stop.cancelled().await;
+        tokio::time::sleep(MAX_FAREWELL).await;
+    };
+    tokio::select! {
+        ended = serving => if let Err(error) = ended {
+            tracing::error!(%error, "the admin listener ended");
+        },
+        () = out_of_patience => tracing::debug!("an operator's request was not finished in time"),
     }
 }
 
 async fn readyz(State(operators): State<Operators>) -> Response {
-    let silence = operators.redemption.chain_silence();
-    let problem = if operators.unready.is_cancelled() {
+    match unreadiness(operators.unready.is_cancelled(), operators.redemption.chain_silence()) {
+        None => "ready\n".into_response(),
+        Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")).into_response(),
+    }
+}
+
+fn unreadiness(stopping: bool, silence: Duration) -> Option<String> {
+    if stopping {
         Some("the proxy is stopping".to_owned())
     } else if silence > MAX_CHAIN_SILENCE {
         Some(format!("the chain has not answered for {} s", silence.as_secs()))
     } else {
         None
-    };
-    match problem {
-        None => "ready\n".into_response(),
-        Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")).into_response(),
     }
 }
 
@@ -143,15 +159,44 @@ async fn ordered_on_purpose(request: Request, next: Next) -> Response {
     if request.headers().contains_key(ADMIN_HEADER) {
         return next.run(request).await;
     }
-    let message = format!("send the header {ADMIN_HEADER}: 1");
-    (StatusCode::FORBIDDEN, Json(json!({"error": "forbidden", "message": message}))).into_response()
+    refuse(StatusCode::FORBIDDEN, "forbidden", &format!("send the header {ADMIN_HEADER}: 1"))
+}
+
+async fn nothing_here() -> Response {
+    refuse(StatusCode::NOT_FOUND, "not_found", "there are /livez, /readyz, /channels and /redeem")
+}
+
+fn refuse(status: StatusCode, error: &str, message: &str) -> Response {
+    (status, Json(json!({"error": error, "message": message}))).into_response()
 }
 
 /// A page of another site can be made to resolve to loopback; its requests then carry that site's name.
 async fn asked_by_name(request: Request, next: Next) -> Response {
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let bare = name.trim_start_matches('[').trim_end_matches(']');
-    let local = bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
-    if local { next.run(request).await } else { StatusCode::MISDIRECTED_REQUEST.into_response() }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let named = hosts.next().filter(|_| hosts.next().is_none());
+    let named = named.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    if named.is_some_and(|host| is_local(&host)) && request.uri().authority().is_none_or(is_local) {
+        return next.run(request).await;
+    }
+    refuse(StatusCode::MISDIRECTED_REQUEST, "wrong_host", "ask for localhost or a loopback address")
+}
+
+fn is_local(authority: &Authority) -> bool {
+    let host = authority.host();
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_that_stops_or_whose_chain_is_silent_is_unready() {
+        assert_eq!(unreadiness(false, Duration::ZERO), None);
+        assert_eq!(unreadiness(false, MAX_CHAIN_SILENCE), None);
+        let silent = unreadiness(false, MAX_CHAIN_SILENCE + Duration::from_secs(1));
+        assert_eq!(silent.as_deref(), Some("the chain has not answered for 61 s"));
+        assert_eq!(unreadiness(true, Duration::ZERO).as_deref(), Some("the proxy is stopping"));
+    }
 }

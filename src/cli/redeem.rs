@@ -71,7 +71,14 @@ async fn order(admin: &str) -> Result<Report, Failure> {
     };
     let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().map_err(failed)?;
     let request = client.post(format!("{admin}/redeem")).header(ADMIN_HEADER, "1");
-    let response = request.send().await.map_err(failed)?.error_for_status().map_err(failed)?;
+    let response = request.send().await.map_err(failed)?;
+    let status = response.status();
+    if !status.is_success() {
+        // It does answer, and says why not.
+        let body: serde_json::Value = response.json().await.unwrap_or_default();
+        let reason = ["message", "error"].iter().find_map(|key| body.get(key)?.as_str()).unwrap_or("no reason given");
+        return Err(Failure::message(Exit::Server, format!("{admin} answered {status}: {reason}")));
+    }
     response.json().await.map_err(failed)
 }
 

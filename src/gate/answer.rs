@@ -15,6 +15,9 @@ use crate::protocol::{Amount, Code};
 /// The error text of a quote nobody tried to pay yet; the official servers say the same.
 pub(super) const PAYMENT_REQUIRED: &str = "Payment required";
 
+/// What some caches are told apart from all others.
+const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control");
+
 /// Why a request is not served, and what its sender should know.
 #[derive(Debug)]
 pub(super) struct Refusal {
@@ -122,8 +125,13 @@ fn add_corrective(quote: &mut Quote, state: &ChannelState, voucher: Option<&Vouc
     }
 }
 
-/// The JSON body of a refusal: a stable `error`, and a `message` for people.
-pub fn refusal_body(error: &str, message: Option<&str>) -> Bytes {
+/// A refusal that is about no payment: JSON with a stable `error` and a `message` for people, never cached.
+pub fn refusal(status: StatusCode, error: &str, message: &str) -> Response<Bytes> {
+    json_response(status, refusal_body(error, Some(message)))
+}
+
+/// The JSON body of a refusal.
+fn refusal_body(error: &str, message: Option<&str>) -> Bytes {
     let body = match message {
         Some(message) => json!({"error": error, "message": message}),
         None => json!({"error": error}),
@@ -141,13 +149,12 @@ pub(super) fn refunded(receipt: &Receipt, state: &ChannelState) -> Response<Byte
 
 /// A path that is not for sale: unknown paths are refused, never guessed.
 pub(super) fn unknown_route() -> Response<Bytes> {
-    let message = "no route of this proxy's price list matches the path";
-    json_response(StatusCode::NOT_FOUND, refusal_body("unknown_route", Some(message)))
+    refusal(StatusCode::NOT_FOUND, "unknown_route", "no route of this proxy's price list matches the path")
 }
 
 /// A path two servers could read differently.
 pub(super) fn unclear_path(error: super::path::PathError) -> Response<Bytes> {
-    json_response(StatusCode::BAD_REQUEST, refusal_body("unclear_path", Some(&error.to_string())))
+    refusal(StatusCode::BAD_REQUEST, "unclear_path", &error.to_string())
 }
 
 /// A method the path is not sold for.
@@ -193,6 +200,12 @@ pub(super) fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
 /// A paid answer is the payer's: a shared cache must not serve it to the next client. What the upstream said stays,
 /// unless it said `public`.
 pub(super) fn make_private(headers: &mut HeaderMap) {
+    // A cache that finds a header of its own obeys that one (RFC 9213, 2.2), whatever `Cache-Control` says.
+    let targeted = |name: &&HeaderName| name.as_str().ends_with("-cache-control") || *name == SURROGATE_CONTROL;
+    let targeted: Vec<HeaderName> = headers.keys().filter(targeted).cloned().collect();
+    for name in targeted {
+        headers.remove(name);
+    }
     let said: Vec<String> = headers
         .get_all(CACHE_CONTROL)
         .iter()
@@ -235,6 +248,12 @@ mod tests {
             make_private(&mut headers);
             assert_eq!(headers.get(CACHE_CONTROL).unwrap(), expected);
         }
+        let mut headers = HeaderMap::new();
+        for name in ["cdn-cache-control", "example-cache-control", "surrogate-control"] {
+            headers.insert(name, HeaderValue::from_static("max-age=60"));
+        }
+        make_private(&mut headers);
+        assert_eq!(headers.keys().collect::<Vec<_>>(), [CACHE_CONTROL]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The body of an answer that went through the gate: the upstream's, untouched, or our own.
+//! The body of an answer that went through the gate: the upstream's, its data untouched, or our own.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -6,6 +6,8 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
+
+use super::service::strip_payment_headers;
 
 pin_project! {
     /// The body of an answer that went through the gate. The upstream's frames pass one by one, nothing is buffered.
@@ -41,7 +43,13 @@ impl<B: Body<Data = Bytes>> Body for AnswerBody<B> {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.project().inner.project() {
-            InnerProjection::Upstream { body } => body.poll_frame(context),
+            InnerProjection::Upstream { body } => body.poll_frame(context).map_ok(|mut frame| {
+                // What may not come as a header may not come as a trailer.
+                if let Some(trailers) = frame.trailers_mut() {
+                    strip_payment_headers(trailers);
+                }
+                frame
+            }),
             InnerProjection::Own { bytes } => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
         }
     }

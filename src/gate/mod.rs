@@ -64,11 +64,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 pub use accounts::{Accounts, Statement};
-pub use answer::refusal_body;
+pub use answer::refusal;
 pub use body::AnswerBody;
 pub use desk::{Desk, Questions};
 pub use policy::Policy;
 pub use service::{PaymentLayer, PaymentService};
+pub(crate) use service::{as_variable, strip_ours};
 
 /// The payment core: one price list, one set of accounts, one desk. Cheap to clone; all clones are the same gate.
 #[derive(Debug, Clone)]

@@ -1,10 +1,12 @@
 //! Paths and the patterns that match them.
 //!
 //! **Owns** the one reading of a request path. **Promises** that a path two servers could read differently (dot
-//! segments, doubled or encoded slashes, back-slashes, path parameters) is refused before it is priced: otherwise a
-//! request could be matched by a cheap route here and served as a dear one upstream. **Does not** change the path that is
-//! forwarded.
+//! segments, doubled or encoded slashes, back-slashes; other case or `;parameters`, where that makes it another route's)
+//! is refused before it is priced: otherwise a request could be matched by a cheap route here and served as a dear one
+//! upstream. **Does not** change the path that is forwarded, nor know what else an upstream takes for one path (formats
+//! such as `/report.json`, say): a price list without a free `/*` is the safer one.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// A request path that has one reading: its segments, percent-decoded, without a trailing slash.
@@ -28,12 +30,12 @@ pub enum PathError {
     /// An encoded slash, a back-slash, or a control character.
     #[error("the path has an encoded slash, a back-slash or a control character")]
     Separator,
-    /// A semicolon. Some servers take what follows it in a segment for parameters and route by the rest.
-    #[error("the path has a semicolon, which some servers cut off")]
-    Parameters,
     /// `%` without two hex digits.
     #[error("the path has a broken percent escape")]
     Escape,
+    /// To a server that ignores case or `;parameters` it is the path of another, more specific route.
+    #[error("without regard to case and ;parameters the path belongs to another route")]
+    OtherRoute,
 }
 
 impl CleanPath {
@@ -46,6 +48,19 @@ impl CleanPath {
         }
         let segments = rest.split('/').map(segment).collect::<Result<_, _>>()?;
         Ok(Self { segments })
+    }
+}
+
+impl CleanPath {
+    /// The path as servers read it to which `;` begins a parameter that is no part of the path. Fails where what is left
+    /// is no clean path: `/a/..;x/b` has a dot segment for them.
+    pub(super) fn without_parameters(&self) -> Result<Cow<'_, Self>, PathError> {
+        if !self.segments.iter().any(|segment| segment.contains(&b';')) {
+            return Ok(Cow::Borrowed(self));
+        }
+        let name = |segment: &Vec<u8>| segment.split(|byte| *byte == b';').next().unwrap_or_default().to_vec();
+        let segments = self.segments.iter().map(|segment| no_dots(name(segment))).collect::<Result<_, _>>()?;
+        Ok(Cow::Owned(Self { segments }))
     }
 }
 
@@ -68,15 +83,16 @@ fn segment(raw: &str) -> Result<Vec<u8>, PathError> {
         if byte == b'/' || byte == b'\\' || byte.is_ascii_control() {
             return Err(PathError::Separator);
         }
-        if byte == b';' {
-            return Err(PathError::Parameters);
-        }
         out.push(byte);
     }
-    match out.as_slice() {
+    no_dots(out)
+}
+
+fn no_dots(segment: Vec<u8>) -> Result<Vec<u8>, PathError> {
+    match segment.as_slice() {
         b"" => Err(PathError::EmptySegment),
         b"." | b".." => Err(PathError::DotSegment),
-        _ => Ok(out),
+        _ => Ok(segment),
     }
 }
 
@@ -156,6 +172,15 @@ impl PathPattern {
 
     /// Whether the path is one of this pattern's.
     pub fn matches(&self, path: &CleanPath) -> bool {
+        self.matches_by(path, |literal, segment| literal == segment)
+    }
+
+    /// Whether it is to a server that ignores case.
+    pub(super) fn matches_in_any_case(&self, path: &CleanPath) -> bool {
+        self.matches_by(path, |literal, segment| literal.eq_ignore_ascii_case(segment))
+    }
+
+    fn matches_by(&self, path: &CleanPath, equal: impl Fn(&[u8], &[u8]) -> bool) -> bool {
         let mut segments = path.segments.iter();
         for part in &self.parts {
             match part {
@@ -166,7 +191,7 @@ impl PathPattern {
                     }
                 }
                 Part::Literal(literal) => {
-                    if segments.next() != Some(literal) {
+                    if !segments.next().is_some_and(|segment| equal(literal, segment)) {
                         return false;
                     }
                 }
@@ -226,8 +251,6 @@ mod tests {
             ("/a\\b", PathError::Separator),
             ("/a%00", PathError::Separator),
             ("/a%0d%0a", PathError::Separator),
-            ("/paid;a=b/report", PathError::Parameters),
-            ("/paid%3b", PathError::Parameters),
             ("/a%", PathError::Escape),
             ("/a%4", PathError::Escape),
             ("/a%zz", PathError::Escape),

@@ -197,6 +197,11 @@ impl Policy {
         &self.terms
     }
 
+    /// The origin clients see.
+    pub fn public_url(&self) -> &str {
+        &self.public_url
+    }
+
     /// The routes, most specific first.
     pub fn routes(&self) -> &[Arc<Route>] {
         &self.routes
@@ -210,6 +215,15 @@ impl Policy {
         };
         let mut on_path = self.routes.iter().filter(|route| route.pattern.matches(&path)).peekable();
         let Some(first) = on_path.peek().map(|route| Arc::clone(route)) else { return Verdict::Unknown };
+        // An upstream that is laxer about paths than we are must not serve a dear route at the price of a wide one.
+        let lax = match path.without_parameters() {
+            Ok(lax) => lax,
+            Err(error) => return Verdict::Unclear(error),
+        };
+        let other = self.routes.iter().find(|route| route.pattern.matches_in_any_case(&lax));
+        if other.is_some_and(|other| other.pattern.specificity() < first.pattern.specificity()) {
+            return Verdict::Unclear(PathError::OtherRoute);
+        }
         // Only the most specific path decides: a method it does not list must not fall through to a wider, perhaps
         // cheaper, route.
         let siblings: Vec<_> = on_path.take_while(|route| route.pattern.same_paths(&first.pattern)).collect();
@@ -335,6 +349,35 @@ mod tests {
             assert_eq!(price, expected, "{method} {path}");
         }
         assert!(matches!(policy.judge(&Method::GET, "/v1/../x"), Verdict::Unclear(PathError::DotSegment)));
+    }
+
+    #[test]
+    fn a_path_that_is_another_routes_to_a_laxer_server_is_refused() {
+        let policy = policy(vec![
+            route("/*", &[], 0),
+            route("/v1/chat", &[], 20),
+            route("/v1/{x}", &[], 10),
+            route("/Files", &[], 5),
+            route("/files", &[], 6),
+        ]);
+        let refused =
+            ["/V1/chat", "/v1/CHAT", "/v1/chat;x=1", "/v1;y/chat", "/v1/cha%54", "/V1/other", "/v1/%63hat%3b"];
+        for path in refused {
+            let verdict = policy.judge(&Method::GET, path);
+            assert!(matches!(verdict, Verdict::Unclear(PathError::OtherRoute)), "{path}: {verdict:?}");
+        }
+        for path in ["/a/..;/v1/chat", "/;/v1/chat", "/a/.;x"] {
+            assert!(matches!(policy.judge(&Method::GET, path), Verdict::Unclear(_)), "{path}");
+        }
+        let taken = [("/v1/chat", 20), ("/v1/Other;x=1", 10), ("/Files", 5), ("/files", 6), ("/Else;x", 0)];
+        for (path, expected) in taken {
+            let price = match policy.judge(&Method::GET, path) {
+                Verdict::Free(_) => 0,
+                Verdict::Paid(_, price) => price.units(),
+                other => panic!("{path}: {other:?}"),
+            };
+            assert_eq!(price, expected, "{path}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! that costs nobody anything; afterwards the hold posts in full (see [`super::accounts::Hold`]). A deposit or refund
 //! that was sent goes on at the desk.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -230,15 +231,31 @@ fn take_payments(headers: &mut HeaderMap) -> Vec<(bool, HeaderValue)> {
     for (name, current) in [(x402::PAYMENT_SIGNATURE, true), (x402::X_PAYMENT, false)] {
         payments.extend(headers.get_all(name).iter().map(|value| (current, value.clone())));
     }
-    strip_payment_headers(headers);
-    let ours: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(OWN_PREFIX)).cloned().collect();
-    for name in ours {
-        headers.remove(name);
-    }
+    strip_ours(headers);
     payments
 }
 
-fn strip_payment_headers(headers: &mut HeaderMap) {
+/// Removes the payment headers and those only Peaje may set, from what a client sends: headers and trailers.
+pub(crate) fn strip_ours(headers: &mut HeaderMap) {
+    let ours = |name: &&HeaderName| {
+        let name = as_variable(name.as_str());
+        name.starts_with(OWN_PREFIX) || PAYMENT_HEADERS.contains(&name.as_ref())
+    };
+    let ours: Vec<HeaderName> = headers.keys().filter(ours).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+}
+
+/// A header's name as servers see it that pass headers as environment variables: to them `X_Peaje-Payer` and
+/// `X-Peaje-Payer` are one, so a client could set the one where it may not set the other.
+pub(crate) fn as_variable(name: &str) -> Cow<'_, str> {
+    let odd = |c: char| !c.is_ascii_alphanumeric() && c != '-';
+    if name.contains(odd) { Cow::Owned(name.replace(odd, "-")) } else { Cow::Borrowed(name) }
+}
+
+/// Removes the payment headers from what an upstream sends: headers and trailers.
+pub(super) fn strip_payment_headers(headers: &mut HeaderMap) {
     for name in PAYMENT_HEADERS {
         headers.remove(name);
     }

@@ -12,7 +12,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tower::BoxError;
 
-use super::ResponseBody;
+use super::{ResponseBody, headers};
 
 /// How much of an unwanted body is read and thrown away, in bytes. A client that wrote more finds its connection
 /// closed.
@@ -36,18 +36,28 @@ pub(super) fn guard(request: Request<Incoming>) -> Request<RequestBody> {
     request.map(|incoming| RequestBody { incoming: Some(incoming), drain })
 }
 
+/// The client broke its request off, or framed its body wrongly.
+#[derive(Debug, thiserror::Error)]
+#[error("the request's body broke off")]
+pub struct BodyBroken(#[source] hyper::Error);
+
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyBroken;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.incoming.as_mut() {
-            Some(incoming) => Pin::new(incoming).poll_frame(context),
-            None => Poll::Ready(None),
-        }
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+        let Some(incoming) = self.incoming.as_mut() else { return Poll::Ready(None) };
+        let frame = Pin::new(incoming).poll_frame(context).map_err(BodyBroken);
+        frame.map_ok(|mut frame| {
+            // What may not come as a header may not come as a trailer.
+            if let Some(trailers) = frame.trailers_mut() {
+                headers::strip_untrusted(trailers);
+            }
+            frame
+        })
     }
 
     fn is_end_stream(&self) -> bool {

@@ -51,7 +51,7 @@ impl Cors {
     }
 
     fn add(&self, headers: &mut HeaderMap, origin: Option<&HeaderValue>) {
-        if let Self::Only(_) = self {
+        if matches!(self, Self::Only(_)) && !varies_by_origin(headers) {
             headers.append(VARY, HeaderValue::from_static("Origin"));
         }
         if !headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
@@ -73,6 +73,11 @@ impl Cors {
         headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from(PREFLIGHT_MAX_AGE_S));
         response
     }
+}
+
+fn varies_by_origin(headers: &HeaderMap) -> bool {
+    let names = headers.get_all(VARY).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    names.map(str::trim).any(|name| name == "*" || name.eq_ignore_ascii_case("origin"))
 }
 
 impl<S> Layer<S> for Cors {

@@ -8,13 +8,13 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::future::{Either, Ready, ready};
-use http::header::{CONNECTION, HOST, TE, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use tower::Service;
 
-use super::{Peer, is_odd};
-use crate::gate::refusal_body;
+use super::Peer;
+use crate::gate::{as_variable, refusal, strip_ours};
 
 /// Headers that are about one connection.
 const HOP_BY_HOP: [HeaderName; 6] = [
@@ -26,20 +26,28 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// Headers with which a client could be served another resource than the one that was priced.
-const OVERRIDES: [HeaderName; 5] = [
-    HeaderName::from_static("x-http-method-override"),
-    HeaderName::from_static("x-http-method"),
-    HeaderName::from_static("x-method-override"),
-    HeaderName::from_static("x-original-url"),
-    HeaderName::from_static("x-rewrite-url"),
+/// Headers with which a client could say where it comes from, or be served another resource than the one that was
+/// priced; beside them, all that begins with `x-forwarded-`.
+const CLAIMS: [&str; 10] = [
+    "forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "true-client-ip",
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+    "x-original-url",
+    "x-original-uri",
+    "x-rewrite-url",
 ];
 
-const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+/// The longest request id that is taken from a client.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 /// Removes what is about one connection: the known headers, and those the `Connection` header names. It cannot name ours:
 /// a client would hide from the upstream who pays.
@@ -50,48 +58,99 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
-        .filter(|name: &HeaderName| !name.as_str().starts_with("x-peaje-"))
+        .filter(|name: &HeaderName| !name.as_str().starts_with("x-peaje-") && ![HOST, CONTENT_LENGTH].contains(name))
         .collect();
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
 }
 
-/// Makes a client's request ready for the upstream.
-pub(super) fn prepare<B>(request: &mut Request<B>) {
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip().to_string());
-    let authority = request.uri().authority().and_then(|authority| HeaderValue::try_from(authority.as_str()).ok());
+/// Ends what is about the client's connection, before anything is added that a client must not be able to name in
+/// `Connection`; and a request id that is none.
+pub(super) fn accept<B>(request: &mut Request<B>) {
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    let understood = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    let framing = Framing { understood: understood && codings.next().is_none() };
+    request.extensions_mut().insert(framing);
     let headers = request.headers_mut();
     strip_hop_by_hop(headers);
-    for name in &OVERRIDES {
+    let mut ids = headers.get_all(X_REQUEST_ID).iter();
+    if !ids.next().is_some_and(is_request_id) || ids.next().is_some() {
+        headers.remove(X_REQUEST_ID);
+    }
+}
+
+/// Whether a request's transfer coding was `chunked` and nothing else, which is all that is decoded.
+#[derive(Debug, Clone, Copy)]
+struct Framing {
+    understood: bool,
+}
+
+/// It goes into logs, ours and the upstream's, so it is short and plain.
+fn is_request_id(id: &HeaderValue) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(byte);
+    (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(plain)
+}
+
+/// Removes what a client says of itself, and what could make another request of the one that was priced.
+fn strip_claims(headers: &mut HeaderMap) {
+    let claim = |name: &&HeaderName| {
+        let name = as_variable(name.as_str());
+        name.starts_with("x-forwarded-") || CLAIMS.contains(&name.as_ref())
+    };
+    let claims: Vec<HeaderName> = headers.keys().filter(claim).cloned().collect();
+    for name in claims {
         headers.remove(name);
     }
-    let host = headers.remove(HOST).or(authority);
-    for name in [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REAL_IP] {
-        headers.remove(name);
+}
+
+/// Removes from a client's trailers everything that would be removed from its headers.
+pub(super) fn strip_untrusted(trailers: &mut HeaderMap) {
+    strip_ours(trailers);
+    strip_claims(trailers);
+}
+
+/// HTTP/2 clients may send each cookie in a header of its own; HTTP/1 has one header for all (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(b"; ".as_slice()))
+    {
+        headers.insert(COOKIE, joined);
     }
+}
+
+/// Makes a client's request ready for the upstream. `scheme` is the one clients use.
+pub(super) fn prepare<B>(request: &mut Request<B>, scheme: &HeaderValue) {
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip().to_canonical().to_string());
+    // Where the target names a host, that is the host, whatever the header says (RFC 9112, 3.2.2; RFC 9113, 8.3.1).
+    let target = request.uri().authority().and_then(|authority| HeaderValue::try_from(authority.as_str()).ok());
+    let headers = request.headers_mut();
+    strip_claims(headers);
+    join_cookies(headers);
+    let header = headers.remove(HOST);
     if let Some(peer) = peer.and_then(|peer| HeaderValue::try_from(peer).ok()) {
         headers.insert(X_FORWARDED_FOR, peer);
     }
-    if let Some(host) = host {
+    if let Some(host) = target.or(header) {
         headers.insert(X_FORWARDED_HOST, host);
     }
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    headers.insert(X_FORWARDED_PROTO, scheme.clone());
 }
 
-/// Answers methods that make no sense here, before anything else looks at them.
+/// Answers requests that make no sense here, before anything else looks at them.
 #[derive(Debug, Clone)]
-pub(super) struct RefuseOddMethods<S> {
+pub(super) struct RefuseOdd<S> {
     inner: S,
 }
 
-impl<S> RefuseOddMethods<S> {
+impl<S> RefuseOdd<S> {
     pub(super) fn new(inner: S) -> Self {
         Self { inner }
     }
 }
 
-impl<S, B, R> Service<Request<B>> for RefuseOddMethods<S>
+impl<S, B, R> Service<Request<B>> for RefuseOdd<S>
 where
     S: Service<Request<B>, Response = Response<R>>,
 {
@@ -107,17 +166,33 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        if is_odd(request.method()) {
-            let mut refusal = Response::new(http_body_util::Either::Right(Full::new(refusal_body(
-                "method_not_allowed",
-                Some("CONNECT and TRACE are not proxied"),
-            ))));
-            *refusal.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-            return Either::Right(ready(Ok(refusal)));
+        if let Some(refusal) = oddity(&request) {
+            return Either::Right(ready(Ok(refusal.map(|body| http_body_util::Either::Right(Full::new(body))))));
         }
         let left: fn(Response<R>) -> Self::Response = |response| response.map(http_body_util::Either::Left);
         Either::Left(futures_util::TryFutureExt::map_ok(self.inner.call(request), left))
     }
+}
+
+fn oddity<B>(request: &Request<B>) -> Option<Response<Bytes>> {
+    // `CONNECT` asks for a tunnel, `TRACE` for its own headers back.
+    if [Method::CONNECT, Method::TRACE].contains(request.method()) {
+        let message = "CONNECT and TRACE are not proxied";
+        let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
+        let allowed = HeaderValue::from_static("DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT");
+        response.headers_mut().insert(ALLOW, allowed);
+        return Some(response);
+    }
+    // RFC 9112, 3.2: exactly one, and HTTP/1.1 cannot do without.
+    let hosts = request.headers().get_all(HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
+        return Some(refusal(StatusCode::BAD_REQUEST, "bad_host", "send exactly one Host header"));
+    }
+    if request.extensions().get::<Framing>().is_some_and(|framing| !framing.understood) {
+        let message = "no transfer coding but chunked is understood";
+        return Some(refusal(StatusCode::NOT_IMPLEMENTED, "unknown_transfer_coding", message));
+    }
+    None
 }
 
 #[cfg(test)]
@@ -150,18 +225,18 @@ mod tests {
         let mut request = Request::get("/x")
             .header("host", "api.example")
             .header("x-forwarded-for", "6.6.6.6")
-            .header("x-forwarded-proto", "https")
+            .header("x-forwarded-proto", "gopher")
             .header("forwarded", "for=6.6.6.6")
             .header("x-original-url", "/paid")
             .header("x-http-method-override", "DELETE")
             .body(())
             .unwrap();
         request.extensions_mut().insert(Peer("127.0.0.1:9".parse().unwrap()));
-        prepare(&mut request);
+        prepare(&mut request, &HeaderValue::from_static("https"));
         let headers = request.headers();
         assert_eq!(headers.get("x-forwarded-for").unwrap(), "127.0.0.1");
         assert_eq!(headers.get("x-forwarded-host").unwrap(), "api.example");
-        assert_eq!(headers.get("x-forwarded-proto").unwrap(), "http");
+        assert_eq!(headers.get("x-forwarded-proto").unwrap(), "https");
         assert_eq!(headers.len(), 3);
     }
 }

@@ -6,6 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::Request;
@@ -26,11 +27,13 @@ use super::{Peer, Stack};
 pub const MAX_CONNECTIONS: usize = 16_384;
 
 /// How long a client may take to send the head of a request.
-const MAX_HEADER_TIME: Duration = Duration::from_secs(15);
+pub const MAX_HEADER_TIME: Duration = Duration::from_secs(15);
 /// How large the head of a request may be, bytes: the payment header's limit and as much again three times over.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// How many requests one HTTP/2 connection may have open.
 const MAX_H2_STREAMS: u32 = 256;
+/// How often a peer of HTTP/2 is asked whether it is still there; without an answer in 20 s it is not.
+const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long to wait when the system has no file descriptor left for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -38,12 +41,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
+    header_time: Duration,
+    max_connections: usize,
 }
 
 impl Listener {
     /// Binds the port.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self { socket: TcpListener::bind(address).await? })
+        let socket = TcpListener::bind(address).await?;
+        Ok(Self { socket, header_time: MAX_HEADER_TIME, max_connections: MAX_CONNECTIONS })
     }
 
     /// Where it listens; with port 0 asked for, the port that was given.
@@ -51,10 +57,21 @@ impl Listener {
         self.socket.local_addr()
     }
 
+    /// How long a client may take to send the head of a request, from the moment it connects or its last answer ended;
+    /// [`MAX_HEADER_TIME`] unless said.
+    pub fn header_time(self, limit: Duration) -> Self {
+        Self { header_time: limit, ..self }
+    }
+
+    /// How many connections are served at once; [`MAX_CONNECTIONS`] unless said.
+    pub fn max_connections(self, limit: usize) -> Self {
+        Self { max_connections: limit, ..self }
+    }
+
     /// Serves until `stop`, then lets requests in progress finish for `drain` at most. `at_deadline` is called when
     /// some did not, before they are cut off.
     pub async fn serve(self, stack: Stack, stop: CancellationToken, drain: Duration, at_deadline: impl FnOnce()) {
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let connections = Arc::new(Semaphore::new(self.max_connections));
         let graceful = GracefulShutdown::new();
         let cut_off = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -68,6 +85,8 @@ impl Listener {
                 () = stop.cancelled() => break,
                 (permit, accepted) = next => match accepted {
                     Ok(accepted) => (permit, accepted),
+                    // A client that left before it was served; that is no reason to make the next one wait.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be accepted");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -76,13 +95,16 @@ impl Listener {
                 },
             };
             let watcher = graceful.watcher();
-            let (stack, cut_off) = (stack.clone(), cut_off.clone());
+            let (stack, cut_off, header_time) = (stack.clone(), cut_off.clone(), self.header_time);
             tasks.spawn(async move {
-                let connection = watcher.watch(connection(stream, peer, stack));
+                let heard = Arc::new(AtomicBool::new(false));
+                let silent = still_silent(header_time, Arc::clone(&heard));
+                let connection = watcher.watch(connection(stream, peer, stack, header_time, heard));
                 tokio::select! {
                     ended = connection => if let Err(error) = ended {
                         tracing::debug!(error = %super::causes(&*error), "a connection ended badly");
                     },
+                    () = silent => tracing::debug!("a connection without a request was closed"),
                     () = cut_off.cancelled() => {}
                 }
                 drop(permit);
@@ -98,15 +120,27 @@ impl Listener {
     }
 }
 
+/// Ends if no request was heard in time. The protocol's own timer starts only once it is known which protocol it is, and
+/// HTTP/2 has none at all; a client that sends nothing would keep its place for ever.
+async fn still_silent(header_time: Duration, heard: Arc<AtomicBool>) {
+    tokio::time::sleep(header_time).await;
+    if heard.load(Ordering::Relaxed) {
+        std::future::pending().await
+    }
+}
+
 fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     stack: Stack,
+    header_time: Duration,
+    heard: Arc<AtomicBool>,
 ) -> impl hyper_util::server::graceful::GracefulConnection<Error = Box<dyn std::error::Error + Send + Sync>> {
     // Small answers leave at once.
     let _ = stream.set_nodelay(true);
     let service = ServiceBuilder::new()
         .map_request(move |mut request: Request<Incoming>| {
+            heard.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(Peer(peer));
             request
         })
@@ -115,11 +149,13 @@ fn connection(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(MAX_HEADER_TIME)
+        .header_read_timeout(header_time)
         .max_buf_size(MAX_HEADER_BYTES)
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_H2_STREAMS)
+        // HTTP/1 closes what is idle by its header time; a peer of HTTP/2 that is gone without a word is only found so.
+        .keep_alive_interval(H2_PING_INTERVAL)
         .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
     builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned()
 }

@@ -16,7 +16,9 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::{Method, Request, Response};
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use tower::ServiceBuilder;
 use tower::util::BoxCloneSyncService;
@@ -25,11 +27,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::MakeRequestUuid;
 use tower_http::trace::TraceLayer;
 
-use crate::gate::Gate;
+use crate::gate::{Gate, refusal};
 
-pub use body::RequestBody;
+pub use body::{BodyBroken, RequestBody};
 pub use cors::Cors;
-pub use listener::{Listener, MAX_CONNECTIONS};
+pub use listener::{Listener, MAX_CONNECTIONS, MAX_HEADER_TIME};
 pub use upstream::{NoUpstream, Upstream, UpstreamError, UpstreamSettings};
 
 /// The address a connection came from.
@@ -44,18 +46,25 @@ pub type Stack = BoxCloneSyncService<Request<Incoming>, Response<ResponseBody>, 
 
 /// Builds the stack. Read from the top, it is the way of a request.
 pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors) -> Stack {
+    let upstream = upstream.seen_at(gate.policy().public_url());
     let service = ServiceBuilder::new()
-        // A request is found again in the logs of both sides by its id; one that came with it is kept.
+        // The client's connection ends here, and with it the headers that are about it.
+        .map_request(|mut request: Request<Incoming>| {
+            headers::accept(&mut request);
+            request
+        })
+        // A request is found again in the logs of both sides by its id; one that came with it is kept, if it is short
+        // and plain.
         .set_x_request_id(MakeRequestUuid)
         // No path, query or header is logged: they carry what clients pay for.
         .layer(TraceLayer::new_for_http().make_span_with(span).on_request(()).on_response(on_response))
         .propagate_x_request_id()
-        // A bug in serving one request is that request's 500.
-        .layer(CatchPanicLayer::new())
-        // Methods that would turn the proxy into something else.
-        .layer(tower::layer::layer_fn(headers::RefuseOddMethods::new))
-        // Browsers must be able to read the 402 itself, so CORS is around the gate.
+        // Browsers must be able to read every answer, the 402 and failures too, so CORS is around all that answers.
         .layer(cors)
+        // A bug in serving one request is that request's 500.
+        .layer(CatchPanicLayer::custom(panicked))
+        // Requests that would turn the proxy into something else, or that two servers could read differently.
+        .layer(tower::layer::layer_fn(headers::RefuseOdd::new))
         // An unpaid client's body is drained, so that it can read its 402 and stay connected.
         .map_request(body::guard)
         // Nothing below is reached unpaid.
@@ -68,16 +77,20 @@ pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors) -> Stack {
 
 fn span<B>(request: &Request<B>) -> tracing::Span {
     let id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
-    tracing::info_span!("request", method = %request.method(), id)
+    // Any token is a method, as long as a head may be; only the known ones are worth a line in the log.
+    let known = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+    let method = known.iter().find(|known| *known == request.method()).map_or("other", Method::as_str);
+    tracing::info_span!("request", method, id)
 }
 
 fn on_response<B>(response: &Response<B>, latency: Duration, _: &tracing::Span) {
     tracing::debug!(status = response.status().as_u16(), latency_us = latency.as_micros(), "answered");
 }
 
-/// Whether a method makes no sense at a toll booth: `CONNECT` asks for a tunnel, `TRACE` for its own headers back.
-fn is_odd(method: &Method) -> bool {
-    method == Method::CONNECT || method == Method::TRACE
+/// What the panic said is for the log, where the process's panic hook has put it.
+fn panicked(_: Box<dyn std::any::Any + Send>) -> Response<Full<Bytes>> {
+    tracing::error!("serving a request panicked");
+    refusal(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the request could not be served").map(Full::new)
 }
 
 /// An error and what caused it, in one line for the log.
@@ -90,4 +103,21 @@ fn causes(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_tells_the_client_nothing() {
+        let service = ServiceBuilder::new()
+            .layer(CatchPanicLayer::custom(panicked))
+            .service_fn(async |_: Request<()>| -> Result<Response<Full<Bytes>>, Infallible> { panic!("secret") });
+        let response = tower::ServiceExt::oneshot(service, Request::new(())).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(response.headers()["content-type"], "application/json");
+        let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+        assert_eq!(body, r#"{"error":"internal_error","message":"the request could not be served"}"#);
+    }
 }

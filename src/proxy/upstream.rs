@@ -9,7 +9,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{Either, Full};
@@ -20,9 +19,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tower::Service;
 
-use super::body::RequestBody;
+use super::body::{BodyBroken, RequestBody};
 use super::headers;
-use crate::gate::refusal_body;
+use crate::gate::refusal;
 
 /// How long an idle connection to the upstream is kept.
 const POOL_IDLE: Duration = Duration::from_secs(60);
@@ -38,7 +37,7 @@ pub struct UpstreamSettings {
     pub response_timeout: Duration,
 }
 
-/// Why the upstream gave no answer. The client learns which, and is charged for none.
+/// Why there is no answer of the upstream's. The client learns which, and is charged for none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamError {
     /// No connection, or it broke before the head of the answer.
@@ -47,6 +46,9 @@ pub enum UpstreamError {
     /// The head of the answer took too long.
     #[error("the upstream took too long")]
     TimedOut,
+    /// The client broke its request off.
+    #[error("the request's body broke off")]
+    Body,
     /// The request's target cannot be expressed as a URL of the upstream.
     #[error("the request target cannot be forwarded")]
     Target,
@@ -57,6 +59,7 @@ impl UpstreamError {
         match self {
             Self::Unreachable => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
             Self::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
+            Self::Body => (StatusCode::BAD_REQUEST, "body_broken"),
             Self::Target => (StatusCode::BAD_REQUEST, "bad_target"),
         }
     }
@@ -75,6 +78,7 @@ pub struct Upstream {
     authority: Authority,
     base: String,
     response_timeout: Duration,
+    client_scheme: HeaderValue,
 }
 
 impl Upstream {
@@ -98,18 +102,36 @@ impl Upstream {
             .pool_idle_timeout(POOL_IDLE)
             .build(connector);
         let base = settings.url.path().trim_end_matches('/').to_owned();
-        Ok(Self { client, scheme, authority, base, response_timeout: settings.response_timeout })
+        let client_scheme = HeaderValue::from_static("http");
+        Ok(Self { client, scheme, authority, base, response_timeout: settings.response_timeout, client_scheme })
+    }
+
+    /// Tells the upstream with which scheme clients come. We speak no TLS ourselves: where it ends in front of us, only
+    /// the public URL knows, and an upstream that is told `http` may redirect to `https` for ever.
+    pub(super) fn seen_at(self, public_url: &str) -> Self {
+        let https = public_url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
+        Self { client_scheme: HeaderValue::from_static(if https { "https" } else { "http" }), ..self }
     }
 
     async fn forward(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, UpstreamError> {
-        headers::prepare(&mut request);
+        headers::prepare(&mut request, &self.client_scheme);
         *request.uri_mut() = self.target(request.uri()).ok_or(UpstreamError::Target)?;
         *request.version_mut() = Version::HTTP_11;
         let answer = tokio::time::timeout(self.response_timeout, self.client.request(request));
         let mut response = answer.await.map_err(|_| UpstreamError::TimedOut)?.map_err(|error| {
+            if is_the_clients(&error) {
+                return UpstreamError::Body;
+            }
             tracing::warn!(error = %super::causes(&error), "the upstream gave no answer");
             UpstreamError::Unreachable
         })?;
+        if response.status().is_informational() {
+            // No upgrade is ever asked for, so this is no answer, and what follows it no HTTP.
+            tracing::warn!(status = response.status().as_u16(), "the upstream switched protocols unasked");
+            return Err(UpstreamError::Unreachable);
+        }
+        // The version belongs to the connection: the client's says how its answer is framed.
+        *response.version_mut() = Version::HTTP_11;
         headers::strip_hop_by_hop(response.headers_mut());
         Ok(response)
     }
@@ -150,10 +172,12 @@ impl Service<Request<RequestBody>> for Upstream {
     }
 }
 
+/// Whether a request failed because its own body did.
+fn is_the_clients(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<BodyBroken>())
+}
+
 fn respond(error: UpstreamError) -> Response<Full<Bytes>> {
     let (status, code) = error.code();
-    let mut response = Response::new(Full::new(refusal_body(code, Some(&error.to_string()))));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
+    refusal(status, code, &error.to_string()).map(Full::new)
 }
