@@ -39,6 +39,7 @@ pub mod what_is_charged {
     //! | a complete answer below 400 | | | the price, or what the upstream reported |
     //! | an answer of 400 or above | | | nothing |
     //! | the client leaves | nothing | the price | it was charged with the head |
+    //! | the client breaks off its own body | nothing | nothing: the upstream had half a request | |
     //! | the upstream fails or times out | nothing | nothing | it was charged with the head |
     //! | we stop or panic | nothing | nothing | it was charged with the head |
     //!

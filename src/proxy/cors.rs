@@ -21,7 +21,7 @@ use http_body_util::Full;
 use tower::{Layer, Service};
 
 /// The headers a script must be able to read to pay.
-const EXPOSED: &str = "PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-PAYMENT-RESPONSE, X-Request-Id";
+const EXPOSED: &str = "PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-PAYMENT-RESPONSE, Retry-After, X-Request-Id";
 
 /// What a preflight may send when it does not say what it wants to.
 const USUAL_REQUEST_HEADERS: &str = "PAYMENT-SIGNATURE, X-PAYMENT, Content-Type, Access-Control-Expose-Headers";

@@ -56,8 +56,8 @@ pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors) -> Stack {
         // A request is found again in the logs of both sides by its id; one that came with it is kept, if it is short
         // and plain.
         .set_x_request_id(MakeRequestUuid)
-        // No path, query or header is logged: they carry what clients pay for.
-        .layer(TraceLayer::new_for_http().make_span_with(span).on_request(()).on_response(on_response))
+        // No path, query or header is logged: they carry what clients pay for. An upstream's 5xx is its own to log.
+        .layer(TraceLayer::new_for_http().make_span_with(span).on_request(()).on_response(on_response).on_failure(()))
         .propagate_x_request_id()
         // Browsers must be able to read every answer, the 402 and failures too, so CORS is around all that answers.
         .layer(cors)

@@ -23,8 +23,9 @@ use super::body::{BodyBroken, RequestBody};
 use super::headers;
 use crate::gate::refusal;
 
-/// How long an idle connection to the upstream is kept.
-const POOL_IDLE: Duration = Duration::from_secs(60);
+/// How long an idle connection to the upstream is kept: less than the five seconds after which common servers close theirs,
+/// because a request that meets the close halfway cannot be sent again safely.
+const POOL_IDLE: Duration = Duration::from_secs(4);
 
 /// Where the upstream is and how patient we are with it.
 #[derive(Debug, Clone)]

@@ -162,7 +162,7 @@ const FORGED: [(&str, &str); 18] = [
     ("x-forwarded-for", "6.6.6.6"),
     ("x-forwarded-for", "7.7.7.7"),
     ("x-forwarded-host", "forged.example"),
-    ("x-forwarded-proto", "https"),
+    ("x-forwarded-proto", "gopher"),
     ("x-real-ip", "6.6.6.6"),
     ("forwarded", "for=6.6.6.6"),
     ("x-http-method-override", "DELETE"),
@@ -191,7 +191,7 @@ async fn case_48_the_upstream_sees_no_payment_and_no_forgery() {
     assert_eq!(text("x-peaje-charged"), Some(PRICE.to_string()));
     assert_eq!(text("x-forwarded-for"), Some("127.0.0.1".to_owned()));
     assert_eq!(text("x-forwarded-host"), Some(host));
-    assert_eq!(text("x-forwarded-proto"), Some("http".to_owned()));
+    assert_eq!(text("x-forwarded-proto"), Some("https".to_owned()), "the public URL's");
     assert_eq!((text("x-kept"), text("accept")), (Some("kept".to_owned()), Some("text/plain".to_owned())));
     let forged = |value: &http::HeaderValue| {
         let value = value.to_str().unwrap();
