@@ -26,7 +26,7 @@ use super::accounts::{Charged, Payer};
 use super::admit::{Admission, Admitted};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
-use super::policy::{Policy, Route, Verdict};
+use super::policy::{Policy, Verdict};
 use super::{Gate, meter};
 use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
 use crate::protocol::{Amount, Code};
@@ -301,16 +301,5 @@ fn own<B, R>(request: &Request<B>, response: Response<Bytes>) -> Response<Answer
         response.map(|_| AnswerBody::own(Bytes::new()))
     } else {
         response.map(AnswerBody::own)
-    }
-}
-
-/// For reading which route a request took, by the layers outside.
-impl Gate {
-    /// The route a request belongs to, if any; for labels, never for decisions.
-    pub fn route_of(&self, method: &Method, path: &str) -> Option<std::sync::Arc<Route>> {
-        match self.policy().judge(method, path) {
-            Verdict::Free(route) | Verdict::Paid(route, _) => Some(route),
-            _ => None,
-        }
     }
 }

@@ -113,15 +113,9 @@ async fn step<C: Chain>(office: &Office<C>, next: &mut Option<u64>) -> Result<Ve
             withdrawing.push(channel);
         }
     }
-    let ids: Vec<_> = touched.into_iter().collect();
-    if !ids.is_empty() {
-        for (id, view) in ids.iter().zip(office.chain.channels(&ids).await?) {
-            let Some(statement) = office.accounts().statement(id) else { continue };
-            if let Err(reject) = office.accounts().observe(*id, &statement.config, view) {
-                tracing::error!(channel = %id, %reject, "the node's answer cannot be true");
-            }
-        }
-    }
+    let config_of = |id: &ChannelId| office.accounts().statement(id).map(|books| (*id, books.config));
+    let channels: Vec<_> = touched.iter().filter_map(config_of).collect();
+    office.refresh_since(&channels, 0).await?;
     *next = Some(to.saturating_add(1));
     Ok(withdrawing)
 }

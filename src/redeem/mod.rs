@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::chain::{Chain, ChainError};
 use crate::gate::{Accounts, Gate, Questions};
 use crate::ledger::View;
-use crate::protocol::{ChannelId, LocalKey};
+use crate::protocol::{ChannelConfig, ChannelId, LocalKey};
 
 pub use plan::{Batch, plan};
 pub use round::{Report, RowFailure};
@@ -62,22 +62,24 @@ impl<C: Chain> Office<C> {
         self.gate.accounts()
     }
 
-    /// Reads a channel at `block` or later and books it. A node that lags behind the transaction we just saw mined is
-    /// asked again, because its view would be older than our own; one that stays behind is an error, because what it says
-    /// would read as if the transaction had not been.
+    /// Reads channels at `block` or later and books what the chain says. A node that lags behind the transaction we just
+    /// saw mined is asked again, because its views would be older than our own; one that stays behind is an error, because
+    /// what it says would read as if the transaction had not been.
     pub(crate) async fn refresh_since(
         &self,
-        config: &crate::protocol::ChannelConfig,
-        id: ChannelId,
+        channels: &[(ChannelId, ChannelConfig)],
         block: u64,
-    ) -> Result<View, ChainError> {
+    ) -> Result<Vec<View>, ChainError> {
+        let ids: Vec<_> = channels.iter().map(|(id, _)| *id).collect();
         for _ in 0..MAX_LAGGING_READS {
-            let view = self.chain.channel(id).await?;
-            if view.block >= block {
-                if let Err(reject) = self.accounts().observe(id, config, view) {
-                    tracing::error!(channel = %id, %reject, "the node's answer cannot be true");
+            let views = self.chain.channels(&ids).await?;
+            if views.iter().all(|view| view.block >= block) {
+                for ((id, config), view) in channels.iter().zip(&views) {
+                    if let Err(reject) = self.accounts().observe(*id, config, *view) {
+                        tracing::error!(channel = %id, %reject, "the node's answer cannot be true");
+                    }
                 }
-                return Ok(view);
+                return Ok(views);
             }
             tokio::time::sleep(self.settings.poll).await;
         }

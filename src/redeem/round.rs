@@ -121,18 +121,10 @@ async fn claim_and_settle<C: Chain>(office: &Office<C>, report: &mut Report) -> 
 
 /// Reads every channel that has something to claim, all at one block, so that no row is built on an old balance.
 async fn refresh_claimable<C: Chain>(office: &Office<C>) -> Result<(), ChainError> {
-    let books: Vec<_> =
-        office.accounts().statements().into_iter().filter(|statement| statement.row.is_some()).collect();
-    if books.is_empty() {
-        return Ok(());
-    }
-    let ids: Vec<_> = books.iter().map(|statement| statement.id).collect();
-    for (statement, view) in books.iter().zip(office.chain.channels(&ids).await?) {
-        if let Err(reject) = office.accounts().observe(statement.id, &statement.config, view) {
-            tracing::error!(channel = %statement.id, %reject, "the node's answer cannot be true");
-        }
-    }
-    Ok(())
+    let books = office.accounts().statements();
+    let channels: Vec<_> =
+        books.iter().filter(|books| books.row.is_some()).map(|books| (books.id, books.config)).collect();
+    office.refresh_since(&channels, 0).await.map(drop)
 }
 
 /// Claims rows; those the contract refuses are found by halving and reported.
@@ -197,12 +189,10 @@ async fn book_claims<C: Chain>(office: &Office<C>, rows: &[ClaimRow], mined: &Mi
         }
     }
     let settlement = office.gate.policy().terms().settlement();
-    for row in rows {
-        let id = row.config.id(&settlement);
-        if let Err(error) = office.refresh_since(&row.config, id, mined.block).await {
-            // The other batches do not wait for it: a row that is claimed again changes nothing.
-            tracing::warn!(channel = %id, %error, "a claimed channel cannot be read yet");
-        }
+    let channels: Vec<_> = rows.iter().map(|row| (row.config.id(&settlement), row.config)).collect();
+    if let Err(error) = office.refresh_since(&channels, mined.block).await {
+        // The other batches do not wait for it: a row that is claimed again changes nothing.
+        tracing::warn!(transaction = %mined.hash, %error, "claimed channels cannot be read yet");
     }
 }
 

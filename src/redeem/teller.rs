@@ -212,10 +212,10 @@ impl<C: Chain> Teller<C> {
     }
 
     async fn book_deposit(&self, config: &ChannelConfig, id: ChannelId, deposit: &Deposit, block: u64) -> Option<View> {
-        match self.office.refresh_since(config, id, block).await {
-            Ok(view) => {
+        match self.office.refresh_since(&[(id, *config)], block).await {
+            Ok(views) => {
                 self.office.accounts().note_deposit(&id, deposit.authorization.salt);
-                Some(view)
+                views.first().copied()
             }
             Err(error) => {
                 tracing::warn!(channel = %id, %error, "a deposit landed and its channel cannot be read yet");
@@ -245,7 +245,7 @@ impl<C: Chain> Teller<C> {
             waits += 1;
         };
         let refunded = refunded_in(&mined, id);
-        if let Err(error) = self.office.refresh_since(config, id, mined.block).await {
+        if let Err(error) = self.office.refresh_since(&[(id, *config)], mined.block).await {
             tracing::warn!(channel = %id, %error, "a refunded channel cannot be read yet");
         }
         if !mined.success || refunded.is_zero() {
