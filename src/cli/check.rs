@@ -143,6 +143,7 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
         tokio::join!(async { chain_findings(config, rpc, gas_account).await }, upstream_finding(&config.upstream));
     let mut findings = in_file(config);
     findings.extend(public_url_finding(&config.server.public_url, loopback));
+    findings.extend(deposit_finding(config.channel.min_deposit, loopback));
     findings.extend(match keys {
         Ok(keys) => role_findings(config.receiver.pay_to, &keys, loopback),
         Err(findings) => findings,
@@ -190,6 +191,14 @@ fn public_url_finding(url: &str, chain_is_loopback: bool) -> Option<Finding> {
     (local && !chain_is_loopback).then(|| {
         Finding::warning("public_url", format!("agents are shown {url}, which only this machine can reach"))
             .fix("set server.public_url to the address agents use")
+    })
+}
+
+/// Each deposit is relayed with the provider's gas, whatever it is worth.
+fn deposit_finding(min_deposit: Option<Amount>, chain_is_loopback: bool) -> Option<Finding> {
+    (min_deposit.is_none() && !chain_is_loopback).then(|| {
+        Finding::warning("min_deposit", "deposits of any size are relayed, and each costs you gas")
+            .fix("set channel.min_deposit well above what a deposit and a claim cost, \"$0.10\" say")
     })
 }
 
@@ -546,6 +555,13 @@ mod tests {
             assert!(public_url_finding(url, true).is_none(), "{url}");
         }
         assert!(public_url_finding("https://api.example.com", false).is_none());
+    }
+
+    #[test]
+    fn dust_deposits_are_warned_about_where_gas_costs_money() {
+        assert!(deposit_finding(None, false).is_some_and(|finding| finding.severity == Severity::Warning));
+        assert!(deposit_finding(None, true).is_none());
+        assert!(deposit_finding(Some(Amount::new(100_000)), false).is_none());
     }
 
     #[test]
