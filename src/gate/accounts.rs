@@ -193,11 +193,27 @@ impl Accounts {
         self.inner.abandoning.store(true, Ordering::Release);
     }
 
-    /// The one door: decides and applies a command under the channel's lock. `None` if the channel is unknown.
     fn change(&self, id: &ChannelId, command: &Command<'_>) -> Option<Result<Event, Reject>> {
+        self.change_and_read(id, command, |_| ()).map(|changed| changed.map(|(event, ())| event))
+    }
+
+    /// The one door: decides and applies a command under the channel's lock, and reads the channel before anybody else
+    /// can change it again. `None` if the channel is unknown.
+    fn change_and_read<R>(
+        &self,
+        id: &ChannelId,
+        command: &Command<'_>,
+        read: impl FnOnce(&Channel) -> R,
+    ) -> Option<Result<(Event, R), Reject>> {
         let mut account = self.inner.channels.get_mut(id)?;
-        let now = clock::now_s();
-        Some(account.channel.decide(command, now).inspect(|event| account.channel.evolve(event)))
+        let channel = &mut account.channel;
+        let event = match channel.decide(command, clock::now_s()) {
+            Ok(event) => event,
+            Err(reject) => return Some(Err(reject)),
+        };
+        channel.evolve(&event);
+        let seen = read(channel);
+        Some(Ok((event, seen)))
     }
 }
 
@@ -288,24 +304,24 @@ impl Hold {
     /// The request was served and cost `charge`.
     pub(super) fn post(mut self, charge: Amount) -> Result<Charged, Reject> {
         self.resolved = true;
-        self.resolve(&Command::Post { hold: self.number, charge })?;
-        Ok(Charged { charge, state: self.state().ok_or(Reject::NoSuchHold)? })
+        let state = self.resolve(&Command::Post { hold: self.number, charge })?;
+        Ok(Charged { charge, state })
     }
 
     /// The request failed and costs nothing. Returns the channel's state.
     pub(super) fn void(mut self) -> Option<ChannelState> {
         self.resolved = true;
         // A hold that an observation of the chain removed is void already.
-        let _ = self.resolve(&Command::Void { hold: self.number });
-        self.state()
+        self.resolve(&Command::Void { hold: self.number })
+            .ok()
+            .or_else(|| self.accounts.read(&self.channel, channel_state))
     }
 
-    fn resolve(&self, command: &Command<'_>) -> Result<Event, Reject> {
-        self.accounts.change(&self.channel, command).unwrap_or(Err(Reject::NoSuchHold))
-    }
-
-    fn state(&self) -> Option<ChannelState> {
-        self.accounts.read(&self.channel, channel_state)
+    /// The channel as this very step left it: the next request may already wait for its lock, and what it is charged must
+    /// not stand in this one's receipt.
+    fn resolve(&self, command: &Command<'_>) -> Result<ChannelState, Reject> {
+        let resolved = self.accounts.change_and_read(&self.channel, command, channel_state);
+        resolved.unwrap_or(Err(Reject::NoSuchHold)).map(|(_, state)| state)
     }
 }
 
