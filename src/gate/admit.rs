@@ -13,7 +13,7 @@ use super::Gate;
 use super::accounts::{self, Hold, Payer};
 use super::answer::Refusal;
 use super::clock;
-use super::desk::{DepositEnd, DeskError, Place, RefundError};
+use super::desk::{DepositEnd, Place, RefundError};
 use super::policy::{Policy, Route, Terms};
 use crate::ledger::{Reject, View};
 use crate::protocol::channel::Authorizer;
@@ -21,7 +21,7 @@ use crate::protocol::deposit::{Authorization, MIN_AUTHORIZATION_LEFT_S};
 use crate::protocol::voucher::{PayerEvidence, VoucherError};
 use crate::protocol::x402::{Action, ChannelState, Deposit, Payment, Receipt, RefundRequest};
 use crate::protocol::{
-    Address, Amount, ChannelConfig, ChannelId, Code, Hash, Signature, SignedVoucher, VerifiedVoucher,
+    Address, Amount, ChannelConfig, ChannelId, Code, Domain, Hash, Signature, SignedVoucher, VerifiedVoucher,
 };
 
 /// The longest a request waits for its deposit or refund to be mined, seconds, unless the offer promises an answer
@@ -50,6 +50,7 @@ pub(super) enum Admission {
 /// A payment whose terms were checked: what the rest of the checks need.
 struct Claimed<'a> {
     terms: &'a Terms,
+    settlement: &'a Domain,
     id: ChannelId,
     config: ChannelConfig,
     voucher: SignedVoucher,
@@ -72,8 +73,9 @@ impl Gate {
             return Err(Code::NoMatchingRequirements.into());
         }
         check_extensions(&route.extensions, &payment.extensions)?;
-        let id = check_terms(terms, &payment.config, payment.voucher.channel)?;
-        let claimed = Claimed { terms, id, config: payment.config, voucher: payment.voucher };
+        let settlement = policy.settlement();
+        let id = check_terms(terms, settlement, &payment.config, payment.voucher.channel)?;
+        let claimed = Claimed { terms, settlement, id, config: payment.config, voucher: payment.voucher };
         match payment.action {
             Action::Pay => self.pay(&claimed, price, None).await.map(Admission::Serve),
             Action::DepositAndPay(deposit) => {
@@ -145,7 +147,7 @@ impl Gate {
         price: Amount,
         deposit: Deposit,
     ) -> Result<Admitted, Refusal> {
-        let Claimed { terms, id, config, voucher } = claimed;
+        let Claimed { terms, id, config, voucher, .. } = claimed;
         check_deposit(terms, price, &deposit)?;
         // The voucher's signature is made with nothing at stake, but it keeps strangers from making us ask a node.
         let proof = self.verify(claimed).await?;
@@ -302,13 +304,12 @@ impl Gate {
 
     /// Curve work, and a question to the chain only where the payer's own account is the authorizer.
     async fn verify(&self, claimed: &Claimed<'_>) -> Result<VerifiedVoucher, Refusal> {
-        let Claimed { terms, config, voucher, .. } = claimed;
-        let domain = terms.settlement();
+        let Claimed { settlement, config, voucher, .. } = claimed;
         let verified = match config.authorizer() {
-            Authorizer::Key(_) => voucher.verify(&domain, config),
+            Authorizer::Key(_) => voucher.verify(settlement, config),
             Authorizer::Payer(payer) => {
-                let evidence = self.evidence(payer, voucher.digest(&domain), &voucher.signature).await?;
-                voucher.verify_by_payer(&domain, config, evidence)
+                let evidence = self.evidence(payer, voucher.digest(settlement), &voucher.signature).await?;
+                voucher.verify_by_payer(settlement, config, evidence)
             }
         };
         verified.map_err(|error: VoucherError| Refusal::from(Code::VoucherSignature).with_detail(error.to_string()))
@@ -343,9 +344,7 @@ impl Gate {
     async fn refresh(&self, claimed: &Claimed<'_>) -> Result<View, Refusal> {
         let view = self.desk.view(claimed.id).await.map_err(|error| {
             tracing::warn!(channel = %claimed.id, %error, "a channel could not be read");
-            Refusal::from(match error {
-                DeskError::Unreachable | DeskError::Closed => Code::ChannelStateReadFailed,
-            })
+            Refusal::from(Code::ChannelStateReadFailed)
         })?;
         self.accounts.observe(claimed.id, &claimed.config, view).map_err(|reject| {
             tracing::error!(channel = %claimed.id, %reject, "the node's answer cannot be true");
@@ -397,7 +396,12 @@ async fn within<T>(terms: &Terms, future: impl Future<Output = T>) -> Option<T> 
 }
 
 /// The terms of the channel must be the offer's, and its id must follow from them.
-fn check_terms(terms: &Terms, config: &ChannelConfig, id: ChannelId) -> Result<ChannelId, Refusal> {
+fn check_terms(
+    terms: &Terms,
+    settlement: &Domain,
+    config: &ChannelConfig,
+    id: ChannelId,
+) -> Result<ChannelId, Refusal> {
     let refuse = |code: Code| Err(code.into());
     if config.receiver != terms.pay_to {
         return refuse(Code::ReceiverMismatch);
@@ -414,7 +418,7 @@ fn check_terms(terms: &Terms, config: &ChannelConfig, id: ChannelId) -> Result<C
     if config.withdraw_delay != terms.withdraw_delay_s {
         return refuse(Code::WithdrawDelayMismatch);
     }
-    if config.id(&terms.settlement()) != id {
+    if config.id(settlement) != id {
         return refuse(Code::ChannelIdMismatch);
     }
     Ok(id)

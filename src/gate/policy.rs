@@ -160,6 +160,8 @@ pub struct Ambiguity {
 #[derive(Debug)]
 pub struct Policy {
     terms: Terms,
+    /// Made of the terms once, because every payment needs it and it takes five hashes.
+    settlement: Domain,
     public_url: String,
     routes: Vec<Arc<Route>>,
 }
@@ -189,12 +191,22 @@ impl Policy {
         let mut routes: Vec<_> = routes.into_iter().map(Arc::new).collect();
         // Among equal paths a route that names its methods is the more specific one.
         routes.sort_by_key(|route| (route.pattern.specificity(), route.methods.is_empty()));
-        Ok(Self { terms, public_url: public_url.trim_end_matches('/').to_owned(), routes })
+        Ok(Self {
+            settlement: terms.settlement(),
+            terms,
+            public_url: public_url.trim_end_matches('/').to_owned(),
+            routes,
+        })
     }
 
     /// The terms of every channel.
     pub fn terms(&self) -> &Terms {
         &self.terms
+    }
+
+    /// The domain vouchers and claims are signed under.
+    pub fn settlement(&self) -> &Domain {
+        &self.settlement
     }
 
     /// The origin clients see.

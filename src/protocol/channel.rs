@@ -5,16 +5,18 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::bytes::{Address, ChannelId, Hash, keccak256};
-use super::eip712::{Domain, Words};
+use super::bytes::{Address, ChannelId, Hash};
+use super::eip712::{Domain, TypeHash, Words};
 
 /// The shortest withdraw delay the contract accepts, in seconds.
 pub const MIN_WITHDRAW_DELAY_S: u64 = 900;
 /// The longest withdraw delay the contract accepts, in seconds (30 days).
 pub const MAX_WITHDRAW_DELAY_S: u64 = 2_592_000;
 
-const CHANNEL_CONFIG_TYPE: &[u8] = b"ChannelConfig(address payer,address payerAuthorizer,address receiver,\
-address receiverAuthorizer,address token,uint40 withdrawDelay,bytes32 salt)";
+static CHANNEL_CONFIG_TYPE: TypeHash = TypeHash::of(
+    b"ChannelConfig(address payer,address payerAuthorizer,address receiver,\
+address receiverAuthorizer,address token,uint40 withdrawDelay,bytes32 salt)",
+);
 
 /// The terms two parties agreed on when the channel was opened. They never change; other terms are another channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -49,7 +51,7 @@ impl ChannelConfig {
     /// The channel's id: the EIP-712 digest of these terms under the settlement domain. A comment in the contract's
     /// header says `keccak256(abi.encode(config))`; its code, which decides, says this.
     pub fn id(&self, settlement: &Domain) -> ChannelId {
-        let mut words = Words::new(keccak256(CHANNEL_CONFIG_TYPE));
+        let mut words = Words::new(CHANNEL_CONFIG_TYPE.hash());
         words.address(self.payer);
         words.address(self.payer_authorizer);
         words.address(self.receiver);

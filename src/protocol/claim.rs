@@ -5,13 +5,16 @@
 use super::amount::Amount;
 use super::bytes::{ChannelId, Hash, keccak256};
 use super::channel::ChannelConfig;
-use super::eip712::{Domain, Words};
+use super::eip712::{Domain, TypeHash, Words};
 use super::signature::Signature;
 
-const CLAIM_ENTRY_TYPE: &[u8] = b"ClaimEntry(bytes32 channelId,uint128 maxClaimableAmount,uint128 totalClaimed)";
-const CLAIM_BATCH_TYPE: &[u8] = b"ClaimBatch(ClaimEntry[] claims)\
-ClaimEntry(bytes32 channelId,uint128 maxClaimableAmount,uint128 totalClaimed)";
-const REFUND_TYPE: &[u8] = b"Refund(bytes32 channelId,uint256 nonce,uint128 amount)";
+static CLAIM_ENTRY_TYPE: TypeHash =
+    TypeHash::of(b"ClaimEntry(bytes32 channelId,uint128 maxClaimableAmount,uint128 totalClaimed)");
+static CLAIM_BATCH_TYPE: TypeHash = TypeHash::of(
+    b"ClaimBatch(ClaimEntry[] claims)\
+ClaimEntry(bytes32 channelId,uint128 maxClaimableAmount,uint128 totalClaimed)",
+);
+static REFUND_TYPE: TypeHash = TypeHash::of(b"Refund(bytes32 channelId,uint256 nonce,uint128 amount)");
 
 /// One row of a claim transaction: a channel, its latest voucher, and the cumulative sum really charged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub fn claim_batch_digest(settlement: &Domain, rows: &[ClaimRow]) -> Hash {
 }
 
 fn digest_of_entries(settlement: &Domain, entries: impl Iterator<Item = (ChannelId, Amount, Amount)>) -> Hash {
-    let entry_type = keccak256(CLAIM_ENTRY_TYPE);
+    let entry_type = CLAIM_ENTRY_TYPE.hash();
     let mut hashes = Vec::new();
     for (channel, max_claimable, total_claimed) in entries {
         let mut words = Words::new(entry_type);
@@ -42,14 +45,14 @@ fn digest_of_entries(settlement: &Domain, entries: impl Iterator<Item = (Channel
         words.number(total_claimed.units());
         hashes.extend_from_slice(&words.finish().0);
     }
-    let mut words = Words::new(keccak256(CLAIM_BATCH_TYPE));
+    let mut words = Words::new(CLAIM_BATCH_TYPE.hash());
     words.hash(keccak256(&hashes));
     settlement.digest(words.finish())
 }
 
 /// The digest the receiver's authorizer signs to give `amount` back to the payer; `nonce` is the channel's live one.
 pub fn refund_digest(settlement: &Domain, channel: ChannelId, nonce: u128, amount: Amount) -> Hash {
-    let mut words = Words::new(keccak256(REFUND_TYPE));
+    let mut words = Words::new(REFUND_TYPE.hash());
     words.hash(Hash(channel.0));
     words.number(nonce);
     words.number(amount.units());

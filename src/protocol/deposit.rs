@@ -6,11 +6,13 @@
 use super::amount::Amount;
 use super::bytes::{Address, ChannelId, Hash, keccak256};
 use super::contracts::ERC3009_COLLECTOR;
-use super::eip712::{Domain, Words};
+use super::eip712::{Domain, TypeHash, Words};
 use super::signature::Signature;
 
-const RECEIVE_TYPE: &[u8] = b"ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,\
-uint256 validBefore,bytes32 nonce)";
+static RECEIVE_TYPE: TypeHash = TypeHash::of(
+    b"ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,\
+uint256 validBefore,bytes32 nonce)",
+);
 
 /// The shortest validity an authorization must have left when it is checked, in seconds; less could not be mined.
 pub const MIN_AUTHORIZATION_LEFT_S: u64 = 6;
@@ -47,7 +49,7 @@ impl Authorization {
         valid_before: u64,
         nonce: Hash,
     ) -> Hash {
-        let mut words = Words::new(keccak256(RECEIVE_TYPE));
+        let mut words = Words::new(RECEIVE_TYPE.hash());
         words.address(payer);
         words.address(ERC3009_COLLECTOR);
         words.number(amount.units());

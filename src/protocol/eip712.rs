@@ -2,10 +2,29 @@
 //!
 //! **Owns** the domain separator and the final digest. **Does not** know any message; those live beside their type.
 
+use std::sync::OnceLock;
+
 use super::bytes::{Address, Hash, keccak256};
 
 /// `EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)`.
-const DOMAIN_TYPE: &[u8] = b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)";
+static DOMAIN_TYPE: TypeHash =
+    TypeHash::of(b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
+
+/// A message's type as it is signed, hashed when it is first needed and never again.
+pub(super) struct TypeHash {
+    text: &'static [u8],
+    hash: OnceLock<Hash>,
+}
+
+impl TypeHash {
+    pub(super) const fn of(text: &'static [u8]) -> Self {
+        Self { text, hash: OnceLock::new() }
+    }
+
+    pub(super) fn hash(&self) -> Hash {
+        *self.hash.get_or_init(|| keccak256(self.text))
+    }
+}
 
 /// A signing domain, reduced to its separator: a signature made for one chain and contract is worthless on another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +35,7 @@ pub struct Domain {
 impl Domain {
     /// The domain of a contract that names itself `name`, `version` (a token, say).
     pub fn new(name: &str, version: &str, chain_id: u64, verifying_contract: Address) -> Self {
-        let mut words = Words::new(keccak256(DOMAIN_TYPE));
+        let mut words = Words::new(DOMAIN_TYPE.hash());
         words.hash(keccak256(name.as_bytes()));
         words.hash(keccak256(version.as_bytes()));
         words.number(u128::from(chain_id));

@@ -7,12 +7,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::amount::Amount;
-use super::bytes::{Address, ChannelId, Hash, keccak256};
+use super::bytes::{Address, ChannelId, Hash};
 use super::channel::{Authorizer, ChannelConfig};
-use super::eip712::{Domain, Words};
+use super::eip712::{Domain, TypeHash, Words};
 use super::signature::{LocalKey, Signature, SignatureError};
 
-const VOUCHER_TYPE: &[u8] = b"Voucher(bytes32 channelId,uint128 maxClaimableAmount)";
+static VOUCHER_TYPE: TypeHash = TypeHash::of(b"Voucher(bytes32 channelId,uint128 maxClaimableAmount)");
 
 /// A cumulative promise. A later voucher of the same channel replaces it, so losing an old one costs nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct Voucher {
 impl Voucher {
     /// The digest that is signed.
     pub fn digest(&self, settlement: &Domain) -> Hash {
-        let mut words = Words::new(keccak256(VOUCHER_TYPE));
+        let mut words = Words::new(VOUCHER_TYPE.hash());
         words.hash(Hash(self.channel.0));
         words.number(self.max_claimable.units());
         settlement.digest(words.finish())

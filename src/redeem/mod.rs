@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::chain::{Chain, ChainError};
 use crate::gate::{Accounts, Gate, Questions};
 use crate::ledger::View;
-use crate::protocol::{ChannelConfig, ChannelId, LocalKey};
+use crate::protocol::{ChannelConfig, ChannelId, Domain, LocalKey};
 
 pub use plan::{Batch, plan};
 pub use round::{Report, RowFailure};
@@ -60,6 +60,11 @@ impl<C> Clone for Office<C> {
 impl<C: Chain> Office<C> {
     pub(crate) fn accounts(&self) -> &Accounts {
         self.gate.accounts()
+    }
+
+    /// The domain claims and refunds are signed under.
+    pub(crate) fn settlement(&self) -> Domain {
+        *self.gate.policy().settlement()
     }
 
     /// Reads channels at `block` or later and books what the chain says. A node that lags behind the transaction we just
@@ -158,7 +163,7 @@ impl Redemption {
         self.heard.ago()
     }
 
-    /// Stops everything; transactions that were sent and are awaited are awaited to the end.
+    /// Stops everything. A round in progress ends first; deposits and refunds on their way are followed a little longer.
     pub async fn stop(&self) {
         self.stop.cancel();
         self.tasks.wait().await;

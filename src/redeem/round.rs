@@ -159,21 +159,19 @@ fn halves(rows: &[ClaimRow]) -> [Vec<ClaimRow>; 2] {
 /// The receiver and its authorizer may claim by themselves, which is cheaper; anybody else shows the authorizer's
 /// signature.
 fn claim_call<C: Chain>(office: &Office<C>, rows: &[ClaimRow]) -> Call {
-    let policy = office.gate.policy();
-    let terms = policy.terms();
     let direct = office.chain.sender().is_some_and(|sender| {
         rows.iter().all(|row| sender == row.config.receiver || sender == row.config.receiver_authorizer)
     });
     if direct {
         Call::Claim { rows: rows.to_vec() }
     } else {
-        let signature = office.authorizer.sign(claim_batch_digest(&terms.settlement(), rows));
+        let signature = office.authorizer.sign(claim_batch_digest(&office.settlement(), rows));
         Call::ClaimWithSignature { rows: rows.to_vec(), signature }
     }
 }
 
 fn fail<C: Chain>(office: &Office<C>, rows: &[ClaimRow], reason: &str, report: &mut Report) {
-    let settlement = office.gate.policy().terms().settlement();
+    let settlement = office.settlement();
     report
         .failures
         .extend(rows.iter().map(|row| RowFailure { channel: row.config.id(&settlement), reason: reason.to_owned() }));
@@ -188,7 +186,7 @@ async fn book_claims<C: Chain>(office: &Office<C>, rows: &[ClaimRow], mined: &Mi
             report.claimed = report.claimed.checked_add(amount).unwrap_or(Amount::MAX);
         }
     }
-    let settlement = office.gate.policy().terms().settlement();
+    let settlement = office.settlement();
     let channels: Vec<_> = rows.iter().map(|row| (row.config.id(&settlement), row.config)).collect();
     if let Err(error) = office.refresh_since(&channels, mined.block).await {
         // The other batches do not wait for it: a row that is claimed again changes nothing.

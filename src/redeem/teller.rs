@@ -114,7 +114,7 @@ impl<C: Chain> Teller<C> {
     }
 
     async fn deposit(&self, config: ChannelConfig, deposit: Deposit, place: DepositPlace) {
-        let id = config.id(&self.office.gate.policy().terms().settlement());
+        let id = config.id(&self.office.settlement());
         let Some(end) = self.deposit_end(&config, id, &deposit).await else {
             tracing::error!(channel = %id, amount = %deposit.amount, "a deposit is not followed any more; it may still land");
             return drop(place);
@@ -265,7 +265,7 @@ impl<C: Chain> Teller<C> {
     ) -> Result<Hash, RefundError> {
         let office = &self.office;
         let id = ticket.channel();
-        let settlement = office.gate.policy().terms().settlement();
+        let settlement = office.settlement();
         let rows: Vec<_> = row.into_iter().collect();
         for signing in 1..=MAX_REFUND_SIGNINGS {
             let view = office.chain.channel(id).await.map_err(|_| RefundError::Unreachable)?;
