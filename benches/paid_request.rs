@@ -18,7 +18,7 @@ use peaje::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
 use peaje::gate::{Desk, Gate};
 use peaje::ledger::View;
 use peaje::protocol::x402::{self, PAYMENT_SIGNATURE};
-use peaje::protocol::{Address, Amount, ChannelConfig, Domain, Hash, LocalKey, Network, SignedVoucher, Voucher};
+use peaje::protocol::{Address, Amount, ChannelConfig, Domain, LocalKey, Network, SignedVoucher, Voucher};
 use serde_json::json;
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 
@@ -67,15 +67,7 @@ impl Bench {
             max_timeout_s: 60,
             min_deposit: None,
         };
-        let config = ChannelConfig {
-            payer: key.address(),
-            payer_authorizer: key.address(),
-            receiver: terms.pay_to,
-            receiver_authorizer: terms.receiver_authorizer,
-            token: terms.token.address,
-            withdraw_delay: terms.withdraw_delay_s,
-            salt: Hash::ZERO,
-        };
+        let config = terms.channel_of(key.address());
         let route = |path: &str, price| Route::new(PathPattern::parse(path).unwrap(), price);
         let routes = vec![route("/free", Price::Free), route("/paid", Price::Fixed(PRICE))];
         let policy = Policy::new(terms.clone(), "https://api.example.com", routes).unwrap();

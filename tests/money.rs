@@ -224,15 +224,7 @@ impl Toll {
 
     fn payer(&self, number: u8) -> Payer {
         let key = LocalKey::from_bytes(&[number; 32]).unwrap();
-        let config = ChannelConfig {
-            payer: key.address(),
-            payer_authorizer: key.address(),
-            receiver: self.terms.pay_to,
-            receiver_authorizer: self.terms.receiver_authorizer,
-            token: self.terms.token.address,
-            withdraw_delay: self.terms.withdraw_delay_s,
-            salt: Hash::ZERO,
-        };
+        let config = self.terms.channel_of(key.address());
         Payer { key, config }
     }
 

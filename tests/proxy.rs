@@ -27,7 +27,7 @@ use peaje::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
 use peaje::gate::{Desk, Gate};
 use peaje::ledger::View;
 use peaje::protocol::x402;
-use peaje::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, LocalKey, Network, Voucher};
+use peaje::protocol::{Address, Amount, ChannelConfig, ChannelId, LocalKey, Network, Voucher};
 use peaje::proxy::{Cors, Listener, Upstream, UpstreamSettings};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -155,15 +155,7 @@ impl Payer {
     fn of(site: &Site) -> Self {
         let key = LocalKey::from_bytes(&[7; 32]).unwrap();
         let terms = terms();
-        let config = ChannelConfig {
-            payer: key.address(),
-            payer_authorizer: key.address(),
-            receiver: terms.pay_to,
-            receiver_authorizer: terms.receiver_authorizer,
-            token: terms.token.address,
-            withdraw_delay: terms.withdraw_delay_s,
-            salt: Hash::ZERO,
-        };
+        let config = terms.channel_of(key.address());
         let view = View { block: 1, balance: Amount::new(1_000_000), ..View::default() };
         site.gate.accounts().observe(config.id(&terms.settlement()), &config, view).unwrap();
         Self { key, config, gate: site.gate.clone() }
@@ -482,6 +474,17 @@ async fn path_query_and_escapes_arrive_as_they_were_sent() {
     let lines: Vec<_> = api.requests().iter().map(|seen| seen.line().to_owned()).collect();
     let expected: Vec<_> = targets.iter().map(|target| format!("GET {target} HTTP/1.1")).collect();
     assert_eq!(lines, expected);
+}
+
+#[tokio::test]
+async fn another_price_list_holds_from_the_next_request_on() {
+    let site = site(plain_api().await.address).await;
+    let request = "GET /paid/x HTTP/1.1\r\nhost: x\r\n\r\n";
+    assert_eq!(site.ask(request).await.json()["accepts"][0]["amount"], PRICE.to_string());
+    let dearer = Route::new(PathPattern::parse("/paid/*").unwrap(), Price::Fixed(Amount::new(7)));
+    site.gate.set_policy(Policy::new(terms(), "https://api.example.com", vec![dearer]).unwrap());
+    assert_eq!(site.ask(request).await.json()["accepts"][0]["amount"], "7");
+    assert_eq!(site.ask("GET /free HTTP/1.1\r\nhost: x\r\n\r\n").await.status, 404, "the free route is gone");
 }
 
 #[tokio::test]
@@ -1730,15 +1733,7 @@ mod operators {
         assert_eq!(office.ask("GET /channels", local).await.json(), json!([]));
         let key = LocalKey::from_bytes(&[7; 32]).unwrap();
         let terms = terms();
-        let config = ChannelConfig {
-            payer: key.address(),
-            payer_authorizer: key.address(),
-            receiver: terms.pay_to,
-            receiver_authorizer: terms.receiver_authorizer,
-            token: terms.token.address,
-            withdraw_delay: terms.withdraw_delay_s,
-            salt: Hash::ZERO,
-        };
+        let config = terms.channel_of(key.address());
         let view = View { block: 1, balance: Amount::new(5), ..View::default() };
         office.gate.accounts().observe(config.id(&terms.settlement()), &config, view).unwrap();
         let books = office.ask("GET /channels", local).await.json();

@@ -423,19 +423,16 @@ impl Chain for AlloyChain {
 
     async fn receipt(&self, transaction: Hash) -> Result<Option<Mined>, ChainError> {
         let receipt: Option<RawReceipt> = self.rpc.ask("eth_getTransactionReceipt", json!([word(transaction)])).await?;
-        // Some nodes answer for pending transactions too, without a block.
-        let Some(RawReceipt { block_number: Some(block), block_hash: Some(block_hash), .. }) = &receipt else {
-            return Ok(None);
-        };
-        let (block, block_hash) = (block.to::<u64>(), hash_of(*block_hash));
         let Some(receipt) = receipt else { return Ok(None) };
+        // Some nodes answer for pending transactions too, without a block.
+        let (Some(block), Some(block_hash)) = (receipt.block_number, receipt.block_hash) else { return Ok(None) };
         if hash_of(receipt.transaction_hash) != transaction {
             return Err(ChainError::decode("the receipt of the transaction that was asked for"));
         }
         Ok(Some(Mined {
             hash: transaction,
-            block,
-            block_hash,
+            block: block.to::<u64>(),
+            block_hash: hash_of(block_hash),
             success: receipt.status == U64::from(1),
             gas_used: receipt.gas_used.to::<u64>(),
             events: events::read(&receipt.logs)?,

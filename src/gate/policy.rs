@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::path::{CleanPath, PathError, PathPattern};
 use crate::protocol::x402::{Offer, Quote, Resource, SCHEME, VERSION, network_of};
-use crate::protocol::{Address, Amount, Domain, Token};
+use crate::protocol::{Address, Amount, ChannelConfig, Domain, Hash, Token};
 
 /// What every channel with this provider must agree to.
 #[derive(Debug, Clone)]
@@ -71,6 +71,19 @@ impl Terms {
     /// The domain deposits are signed under.
     pub fn token_domain(&self) -> Domain {
         Domain::new(&self.token.domain_name, &self.token.domain_version, self.chain_id, self.token.address)
+    }
+
+    /// The channel a payer that signs its own vouchers has on these terms.
+    pub fn channel_of(&self, payer: Address) -> ChannelConfig {
+        ChannelConfig {
+            payer,
+            payer_authorizer: payer,
+            receiver: self.pay_to,
+            receiver_authorizer: self.receiver_authorizer,
+            token: self.token.address,
+            withdraw_delay: self.withdraw_delay_s,
+            salt: Hash::ZERO,
+        }
     }
 
     /// The offer of one request at this price.
@@ -225,8 +238,8 @@ impl Policy {
             Ok(path) => path,
             Err(error) => return Verdict::Unclear(error),
         };
-        let mut on_path = self.routes.iter().filter(|route| route.pattern.matches(&path)).peekable();
-        let Some(first) = on_path.peek().map(|route| Arc::clone(route)) else { return Verdict::Unknown };
+        let siblings = self.siblings(&path);
+        let Some(first) = siblings.first() else { return Verdict::Unknown };
         // An upstream that is laxer about paths than we are must not serve a dear route at the price of a wide one.
         let lax = match path.without_parameters() {
             Ok(lax) => lax,
@@ -236,9 +249,6 @@ impl Policy {
         if other.is_some_and(|other| other.pattern.specificity() < first.pattern.specificity()) {
             return Verdict::Unclear(PathError::OtherRoute);
         }
-        // Only the most specific path decides: a method it does not list must not fall through to a wider, perhaps
-        // cheaper, route.
-        let siblings: Vec<_> = on_path.take_while(|route| route.pattern.same_paths(&first.pattern)).collect();
         match siblings.iter().find(|route| route.takes(method)) {
             Some(route) => match route.price {
                 Price::Free => Verdict::Free(Arc::clone(route)),
@@ -251,12 +261,18 @@ impl Policy {
     /// The methods a path is sold or given away for.
     pub fn methods_of(&self, raw_path: &str) -> Vec<Method> {
         let Ok(path) = CleanPath::parse(raw_path) else { return Vec::new() };
-        let mut on_path = self.routes.iter().filter(|route| route.pattern.matches(&path)).peekable();
-        let Some(first) = on_path.peek().map(|route| Arc::clone(route)) else { return Vec::new() };
-        on_path
-            .take_while(|route| route.pattern.same_paths(&first.pattern))
-            .flat_map(|route| if route.methods.is_empty() { USUAL_METHODS.to_vec() } else { route.methods.clone() })
-            .collect()
+        let methods =
+            |route: &Arc<Route>| if route.methods.is_empty() { USUAL_METHODS.to_vec() } else { route.methods.clone() };
+        self.siblings(&path).into_iter().flat_map(methods).collect()
+    }
+
+    /// The routes of the most specific path that matches. Only they decide: a method they do not list must not fall
+    /// through to a wider, perhaps cheaper, route.
+    fn siblings(&self, path: &CleanPath) -> Vec<&Arc<Route>> {
+        let mut on_path = self.routes.iter().filter(|route| route.pattern.matches(path));
+        let Some(first) = on_path.next() else { return Vec::new() };
+        let others = on_path.take_while(|route| route.pattern.same_paths(&first.pattern));
+        std::iter::once(first).chain(others).collect()
     }
 
     /// The first route that costs something, for answers that need an offer without a paid path.
@@ -390,6 +406,26 @@ mod tests {
             };
             assert_eq!(price, expected, "{path}");
         }
+    }
+
+    #[test]
+    fn routes_of_one_path_decide_together_wherever_they_stand() {
+        let policy = policy(vec![
+            route("/a", &[Method::GET], 1),
+            route("/b", &[Method::GET], 2),
+            route("/a", &[], 3),
+            route("/b", &[Method::PUT], 4),
+        ]);
+        let price = |method: Method, path: &str| match policy.judge(&method, path) {
+            Verdict::Paid(_, price) => Some(price.units()),
+            _ => None,
+        };
+        assert_eq!((price(Method::GET, "/a"), price(Method::POST, "/a")), (Some(1), Some(3)));
+        assert_eq!(
+            (price(Method::GET, "/b"), price(Method::PUT, "/b"), price(Method::POST, "/b")),
+            (Some(2), Some(4), None)
+        );
+        assert_eq!(policy.methods_of("/b"), [Method::GET, Method::PUT]);
     }
 
     #[test]

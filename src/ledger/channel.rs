@@ -49,7 +49,7 @@ pub struct SentRefund {
     pub amount: Amount,
 }
 
-/// The voucher with the highest ceiling that paid for something.
+/// The voucher that paid last: it covers everything charged so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LatestVoucher {
     /// Its ceiling.

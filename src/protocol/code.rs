@@ -5,9 +5,6 @@
 
 use std::fmt;
 
-/// What the stable texts of the scheme begin with.
-const PREFIX: &str = "invalid_batch_settlement_evm_";
-
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident => $text:literal, $status:literal;)*) => {
         /// Why a payment was refused.
@@ -116,11 +113,6 @@ codes! {
 }
 
 impl Code {
-    /// Whether the text is one of the scheme's, which a stock client knows.
-    pub fn is_scheme(self) -> bool {
-        self.as_str().starts_with(PREFIX)
-    }
-
     /// Seconds after which the very same request may succeed, for codes that are about the moment.
     pub fn retry_after_s(self) -> Option<u64> {
         match self {

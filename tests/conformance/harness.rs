@@ -165,15 +165,7 @@ impl World {
         if self.devnet.dollar_balance(account).unwrap() == 0 {
             self.devnet.mint_dollars(account, PURSE).unwrap();
         }
-        let config = ChannelConfig {
-            payer: key.address(),
-            payer_authorizer: key.address(),
-            receiver: self.terms.pay_to,
-            receiver_authorizer: self.terms.receiver_authorizer,
-            token: self.terms.token.address,
-            withdraw_delay: self.terms.withdraw_delay_s,
-            salt: Hash::ZERO,
-        };
+        let config = self.terms.channel_of(key.address());
         let (terms, offer) = (self.terms.clone(), json!(self.terms.offer(Amount::new(PRICE))));
         Payer { key, config, terms, offer, extensions: Map::new() }
     }
