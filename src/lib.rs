@@ -37,3 +37,4 @@ pub mod protocol;
 pub mod proxy;
 pub mod redeem;
 pub mod telemetry;
+mod tls;

@@ -47,6 +47,25 @@ fn two_hundred_requests_end_with_every_unit_where_it_belongs() {
     assert!(summary["p50_us"].as_u64() > Some(0) && summary["p99_us"].as_u64() >= summary["p50_us"].as_u64());
 }
 
+/// Bare containers have none, and nothing of the story leaves the machine.
+#[test]
+fn a_system_without_certificates_can_tell_it_too() {
+    let mut command = peaje(&["dev", "--requests", "2", "--exit", "--json"]);
+    let output = command.args(ANY_PORTS).env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
+    let output = output.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(json_of(&output.stdout)["provider_received"], "4000");
+
+    let state = tempfile::tempdir().unwrap();
+    let key = state.path().join("key");
+    std::fs::write(&key, "07".repeat(32)).unwrap();
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let (key, state) = (format!("file:{}", key.display()), state.path().to_str().unwrap());
+    let mut command = peaje(&["pay", "https://127.0.0.1:9/", "--key", &key, "--state", state]);
+    let output = command.env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent").output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("CA certificates"), "https says what is missing");
+}
+
 #[test]
 fn blocks_on_an_interval_change_nothing() {
     let arguments = ["dev", "--requests", "3", "--exit", "--json", "--block-time", "200ms", "--price", "0.01"];

@@ -21,7 +21,7 @@ pub enum AgentError {
     Url(String),
     /// The system has no certificates to check a server with, so `https` cannot be used.
     #[error("no trusted root certificates were found, so https cannot be used; install your system's CA certificates")]
-    NoRoots(#[source] std::io::Error),
+    NoRoots,
     /// The request could not be sent or not be answered. If it was paid, the next payment finds out whether it counted.
     #[error("the request failed")]
     Http(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -18,6 +18,7 @@ use hyper_util::rt::TokioExecutor;
 
 use super::{AgentError, PayRequest};
 use crate::protocol::x402::{PAYMENT_SIGNATURE, X_PAYMENT};
+use crate::tls;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,7 +32,6 @@ const OUR_NAME: HeaderValue = HeaderValue::from_static(concat!("peaje/", env!("C
 #[derive(Debug)]
 pub(super) struct Http {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    no_roots: Option<std::io::ErrorKind>,
 }
 
 impl Http {
@@ -41,21 +41,13 @@ impl Http {
         connector.enforce_http(false);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
-        let provider = rustls::crypto::ring::default_provider();
-        let (builder, no_roots) = match HttpsConnectorBuilder::new().with_provider_and_native_roots(provider.clone()) {
-            Ok(builder) => (builder, None),
-            Err(error) => {
-                let config = rustls::ClientConfig::builder_with_provider(provider.into())
-                    .with_safe_default_protocol_versions()
-                    .expect("ring supports the default versions")
-                    .with_root_certificates(rustls::RootCertStore::empty())
-                    .with_no_client_auth();
-                (HttpsConnectorBuilder::new().with_tls_config(config), Some(error.kind()))
-            }
-        };
-        let connector = builder.https_or_http().enable_http1().wrap_connector(connector);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls::client_config())
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
         let client = Client::builder(TokioExecutor::new()).pool_idle_timeout(POOL_IDLE).build(connector);
-        Self { client, no_roots }
+        Self { client }
     }
 
     /// Sends a request, with a payment or without, and waits for the head of the answer.
@@ -66,8 +58,8 @@ impl Http {
         payment: Option<HeaderValue>,
         patience: Duration,
     ) -> Result<Response<Incoming>, AgentError> {
-        if let Some(kind) = self.no_roots.filter(|_| uri.scheme() == Some(&Scheme::HTTPS)) {
-            return Err(AgentError::NoRoots(kind.into()));
+        if uri.scheme() == Some(&Scheme::HTTPS) && !tls::has_roots() {
+            return Err(AgentError::NoRoots);
         }
         let mut message = Request::new(Full::new(request.body.clone()));
         *message.method_mut() = request.method.clone();

@@ -81,7 +81,8 @@ pub struct AlloyChain {
     has_multicall: OnceCell<bool>,
 }
 
-/// Makes TLS possible in this process, with the ring provider. Doing it again, or after somebody else, changes nothing.
+/// Gives this process the ring provider, for clients of a caller's own that bring no settings; ours bring theirs. Doing it
+/// again, or after somebody else, changes nothing.
 pub fn install_tls() {
     // The error says that there is a provider already, which is all that is wanted.
     drop(rustls::crypto::ring::default_provider().install_default());

@@ -93,6 +93,7 @@ impl Rpc {
     /// Makes a client; nothing is sent yet.
     pub(super) fn new(url: RpcUrl) -> Result<Self, ChainError> {
         let mut builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(crate::tls::client_config())
             .timeout(REQUEST_TIMEOUT)
             .connect_timeout(CONNECT_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())

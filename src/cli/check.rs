@@ -133,7 +133,6 @@ pub async fn run(args: CheckArgs, output: &Output) -> Outcome {
 
 /// Everything there is to find, in the order in which it should be repaired.
 pub async fn findings(config: &Config) -> Vec<Finding> {
-    chain::install_tls();
     let rpc = rpc_url(config);
     // Where the node is not known, nothing can be said about development keys, so nothing is.
     let loopback = rpc.as_ref().map_or(true, RpcUrl::is_loopback);
@@ -409,6 +408,7 @@ fn unanswered(what: &str, error: &ChainError) -> Finding {
 async fn upstream_finding(upstream: &Upstream) -> Finding {
     let url = upstream.url.to_string();
     let client = reqwest::Client::builder()
+        .tls_backend_preconfigured(crate::tls::client_config())
         .connect_timeout(upstream.connect_timeout)
         .timeout(upstream.connect_timeout.saturating_add(upstream.response_timeout))
         .redirect(reqwest::redirect::Policy::none())

@@ -211,7 +211,11 @@ impl Stage {
 
     async fn ask_unpaid(&self, resource: &str, say: &Narrator<'_>) -> Result<u16, Failure> {
         let failed = |error: reqwest::Error| Failure::new(Exit::Server, error);
-        let client = reqwest::Client::builder().no_proxy().build().map_err(failed)?;
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(crate::tls::client_config())
+            .no_proxy()
+            .build()
+            .map_err(failed)?;
         let response = client.get(resource).send().await.map_err(failed)?;
         let status = response.status().as_u16();
         let header = response.headers().get(x402::PAYMENT_REQUIRED).map(|value| value.as_bytes().to_vec());

@@ -64,12 +64,16 @@ pub async fn run(args: RedeemArgs, output: &Output) -> Outcome {
 }
 
 async fn order(admin: &str) -> Result<Report, Failure> {
-    crate::chain::install_tls();
     let failed = |error: reqwest::Error| {
         let error = anyhow::Error::new(error).context(format!("no proxy answers at {admin}"));
         Failure::new(Exit::Server, error).hint("is peaje serve running, and admin.listen the same?")
     };
-    let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().map_err(failed)?;
+    let client = reqwest::Client::builder()
+        .tls_backend_preconfigured(crate::tls::client_config())
+        .timeout(PATIENCE)
+        .no_proxy()
+        .build()
+        .map_err(failed)?;
     let request = client.post(format!("{admin}/redeem")).header(ADMIN_HEADER, "1");
     let response = request.send().await.map_err(failed)?;
     let status = response.status();

@@ -22,6 +22,7 @@ use tower::Service;
 use super::body::{BodyBroken, RequestBody};
 use super::headers;
 use crate::gate::refusal;
+use crate::tls;
 
 /// How long an idle connection to the upstream is kept: less than the five seconds after which common servers close theirs,
 /// because a request that meets the close halfway cannot be sent again safely.
@@ -66,10 +67,16 @@ impl UpstreamError {
     }
 }
 
-/// The upstream has no usable URL.
+/// Why there is no upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the upstream needs an http or https URL with a host")]
-pub struct NoUpstream;
+pub enum NoUpstream {
+    /// Its URL cannot be used.
+    #[error("the upstream needs an http or https URL with a host")]
+    Url,
+    /// It wants TLS, and there is nobody to trust.
+    #[error("no trusted root certificates were found, so https cannot be used; install your system's CA certificates")]
+    NoRoots,
+}
 
 /// The service at the bottom of the stack. Cloning shares the pool.
 #[derive(Debug, Clone)]
@@ -86,15 +93,18 @@ impl Upstream {
     /// Makes a pool; nothing is connected yet.
     pub fn new(settings: &UpstreamSettings) -> Result<Self, NoUpstream> {
         let parts = settings.url.clone().into_parts();
-        let scheme = parts.scheme.filter(|scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme)).ok_or(NoUpstream)?;
-        let authority = parts.authority.ok_or(NoUpstream)?;
+        let scheme =
+            parts.scheme.filter(|scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme)).ok_or(NoUpstream::Url)?;
+        let authority = parts.authority.ok_or(NoUpstream::Url)?;
+        if scheme == Scheme::HTTPS && !tls::has_roots() {
+            return Err(NoUpstream::NoRoots);
+        }
         let mut tcp = HttpConnector::new();
         tcp.set_connect_timeout(Some(settings.connect_timeout));
         tcp.set_nodelay(true);
         tcp.enforce_http(false);
         let connector = HttpsConnectorBuilder::new()
-            .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
-            .map_err(|_| NoUpstream)?
+            .with_tls_config(tls::client_config())
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);
