@@ -89,8 +89,10 @@ impl Stage {
         // The invitation is read as a person would: the lines to try hold the addresses.
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let (mut url, mut rpc, mut admin) = (None, None, None);
+        let mut alias = None;
         for line in lines {
             let line = line.unwrap();
+            alias = alias.or(line.trim().strip_prefix("alias peaje=").map(str::to_owned));
             let words: Vec<_> = line.split_whitespace().collect();
             match words.as_slice() {
                 ["peaje", "pay", target, "--key", "dev:agent", "--rpc", node] if target.ends_with("/fortune") => {
@@ -103,6 +105,8 @@ impl Stage {
                 _ => {}
             }
         }
+        let alias = std::fs::canonicalize(alias.expect("a shell does not find what cargo built by its name")).unwrap();
+        assert_eq!(alias, std::fs::canonicalize(env!("CARGO_BIN_EXE_peaje")).unwrap());
         let state = tempfile::tempdir().unwrap();
         Self { child, url: url.unwrap(), rpc: rpc.unwrap(), admin: admin.unwrap(), state }
     }

@@ -381,6 +381,9 @@ impl Narrator<'_> {
     fn invitation(&self, stage: &Stage) {
         let (url, rpc) = (&stage.url, stage.devnet.rpc_url());
         self.line("\nEverything stays up until Ctrl-C. In another terminal, try");
+        if let Some(path) = called_by_path() {
+            self.line(&format!("  alias peaje={}", path.display()));
+        }
         self.line(&format!("  curl -i {url}{}", sample::FORTUNE));
         self.line(&format!("  peaje pay {url}{} --key dev:agent --rpc {rpc}", sample::FORTUNE));
         self.line(&format!("  peaje pay {url}/stream --key dev:agent --rpc {rpc}"));
@@ -392,6 +395,13 @@ impl Narrator<'_> {
     fn line(&self, line: &str) {
         if self.aside { self.output.error_line(line) } else { self.output.line(line) }
     }
+}
+
+/// Where this program is, unless it was found by its name alone: then the shell finds it again.
+fn called_by_path() -> Option<std::path::PathBuf> {
+    let name = std::env::args_os().next()?;
+    std::path::Path::new(&name).components().nth(1)?;
+    std::env::current_exe().ok()
 }
 
 mod sample {
