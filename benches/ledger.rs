@@ -13,6 +13,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark that cannot run should say so at once")]
 #![allow(clippy::print_stdout, reason = "the result")]
+#![allow(clippy::as_conversions, reason = "of counts that are small")]
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
@@ -348,6 +349,7 @@ async fn start(devnet: &Devnet, folder: &Path, books: &Path) -> (f64, u64) {
         .spawn()
         .unwrap();
     let mut child = Stopped(child);
+    peaje::chain::install_tls();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let url = format!("http://127.0.0.1:{}/paid", ports[0]);
     loop {

@@ -70,21 +70,21 @@ impl Disk {
     }
 
     /// Where we see it.
-    fn from_outside(&self) -> PathBuf {
+    fn seen_from_outside(&self) -> PathBuf {
         let below_root = self.path().strip_prefix("/").unwrap();
         Path::new("/proc").join(self.keeper.id().to_string()).join("root").join(below_root)
     }
 
     /// Leaves no byte free.
     fn fill(&self) {
-        let mut ballast = std::fs::File::create(self.from_outside().join("ballast")).unwrap();
+        let mut ballast = std::fs::File::create(self.seen_from_outside().join("ballast")).unwrap();
         for size in [1 << 16, 1 << 10, 1] {
             while ballast.write_all(&vec![7; size]).is_ok() {}
         }
     }
 
     fn make_room(&self) {
-        std::fs::remove_file(self.from_outside().join("ballast")).unwrap();
+        std::fs::remove_file(self.seen_from_outside().join("ballast")).unwrap();
     }
 }
 
@@ -110,7 +110,7 @@ impl Stage {
         let upstream = socket.local_addr().unwrap();
         let api = axum::Router::new().fallback(|| async { "served" });
         let api = tokio::spawn(async move { axum::serve(socket, api).await });
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = serve::http_client();
         Self { devnet, api, upstream, client }
     }
 

@@ -126,7 +126,7 @@ struct Waits(u64);
 impl Waits {
     fn seeded() -> Self {
         let seed = std::env::var("PEAJE_SEED").ok().and_then(|text| text.parse().ok());
-        let seed = seed.unwrap_or_else(|| payer::now_s());
+        let seed = seed.unwrap_or_else(payer::now_s);
         println!("kill9: PEAJE_SEED={seed}");
         Self(seed | 1)
     }
@@ -162,7 +162,7 @@ async fn kill(times: usize) {
     let config = Config::load(&peaje.books().with_file_name("peaje.toml")).unwrap();
     let authorizer: Address = "dev:authorizer".parse::<peaje::chain::KeyRef>().unwrap().load(true).unwrap().address();
     let terms = config.terms(authorizer);
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = serve::http_client();
 
     let mut agents = Vec::new();
     for number in 1..=AGENTS {

@@ -87,7 +87,7 @@ impl Peaje {
     /// A proxy with a config that is not started yet.
     pub(crate) fn prepare(settings: &Settings<'_>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = http_client();
         let [listen, admin] = free_ports();
         let peaje = Self { directory, child: None, listen, admin, client, within: settings.within };
         peaje.configure(settings);
@@ -144,8 +144,10 @@ impl Peaje {
                 command
             }
         };
+        // By its whole path: who enters other file systems leaves the current directory behind.
         let child = command
-            .args(["serve", "--config", "peaje.toml"])
+            .args(["serve", "--config"])
+            .arg(self.directory.path().join("peaje.toml"))
             .current_dir(self.directory.path())
             .env_clear()
             .stdin(Stdio::null())
@@ -295,4 +297,10 @@ impl Drop for Peaje {
 fn free_ports() -> [SocketAddr; 2] {
     let sockets = [(); 2].map(|()| TcpListener::bind(("127.0.0.1", 0)).unwrap());
     sockets.map(|socket| socket.local_addr().unwrap())
+}
+
+/// A client that goes straight to where it is told.
+pub(crate) fn http_client() -> reqwest::Client {
+    peaje::chain::install_tls();
+    reqwest::Client::builder().no_proxy().build().unwrap()
 }
