@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use tower::{Layer as _, ServiceExt as _};
 
 use peaje::chain::{
-    Call, Chain, ChainError, ChannelEvent, Happening, Head, LogPosition, Mined, Owed, SendError, TokenDomain,
+    Call, Chain, ChainError, ChannelEvent, Happening, Head, LogPosition, Mined, Owed, Resent, SendError,
+    SignedTransaction, TokenDomain, Witness,
 };
 use peaje::gate::path::PathPattern;
 use peaje::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
@@ -168,7 +169,11 @@ impl Chain for Scripted {
         Ok(100_000)
     }
 
-    async fn send(&self, call: &Call) -> Result<Hash, SendError> {
+    async fn send_witnessed<W: Witness>(&self, call: &Call, witness: &W) -> Result<Hash, SendError> {
+        let nonce = self.with(|state| state.block);
+        let hash = Hash([u8::try_from(nonce + 1).unwrap(); 32]);
+        let transaction = SignedTransaction { hash, sender: Address([0x6a; 20]), nonce, raw: Vec::new() };
+        witness.sees(&transaction).await.map_err(SendError::Withheld)?;
         Ok(self.with(|state| {
             let (success, happened) = state.run(call);
             state.block += 1;
@@ -176,9 +181,13 @@ impl Chain for Scripted {
             let hash = Hash([u8::try_from(block).unwrap(); 32]);
             let at = LogPosition { block, log_index: 0, block_hash: hash, transaction: hash };
             let events = happened.into_iter().map(|what| ChannelEvent { at, what }).collect();
-            state.mined.insert(hash, Mined { hash, block, block_hash: hash, success, gas_used: 1, events });
+            state.mined.insert(hash, Mined { hash, block, block_hash: hash, success, gas_used: 1, fee_wei: None, events });
             hash
         }))
+    }
+
+    async fn resend(&self, _: &SignedTransaction) -> Result<Resent, ChainError> {
+        Ok(Resent::Known)
     }
 
     async fn receipt(&self, transaction: Hash) -> Result<Option<Mined>, ChainError> {
