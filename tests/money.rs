@@ -29,6 +29,7 @@ use peaje::protocol::{
     Address, Amount, ChannelConfig, ChannelId, Code, Domain, Hash, LocalKey, Network, Signature, Voucher,
 };
 use peaje::redeem::{Redemption, Settings};
+use peaje::store::Opening;
 
 const CHAIN_ID: u64 = 84_532;
 const PRICE: u128 = 2_000;
@@ -181,7 +182,9 @@ impl Chain for Scripted {
             let hash = Hash([u8::try_from(block).unwrap(); 32]);
             let at = LogPosition { block, log_index: 0, block_hash: hash, transaction: hash };
             let events = happened.into_iter().map(|what| ChannelEvent { at, what }).collect();
-            state.mined.insert(hash, Mined { hash, block, block_hash: hash, success, gas_used: 1, fee_wei: None, events });
+            state
+                .mined
+                .insert(hash, Mined { hash, block, block_hash: hash, success, gas_used: 1, fee_wei: None, events });
             hash
         }))
     }
@@ -227,7 +230,8 @@ impl Toll {
         let gate = Gate::new(policy, desk);
         let chain = Arc::new(Scripted(Mutex::new(state)));
         let settings = Settings { interval: Duration::from_secs(3_600), max_rows: 100, poll: Duration::from_millis(5) };
-        let redemption = Redemption::start(gate.clone(), questions, Arc::clone(&chain), authorizer, settings);
+        let redemption =
+            Redemption::start(gate.clone(), questions, Arc::clone(&chain), authorizer, settings, Opening::default());
         Self { gate, chain, redemption, terms }
     }
 

@@ -22,9 +22,7 @@ use super::call::Call;
 use super::error::{ChainError, SendError};
 use super::events::{self, RawLog};
 use super::rpc::{Failure, Fate, Rpc};
-use super::types::{
-    ChannelEvent, Head, Mined, Owed, Resent, SignedTransaction, TokenDomain, View, Withdrawal,
-};
+use super::types::{ChannelEvent, Head, Mined, Owed, Resent, SignedTransaction, TokenDomain, View, Withdrawal};
 use super::url::RpcUrl;
 use super::{Chain, Witness};
 use crate::protocol::contracts::SETTLEMENT;

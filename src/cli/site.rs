@@ -17,6 +17,7 @@ use crate::gate::{Desk, Gate};
 use crate::protocol::LocalKey;
 use crate::proxy::{Cors, Listener, Upstream, UpstreamSettings};
 use crate::redeem::{Redemption, Report, Settings};
+use crate::store::Opening;
 
 /// Why a site could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +80,7 @@ impl Site {
         let gate = Gate::new(policy, desk);
         let settings =
             Settings { interval: config.redeem.interval, max_rows: config.redeem.max_rows, poll: config.chain.poll };
-        let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings);
+        let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings, Opening::default());
         let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors));
         let unready = CancellationToken::new();
         let stop_admin = CancellationToken::new();
