@@ -169,16 +169,8 @@ mod tests {
 
     #[test]
     fn the_help_names_every_code() {
-        let all = [
-            Exit::Ok,
-            Exit::Failed,
-            Exit::Usage,
-            Exit::Config,
-            Exit::Chain,
-            Exit::Payment,
-            Exit::Server,
-            Exit::Books,
-        ];
+        let all =
+            [Exit::Ok, Exit::Failed, Exit::Usage, Exit::Config, Exit::Chain, Exit::Payment, Exit::Server, Exit::Books];
         for (line, exit) in HELP.lines().skip(1).zip(all) {
             assert!(line.starts_with(&format!("  {}  ", exit.code())), "{line}");
         }
