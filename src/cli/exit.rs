@@ -28,7 +28,7 @@ pub enum Exit {
     Payment,
     /// 6: the other server cannot be reached or failed: the upstream, the API that was called, the admin listener.
     Server,
-    /// 7: the books on disk are damaged, in use or cannot be written.
+    /// 7: the books are damaged, in use by another process, or cannot be written.
     Books,
 }
 
@@ -42,7 +42,7 @@ Exit codes:
   4  chain unreachable, or not the configured one
   5  payment refused, by a budget or by the server
   6  the other server is unreachable or failed
-  7  the books are damaged, in use or cannot be written";
+  7  books damaged, in use, or not writable";
 
 impl Exit {
     /// The code.
