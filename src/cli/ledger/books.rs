@@ -46,7 +46,7 @@ impl BooksArgs {
             (None, Some(directory)) => (Source::Directory(directory.clone()), self.config.load().ok()),
             (None, None) => {
                 let config = self.config.load()?;
-                (Source::Directory(config_directory(&config)?), Some(config))
+                (Source::Directory(config.store.directory.clone()), Some(config))
             }
         };
         let reader = source.open().map_err(|error| self.not_opened(error))?;
@@ -93,12 +93,6 @@ impl Source {
             Self::Directory(path) | Self::File(path) => path,
         }
     }
-}
-
-/// Where the config says that the books are.
-fn config_directory(config: &Config) -> Result<PathBuf, Failure> {
-    let _ = config;
-    Err(Failure::message(Exit::Usage, "say where the books are").hint("pass --directory DIR"))
 }
 
 /// A failure of the books, with what to do about it.

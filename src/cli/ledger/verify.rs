@@ -665,7 +665,8 @@ mod tests {
     #[test]
     fn who_can_claim_matters_only_while_something_is_owed() {
         let stranger = Us { receiver: Address([8; 20]), authorizer: Some(Address([9; 20])) };
-        let whats = |us: &Us, view: View| judge(&row(), &view, us).iter().map(|finding| finding.what).collect::<Vec<_>>();
+        let whats =
+            |us: &Us, view: View| judge(&row(), &view, us).iter().map(|finding| finding.what).collect::<Vec<_>>();
         assert_eq!(whats(&stranger, view()), ["other_authorizer", "other_receiver"]);
         assert_eq!(whats(&Us { authorizer: None, ..US }, view()), [""; 0]);
         assert_eq!(whats(&stranger, View { total_claimed: Amount::new(500), ..view() }), [""; 0]);
