@@ -8,6 +8,7 @@ pub mod check;
 mod connect;
 pub mod dev;
 pub mod exit;
+pub mod ledger;
 pub mod output;
 pub mod pay;
 pub mod redeem;
@@ -46,6 +47,13 @@ Start here:
   peaje serve                sell your API
   peaje pay URL              buy from one
 
+And once it earns:
+  peaje redeem               turn vouchers into money now
+  peaje ledger show          who was charged what, and what of it is claimed
+  peaje ledger verify        whether the books are true
+  peaje ledger export        the books as CSV or JSON lines
+  peaje ledger backup FILE   a copy that can be restored, made while peaje runs
+
 Config: copy config.example.toml; it explains every key. Each command has its own --help.";
 
 /// The subcommands.
@@ -65,6 +73,10 @@ pub enum Command {
     /// Asks the running proxy to claim the latest voucher of each channel on chain and to settle what is owed to
     /// receiver.pay_to.
     Redeem(redeem::RedeemArgs),
+    /// Shows, audits, exports and copies the books.
+    ///
+    /// Reads the books on disk, beside a running proxy too, and changes nothing in them.
+    Ledger(Box<ledger::LedgerArgs>),
     /// Calls a paid API.
     ///
     /// Like curl for APIs that answer 402: pays by payment channel, within the limits you set, and prints the answer.
@@ -82,6 +94,7 @@ impl Command {
             Self::Serve(args) => serve::run(args, output).await,
             Self::Check(args) => check::run(args, output).await,
             Self::Redeem(args) => redeem::run(args, output).await,
+            Self::Ledger(args) => ledger::run(*args, output).await,
             Self::Pay(args) => pay::run(*args, output).await,
             Self::Dev(args) => dev::run(args, output).await,
         }
@@ -93,6 +106,7 @@ impl Command {
             Self::Serve(_) => false,
             Self::Check(args) => args.json,
             Self::Redeem(args) => args.json,
+            Self::Ledger(args) => args.json(),
             Self::Pay(args) => args.json,
             Self::Dev(args) => args.json,
         }
@@ -130,10 +144,12 @@ mod tests {
 
     #[test]
     fn every_argument_is_explained() {
-        for command in Cli::command().get_subcommands() {
+        fn explained(command: &clap::Command) {
             for argument in command.get_arguments() {
                 assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
             }
+            command.get_subcommands().for_each(explained);
         }
+        explained(&Cli::command());
     }
 }

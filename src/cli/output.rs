@@ -47,6 +47,11 @@ impl Output {
         self.stdout_terminal
     }
 
+    /// Whether a person reads stderr.
+    pub fn stderr_is_terminal(&self) -> bool {
+        self.stderr_terminal
+    }
+
     /// Colours for stdout.
     pub fn paint(&self) -> Paint {
         Paint(self.colours && self.stdout_terminal)

@@ -21,6 +21,7 @@
 //! minute is fine enough for any bill. What the chain changes past us is booked as an adjustment. So for every channel,
 //! at every commit, charges and adjustments add up to what it was charged in all, to the unit.
 
+pub mod audit;
 mod entry;
 mod error;
 mod journal;
