@@ -80,6 +80,7 @@ struct Stage {
     url: String,
     rpc: String,
     admin: String,
+    books: String,
     state: tempfile::TempDir,
 }
 
@@ -88,7 +89,7 @@ impl Stage {
         let mut child = peaje(&["dev", "--requests", "1"]).args(ANY_PORTS).stdout(Stdio::piped()).spawn().unwrap();
         // The invitation is read as a person would: the lines to try hold the addresses.
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let (mut url, mut rpc, mut admin) = (None, None, None);
+        let (mut url, mut rpc, mut admin, mut books) = (None, None, None, None);
         let mut alias = None;
         for line in lines {
             let line = line.unwrap();
@@ -98,8 +99,9 @@ impl Stage {
                 ["peaje", "pay", target, "--key", "dev:agent", "--rpc", node] if target.ends_with("/fortune") => {
                     (url, rpc) = (Some((*target).to_owned()), Some((*node).to_owned()));
                 }
-                ["peaje", "redeem", "--admin", address] => {
-                    admin = Some((*address).to_owned());
+                ["peaje", "redeem", "--admin", address] => admin = Some((*address).to_owned()),
+                ["peaje", "ledger", "show", "--directory", directory] => {
+                    books = Some((*directory).to_owned());
                     break;
                 }
                 _ => {}
@@ -108,7 +110,7 @@ impl Stage {
         let alias = std::fs::canonicalize(alias.expect("a shell does not find what cargo built by its name")).unwrap();
         assert_eq!(alias, std::fs::canonicalize(env!("CARGO_BIN_EXE_peaje")).unwrap());
         let state = tempfile::tempdir().unwrap();
-        Self { child, url: url.unwrap(), rpc: rpc.unwrap(), admin: admin.unwrap(), state }
+        Self { child, url: url.unwrap(), rpc: rpc.unwrap(), admin: admin.unwrap(), books: books.unwrap(), state }
     }
 
     fn pay(&self, more: &[&str]) -> Output {
@@ -159,6 +161,9 @@ fn the_commands_it_invites_to_try_work() {
         (&"4000".into(), &"4000".into(), &"0".into())
     );
     assert_eq!(json_of(&peaje(&["redeem", "--admin", &stage.admin]).output().unwrap().stdout)["claimed"], "0");
+
+    let shown = json_of(&peaje(&["ledger", "show", "--directory", &stage.books]).output().unwrap().stdout);
+    assert_eq!(shown["totals"]["charged"], "6000", "{shown}: one request of the story, and two of ours");
 
     let refunded = stage.pay(&["--refund"]);
     assert!(refunded.status.success(), "{}", String::from_utf8_lossy(&refunded.stderr));

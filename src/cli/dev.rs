@@ -406,6 +406,7 @@ impl Narrator<'_> {
         if let Some(admin) = stage.site.admin() {
             self.line(&format!("  peaje redeem --admin http://{admin}"));
         }
+        self.line(&format!("  peaje ledger show --directory {}", stage.folder.path().display()));
     }
 
     fn line(&self, line: &str) {

@@ -197,6 +197,13 @@ impl Peaje {
             .expect("the binary was built for this test")
     }
 
+    /// The same, where it must succeed: what it printed.
+    pub(crate) fn succeed(&self, arguments: &[&str]) -> Vec<u8> {
+        let output = self.command(arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        output.stdout
+    }
+
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.listen)
     }
