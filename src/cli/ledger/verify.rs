@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::books::{Books, BooksArgs, Survey, Ticker, counted, damaged, money};
+use super::books::{Books, BooksArgs, Survey, Ticker, counted, damaged, money, net};
 use super::time::iso;
 use crate::chain::{AlloyChain, Chain, ChainError, Owed, View};
 use crate::cli::output::Paint;
@@ -564,14 +564,6 @@ impl Report {
     }
 }
 
-/// What adjustments came to, with its sign.
-fn net(up: Amount, down: Amount, decimals: Option<u8>) -> String {
-    match up.checked_sub(down) {
-        Some(net) => money(net, decimals),
-        None => format!("-{}", money(down.saturating_sub(up), decimals)),
-    }
-}
-
 /// A transaction whose end is not known; not its bytes, which anybody could send.
 fn on_its_way(transaction: &Transaction) -> Value {
     json!({
@@ -719,11 +711,5 @@ mod tests {
         report.settle_wallets();
         assert_eq!((report.problems, report.notes, report.left_out()), (1, 1, 0));
         assert_eq!(report.findings.iter().map(|finding| finding.what).collect::<Vec<_>>(), ["sum", "behind"]);
-    }
-
-    #[test]
-    fn adjustments_are_netted_with_their_sign() {
-        let net = |up, down| net(Amount::new(up), Amount::new(down), Some(6));
-        assert_eq!((net(2_000, 0), net(0, 2_000), net(5, 5)), ("$0.002".into(), "-$0.002".into(), "$0.00".into()));
     }
 }
