@@ -3,20 +3,22 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests fail the test")]
 
 use std::error::Error as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use alloy::primitives::{Address as EvmAddress, Bytes, U256};
+use alloy::primitives::{Address as EvmAddress, B256, Bytes, U256};
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
 use peaje::chain::{
-    AlloyChain, Call, Chain, ChainError, Happening, KeyRef, Mined, Owed, RpcUrl, SendError, View, Withdrawal,
+    AlloyChain, Call, Chain, ChainError, Happening, KeyRef, Mined, Objection, Owed, Resent, RpcUrl, SendError,
+    SignedTransaction, View, Withdrawal, Witness,
 };
 use peaje::devnet::{Devnet, DevnetConfig, Mining, genesis};
+use peaje::protocol::bytes::keccak256;
 use peaje::protocol::claim::{ClaimRow, claim_batch_digest, refund_digest};
 use peaje::protocol::contracts::SETTLEMENT;
 use peaje::protocol::deposit::Authorization;
@@ -486,6 +488,178 @@ async fn a_reorganisation_takes_the_receipt_back() {
     assert!(before.number == after.number && before.hash != after.hash);
     assert_eq!(stage.chain.receipt(mined.hash).await.unwrap(), None);
     assert_eq!(stage.chain.events(0, after.number).await.unwrap(), []);
+}
+
+// ---- witnesses, and what is sent again
+
+/// Notes what it is shown and what the node had by then.
+struct Notary<'a> {
+    stage: &'a Stage,
+    consents: bool,
+    shown: Mutex<Vec<(SignedTransaction, Vec<B256>)>>,
+}
+
+impl<'a> Notary<'a> {
+    fn of(stage: &'a Stage, consents: bool) -> Self {
+        Self { stage, consents, shown: Mutex::default() }
+    }
+
+    fn shown(&self) -> Vec<SignedTransaction> {
+        self.shown.lock().unwrap().iter().map(|(signed, _)| signed.clone()).collect()
+    }
+}
+
+impl Witness for Notary<'_> {
+    async fn sees(&self, transaction: &SignedTransaction) -> Result<(), Objection> {
+        // Long enough for a broadcast that did not wait.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let pending = self.stage.devnet.pending_transactions();
+        self.shown.lock().unwrap().push((transaction.clone(), pending));
+        if self.consents { Ok(()) } else { Err("the disk is full".into()) }
+    }
+}
+
+#[tokio::test]
+async fn a_witness_sees_a_transaction_before_the_node_does() {
+    let stage = Stage::set().await;
+    stage.devnet.set_mining(Mining::Manual);
+    let notary = Notary::of(&stage, true);
+    let hash = stage.chain.send_witnessed(&stage.deposit(1, 1_000), &notary).await.unwrap();
+    let (signed, pending) = notary.shown.lock().unwrap().pop().unwrap();
+    assert!(pending.is_empty(), "the node has nothing yet");
+    assert_eq!(stage.devnet.pending_transactions(), [B256::new(hash.0)]);
+    assert_eq!((signed.hash, signed.nonce, Some(signed.sender)), (hash, 0, stage.chain.sender()));
+    assert_eq!(keccak256(&signed.raw), hash, "these are the bytes");
+}
+
+#[tokio::test]
+async fn what_a_witness_withholds_is_not_sent_and_its_nonce_is_free() {
+    let stage = Stage::set().await;
+    stage.devnet.set_mining(Mining::Manual);
+    // With a nonce that was asked for, and with one that was counted.
+    for (salt, nonce) in [(1, 0), (2, 1)] {
+        let before = stage.devnet.pending_transactions();
+        let (refusing, willing) = (Notary::of(&stage, false), Notary::of(&stage, true));
+        let error = stage.chain.send_witnessed(&stage.deposit(salt, 1_000), &refusing).await.unwrap_err();
+        assert!(matches!(error, SendError::Withheld(_)) && error.maybe_sent().is_none(), "{error:?}");
+        assert!(shown(&error).contains("the disk is full"));
+        assert_eq!(stage.devnet.pending_transactions(), before);
+        stage.chain.send_witnessed(&stage.deposit(salt, 1_000), &willing).await.unwrap();
+        assert_eq!([refusing.shown()[0].nonce, willing.shown()[0].nonce], [nonce, nonce]);
+    }
+}
+
+#[tokio::test]
+async fn a_witness_sees_what_is_signed_again_too() {
+    let stage = Stage::set().await;
+    let other = stage.chain_of(dev("gas")).await;
+    stage.mine(&stage.deposit(1, 1_000)).await;
+    mine(&other, &stage.deposit(2, 1_000)).await;
+    let notary = Notary::of(&stage, true);
+    let hash = stage.chain.send_witnessed(&stage.deposit(3, 1_000), &notary).await.unwrap();
+    let shown = notary.shown();
+    assert_eq!(shown.iter().map(|signed| signed.nonce).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(shown[1].hash, hash);
+}
+
+#[tokio::test]
+async fn a_transaction_sent_again_is_one_transaction() {
+    let stage = Stage::set().await;
+    stage.devnet.set_mining(Mining::Manual);
+    let notary = Notary::of(&stage, true);
+    let hash = stage.chain.send_witnessed(&stage.deposit(1, 1_000), &notary).await.unwrap();
+    let signed = notary.shown().pop().unwrap();
+    let in_pool = [B256::new(hash.0)];
+
+    assert_eq!(stage.chain.resend(&signed).await.unwrap(), Resent::Known, "it waits");
+    assert_eq!(stage.devnet.pending_transactions(), in_pool);
+    assert!(stage.devnet.drop_transaction(in_pool[0]));
+    // By anybody: another process, without the key.
+    let reader = AlloyChain::connect(stage.devnet.rpc_url().parse().unwrap(), None).await.unwrap();
+    assert_eq!(reader.resend(&signed).await.unwrap(), Resent::Known, "the node had lost it");
+    assert_eq!(stage.devnet.pending_transactions(), in_pool);
+    stage.devnet.mine(1).unwrap();
+    for _ in 0..2 {
+        assert_eq!(stage.chain.resend(&signed).await.unwrap(), Resent::Known, "it is mined");
+    }
+    stage.devnet.mine(1).unwrap();
+    assert_eq!(stage.chain.channel(stage.id(1)).await.unwrap().balance, Amount::new(1_000));
+    stage.devnet.set_mining(Mining::OnDemand);
+    stage.mine(&stage.deposit(2, 1_000)).await;
+}
+
+#[tokio::test]
+async fn a_transaction_whose_nonce_another_one_took_is_replaced() {
+    let stage = Stage::set().await;
+    stage.devnet.set_mining(Mining::Manual);
+    let notary = Notary::of(&stage, true);
+    let hash = stage.chain.send_witnessed(&stage.deposit(1, 1_000), &notary).await.unwrap();
+    assert!(stage.devnet.drop_transaction(B256::new(hash.0)));
+    stage.devnet.set_mining(Mining::OnDemand);
+    mine(&stage.chain_of(dev("gas")).await, &stage.deposit(2, 1_000)).await;
+    let signed = notary.shown().pop().unwrap();
+    assert_eq!(stage.chain.resend(&signed).await.unwrap(), Resent::Replaced);
+    assert_eq!(stage.chain.channel(stage.id(1)).await.unwrap().balance, Amount::ZERO);
+    // A node that says no for another reason has not said that.
+    let broken = SignedTransaction { raw: vec![2, 0xc0], ..signed };
+    assert!(stage.chain.resend(&broken).await.is_err());
+}
+
+#[tokio::test]
+async fn a_transaction_sent_again_has_its_nonce_for_itself() {
+    let stage = Stage::set().await;
+    stage.devnet.set_mining(Mining::Manual);
+    let notary = Notary::of(&stage, true);
+    let hash = stage.chain.send_witnessed(&stage.deposit(1, 1_000), &notary).await.unwrap();
+    assert!(stage.devnet.drop_transaction(B256::new(hash.0)));
+    // A new process with the same key.
+    let next = stage.chain_of(dev("gas")).await;
+    next.resend(&notary.shown()[0]).await.unwrap();
+    next.send(&stage.deposit(2, 1_000)).await.unwrap();
+    assert_eq!(stage.devnet.pending_transactions().len(), 2);
+}
+
+#[tokio::test]
+async fn a_receipt_says_what_a_transaction_cost() {
+    let stage = Stage::set().await;
+    let before = stage.devnet.balance(evm(dev("gas").address()));
+    let mined = stage.mine(&stage.deposit(1, 1_000)).await;
+    let spent = before - stage.devnet.balance(evm(dev("gas").address()));
+    assert_eq!(mined.fee_wei.map(U256::from), Some(spent));
+
+    // An OP stack adds what layer 1 takes for the data; other nodes may not name a price at all.
+    let receipt = |more: Value| {
+        let mut receipt = json!({
+            "transactionHash": B256::new(mined.hash.0), "blockNumber": "0x5", "blockHash": B256::ZERO, "status": "0x1",
+            "gasUsed": "0x10", "logs": [],
+        });
+        receipt.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        receipt
+    };
+    for (more, fee) in [
+        (json!({"effectiveGasPrice": "0x3", "l1Fee": "0x7"}), Some(55)),
+        (json!({"effectiveGasPrice": "0x3", "l1Fee": null}), Some(48)),
+        (json!({"l1Fee": "0x7"}), None),
+        (json!({"effectiveGasPrice": format!("{:#x}", U256::MAX)}), None),
+        (json!({"effectiveGasPrice": format!("{:#x}", u128::MAX)}), None),
+    ] {
+        let reader = answering_always(rpc_result(receipt(more))).await;
+        assert_eq!(reader.receipt(mined.hash).await.unwrap().unwrap().fee_wei, fee);
+    }
+}
+
+/// A chain behind a node that gives the same answer to every question but that for its chain id.
+async fn answering_always(answer: Value) -> AlloyChain {
+    let reply = move |Json(request): Json<Value>| {
+        let id = request["method"] == "eth_chainId";
+        let answer = if id { rpc_result(json!("0x14a34")) } else { answer.clone() };
+        async move { Json(answer) }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let router = axum::Router::new().fallback(axum::routing::post(reply));
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    AlloyChain::connect(url.parse().unwrap(), None).await.unwrap()
 }
 
 // ---- a gateway between us and the node

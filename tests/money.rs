@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 use tower::{Layer as _, ServiceExt as _};
 
 use peaje::chain::{
-    Call, Chain, ChainError, ChannelEvent, Happening, Head, LogPosition, Mined, Owed, SendError, TokenDomain,
+    Call, Chain, ChainError, ChannelEvent, Happening, Head, LogPosition, Mined, Owed, Resent, SendError,
+    SignedTransaction, TokenDomain, Witness,
 };
 use peaje::gate::path::PathPattern;
 use peaje::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
@@ -28,6 +29,7 @@ use peaje::protocol::{
     Address, Amount, ChannelConfig, ChannelId, Code, Domain, Hash, LocalKey, Network, Signature, Voucher,
 };
 use peaje::redeem::{Redemption, Settings};
+use peaje::store::Opening;
 
 const CHAIN_ID: u64 = 84_532;
 const PRICE: u128 = 2_000;
@@ -168,7 +170,11 @@ impl Chain for Scripted {
         Ok(100_000)
     }
 
-    async fn send(&self, call: &Call) -> Result<Hash, SendError> {
+    async fn send_witnessed<W: Witness>(&self, call: &Call, witness: &W) -> Result<Hash, SendError> {
+        let nonce = self.with(|state| state.block);
+        let hash = Hash([u8::try_from(nonce + 1).unwrap(); 32]);
+        let transaction = SignedTransaction { hash, sender: Address([0x6a; 20]), nonce, raw: Vec::new() };
+        witness.sees(&transaction).await.map_err(SendError::Withheld)?;
         Ok(self.with(|state| {
             let (success, happened) = state.run(call);
             state.block += 1;
@@ -176,9 +182,15 @@ impl Chain for Scripted {
             let hash = Hash([u8::try_from(block).unwrap(); 32]);
             let at = LogPosition { block, log_index: 0, block_hash: hash, transaction: hash };
             let events = happened.into_iter().map(|what| ChannelEvent { at, what }).collect();
-            state.mined.insert(hash, Mined { hash, block, block_hash: hash, success, gas_used: 1, events });
+            state
+                .mined
+                .insert(hash, Mined { hash, block, block_hash: hash, success, gas_used: 1, fee_wei: None, events });
             hash
         }))
+    }
+
+    async fn resend(&self, _: &SignedTransaction) -> Result<Resent, ChainError> {
+        Ok(Resent::Known)
     }
 
     async fn receipt(&self, transaction: Hash) -> Result<Option<Mined>, ChainError> {
@@ -218,7 +230,8 @@ impl Toll {
         let gate = Gate::new(policy, desk);
         let chain = Arc::new(Scripted(Mutex::new(state)));
         let settings = Settings { interval: Duration::from_secs(3_600), max_rows: 100, poll: Duration::from_millis(5) };
-        let redemption = Redemption::start(gate.clone(), questions, Arc::clone(&chain), authorizer, settings);
+        let redemption =
+            Redemption::start(gate.clone(), questions, Arc::clone(&chain), authorizer, settings, Opening::default());
         Self { gate, chain, redemption, terms }
     }
 

@@ -1639,6 +1639,7 @@ mod operators {
     use peaje::chain::{AlloyChain, RpcUrl};
     use peaje::devnet::{Devnet, DevnetConfig};
     use peaje::redeem::{Redemption, Settings};
+    use peaje::store::Opening;
 
     struct Office {
         address: SocketAddr,
@@ -1659,7 +1660,7 @@ mod operators {
         let gate = Gate::new(Policy::new(terms(), "http://h", vec![route]).unwrap(), desk);
         let settings = Settings { interval: Duration::from_secs(600), max_rows: 10, poll: Duration::from_millis(20) };
         let authorizer = LocalKey::from_bytes(&[9; 32]).unwrap();
-        let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings);
+        let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings, Opening::default());
         let socket = admin::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = socket.local_addr().unwrap();
         let (unready, stop) = (CancellationToken::new(), CancellationToken::new());

@@ -17,14 +17,14 @@ use serde_json::json;
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::Instant;
 
-use super::Chain;
 use super::bindings::{Multicall3, Settlement, Token, Wallet, bytes_of, evm, hash_of, word};
 use super::call::Call;
 use super::error::{ChainError, SendError};
 use super::events::{self, RawLog};
 use super::rpc::{Failure, Fate, Rpc};
-use super::types::{ChannelEvent, Head, Mined, Owed, TokenDomain, View, Withdrawal};
+use super::types::{ChannelEvent, Head, Mined, Owed, Resent, SignedTransaction, TokenDomain, View, Withdrawal};
 use super::url::RpcUrl;
+use super::{Chain, Witness};
 use crate::protocol::contracts::SETTLEMENT;
 use crate::protocol::voucher::PayerEvidence;
 use crate::protocol::{Address, Amount, ChannelId, Hash, LocalKey, Signature};
@@ -105,13 +105,17 @@ struct RawReceipt {
     block_hash: Option<B256>,
     status: U64,
     gas_used: U64,
+    effective_gas_price: Option<U256>,
+    /// What the OP stack takes for putting the transaction's data on layer 1.
+    l1_fee: Option<U256>,
     logs: Vec<RawLog>,
 }
 
-/// A transaction ready to leave.
-struct Signed {
-    hash: Hash,
-    raw: Vec<u8>,
+impl RawReceipt {
+    fn fee_wei(&self) -> Option<u128> {
+        let execution = self.effective_gas_price?.checked_mul(U256::from(self.gas_used))?;
+        u128::try_from(execution.checked_add(self.l1_fee.unwrap_or_default())?).ok()
+    }
 }
 
 struct Fees {
@@ -215,7 +219,8 @@ impl AlloyChain {
         Ok(Fees { max_fee: base.saturating_mul(BASE_FEE_HEADROOM).saturating_add(tip), tip })
     }
 
-    fn sign(&self, call: &Call, nonce: u64, gas_limit: u64, fees: &Fees) -> Result<Signed, ChainError> {
+    fn sign(&self, call: &Call, nonce: u64, gas_limit: u64, fees: &Fees) -> Result<SignedTransaction, ChainError> {
+        let key = self.gas_key()?;
         let transaction = TxEip1559 {
             chain_id: self.chain_id,
             nonce,
@@ -227,11 +232,12 @@ impl AlloyChain {
             access_list: Default::default(),
             input: call.calldata(),
         };
-        let signature = self.gas_key()?.sign(hash_of(transaction.signature_hash()));
+        let signature = key.sign(hash_of(transaction.signature_hash()));
         let signature = alloy::primitives::Signature::from_raw(signature.as_bytes())
             .expect("a local key signs with 65 bytes and a recovery byte of 27 or 28");
         let signed = transaction.into_signed(signature);
-        Ok(Signed { hash: hash_of(*signed.hash()), raw: signed.encoded_2718() })
+        let hash = hash_of(*signed.hash());
+        Ok(SignedTransaction { hash, sender: key.address(), nonce, raw: signed.encoded_2718() })
     }
 
     /// The nonce for the next transaction: our own count while it is fresh, else the node's.
@@ -246,7 +252,7 @@ impl AlloyChain {
         }
     }
 
-    async fn broadcast(&self, signed: &Signed) -> Result<(), Broadcast> {
+    async fn broadcast(&self, signed: &SignedTransaction) -> Result<(), Broadcast> {
         let params = json!([hex::encode_prefixed(&signed.raw)]);
         match self.rpc.ask::<B256>("eth_sendRawTransaction", params).await {
             Ok(hash) if hash_of(hash) == signed.hash => Ok(()),
@@ -387,17 +393,22 @@ impl Chain for AlloyChain {
         }
     }
 
-    async fn send(&self, call: &Call) -> Result<Hash, SendError> {
+    async fn send_witnessed<W: Witness>(&self, call: &Call, witness: &W) -> Result<Hash, SendError> {
         let estimate = self.simulate(call).await.map_err(SendError::Refused)?;
         let gas = gas_limit(call, estimate);
         let fees = self.fees().await.map_err(SendError::Refused)?;
 
         let mut known = self.nonce.lock().await;
         // What is known is taken out first: where this future is dropped or fails, the next one asks the node.
-        let mut nonce = self.next_nonce(known.take()).await.map_err(SendError::Refused)?;
+        let mut count = known.take();
+        let mut nonce = self.next_nonce(count).await.map_err(SendError::Refused)?;
         let mut asked_again = false;
         loop {
             let signed = self.sign(call, nonce, gas, &fees).map_err(SendError::Refused)?;
+            if let Err(objection) = witness.sees(&signed).await {
+                *known = count;
+                return Err(SendError::Withheld(objection));
+            }
             let unknown = |source| SendError::Unknown { hash: signed.hash, source };
             match self.broadcast(&signed).await {
                 Ok(()) => {
@@ -414,11 +425,33 @@ impl Chain for AlloyChain {
                         return Err(SendError::Refused(source));
                     }
                     asked_again = true;
+                    count = None;
                     nonce = self.next_nonce(None).await.map_err(SendError::Refused)?;
                 }
                 Err(Broadcast::Refused(source)) => return Err(SendError::Refused(source)),
                 Err(Broadcast::Unclear(source)) => return Err(unknown(source)),
             }
+        }
+    }
+
+    async fn resend(&self, transaction: &SignedTransaction) -> Result<Resent, ChainError> {
+        // A key sends one at a time, and what is not in the node's count yet must not be given away meanwhile.
+        let mut known = self.nonce.lock().await;
+        let (error, replaced) = match self.broadcast(transaction).await {
+            Ok(()) => {
+                let next = transaction.nonce.saturating_add(1);
+                if self.sender() == Some(transaction.sender) && known.is_none_or(|(count, _)| count < next) {
+                    *known = Some((next, Instant::now()));
+                }
+                return Ok(Resent::Known);
+            }
+            Err(Broadcast::NonceTooLow(error)) => (error, true),
+            Err(Broadcast::Refused(error) | Broadcast::Unclear(error)) => (error, false),
+        };
+        match self.knows_transaction(transaction.hash).await? {
+            true => Ok(Resent::Known),
+            false if replaced => Ok(Resent::Replaced),
+            false => Err(error),
         }
     }
 
@@ -436,6 +469,7 @@ impl Chain for AlloyChain {
             block_hash: hash_of(block_hash),
             success: receipt.status == U64::from(1),
             gas_used: receipt.gas_used.to::<u64>(),
+            fee_wei: receipt.fee_wei(),
             events: events::read(&receipt.logs)?,
         }))
     }

@@ -5,6 +5,9 @@ use crate::protocol::Hash;
 /// A cause that is kept for the log. It never names the RPC address beyond its host.
 pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
+/// Why a transaction must not leave.
+pub type Objection = Box<dyn std::error::Error + Send + Sync>;
+
 /// A question to the chain that got no good answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ChainError {
@@ -74,6 +77,9 @@ pub enum SendError {
     /// It was certainly never broadcast: it failed its simulation, could not be paid for, or a node rejected it.
     #[error("the transaction was not sent")]
     Refused(#[source] ChainError),
+    /// It was never broadcast, because its witness said no. Its nonce is free.
+    #[error("the transaction was withheld")]
+    Withheld(#[source] Objection),
     /// It may have been broadcast, and may land. Watch `hash`, or ask the chain for its effect.
     #[error("the transaction {hash} may or may not have been sent")]
     Unknown {
@@ -89,7 +95,7 @@ impl SendError {
     /// The transaction that may land, if one may.
     pub fn maybe_sent(&self) -> Option<Hash> {
         match self {
-            Self::Refused(_) => None,
+            Self::Refused(_) | Self::Withheld(_) => None,
             Self::Unknown { hash, .. } => Some(*hash),
         }
     }

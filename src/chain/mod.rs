@@ -3,8 +3,9 @@
 //! **Owns** the [`Chain`] trait, its implementation over an Ethereum JSON-RPC node ([`AlloyChain`]), the contract
 //! bindings, and the way keys come into the process ([`KeyRef`]).
 //! **Promises** that what a node says is checked before it is believed as far as that is possible (amounts that do not
-//! fit, answers of the wrong shape are errors), that no error or log shows a key or an RPC address beyond its host, and
-//! that a transaction is never reported as failed while it may still land ([`SendError`]).
+//! fit, answers of the wrong shape are errors), that no error or log shows a key or an RPC address beyond its host,
+//! that no transaction leaves before its [`Witness`] has seen it, and that a transaction is never reported as failed
+//! while it may still land ([`SendError`]).
 //! **Does not** decide anything: what to claim is the redeemer's, what to believe after a reorganisation is the
 //! follower's, and confirmations are the caller's to wait for.
 
@@ -26,15 +27,34 @@ use crate::protocol::{Address, Amount, ChannelId, Hash, Signature};
 
 pub use call::Call;
 pub use client::{AlloyChain, install_tls};
-pub use error::{ChainError, SendError};
+pub use error::{ChainError, Objection, SendError};
 pub use keys::{DEV_KEY_NAMES, KeyError, KeyRef, PASSWORD_ENV, PASSWORD_FILE_ENV, is_development_account};
-pub use types::{ChannelEvent, Happening, Head, LogPosition, Mined, Owed, TokenDomain, View, Withdrawal};
+pub use types::{
+    ChannelEvent, Happening, Head, LogPosition, Mined, Owed, Resent, SignedTransaction, TokenDomain, View, Withdrawal,
+};
 pub use url::{RpcUrl, RpcUrlError};
+
+/// Sees every transaction before anybody else does, so that it can be written down first.
+pub trait Witness: Sync {
+    /// A transaction was signed. It leaves only if this says yes. Where its nonce turns out to be used by somebody else's,
+    /// it is signed again, and the new one is shown too; the one before it will never be in a block.
+    fn sees(&self, transaction: &SignedTransaction) -> impl Future<Output = Result<(), Objection>> + Send;
+}
+
+/// A witness for those who have nothing to remember.
+#[derive(Debug, Clone, Copy)]
+pub struct Unwitnessed;
+
+impl Witness for Unwitnessed {
+    async fn sees(&self, _: &SignedTransaction) -> Result<(), Objection> {
+        Ok(())
+    }
+}
 
 /// What the other rooms may ask of a chain, and tell it.
 ///
 /// Every request has a deadline of its own; a caller that wants a shorter one may drop the future. All reads are
-/// idempotent and can be dropped at any time; for [`Chain::send`] see there.
+/// idempotent and can be dropped at any time; for [`Chain::send_witnessed`] see there.
 pub trait Chain: Send + Sync + 'static {
     /// The EIP-155 id of the chain, as the node named it when it was first asked.
     fn chain_id(&self) -> u64;
@@ -87,13 +107,31 @@ pub trait Chain: Send + Sync + 'static {
     /// Tries a call on the newest state, from the gas key's account, without sending it; the gas it would take.
     fn simulate(&self, call: &Call) -> impl Future<Output = Result<u64, ChainError>> + Send;
 
-    /// Signs and broadcasts a call; the transaction's hash, which is not yet mined.
+    /// Signs a call, shows it to a witness, and broadcasts it; the transaction's hash, which is not yet mined. Nothing
+    /// else is sent from the same key meanwhile, so of what witnesses have seen only the last may not have been broadcast.
     ///
     /// # Cancellation
     ///
-    /// A future that is dropped may have broadcast. Nothing is stuck by that (the next call asks the node for the nonce
-    /// again), but the hash is lost, so spawn it where the hash matters.
-    fn send(&self, call: &Call) -> impl Future<Output = Result<Hash, SendError>> + Send;
+    /// A future that is dropped may have broadcast, and what its witness has seen may be sent again with
+    /// [`Chain::resend`]. Nothing is stuck by that: the next call asks the node for the nonce again.
+    fn send_witnessed<W: Witness>(
+        &self,
+        call: &Call,
+        witness: &W,
+    ) -> impl Future<Output = Result<Hash, SendError>> + Send;
+
+    /// Signs and broadcasts a call that nobody has to write down.
+    ///
+    /// # Cancellation
+    ///
+    /// As with [`Chain::send_witnessed`], but the hash is lost, so spawn it where the hash matters.
+    fn send(&self, call: &Call) -> impl Future<Output = Result<Hash, SendError>> + Send {
+        self.send_witnessed(call, &Unwitnessed)
+    }
+
+    /// Broadcasts these very bytes again, however often: a node that has the transaction already has it once. An error
+    /// says that the node does not have it now; it may be tried again.
+    fn resend(&self, transaction: &SignedTransaction) -> impl Future<Output = Result<Resent, ChainError>> + Send;
 
     /// What became of a transaction: `None` while no block has it (it may be pending, lost, or never sent).
     fn receipt(&self, transaction: Hash) -> impl Future<Output = Result<Option<Mined>, ChainError>> + Send;

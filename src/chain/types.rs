@@ -44,6 +44,29 @@ pub struct TokenDomain {
     pub decimals: u8,
 }
 
+/// A transaction as it is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedTransaction {
+    /// Its hash.
+    pub hash: Hash,
+    /// The account that pays for it.
+    pub sender: Address,
+    /// Its nonce.
+    pub nonce: u64,
+    /// The signed bytes.
+    pub raw: Vec<u8>,
+}
+
+/// What a node makes of a transaction that it is sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resent {
+    /// It has it, mined or waiting.
+    Known,
+    /// It knows another one with the same nonce in a block, and not this one. Said twice, with time in between for a node
+    /// that is behind, that means that no block will ever have this one.
+    Replaced,
+}
+
 /// A transaction that a block has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mined {
@@ -57,6 +80,8 @@ pub struct Mined {
     pub success: bool,
     /// Gas it took.
     pub gas_used: u64,
+    /// What it cost its sender, wei, with what a layer 2 adds for its data; nothing where the node does not say.
+    pub fee_wei: Option<u128>,
     /// What the settlement contract did in it, in order. Empty where it reverted or did nothing.
     pub events: Vec<ChannelEvent>,
 }

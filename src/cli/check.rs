@@ -1,9 +1,11 @@
 //! `peaje check`: what would go wrong, before it does.
 //!
-//! **Owns** the comparison of the config with the world: the chain, the contracts, the token, the keys, the upstream.
+//! **Owns** the comparison of the config with the world: the chain, the contracts, the token, the keys, the upstream, the
+//! books.
 //! **Promises** to find everything at once, to change nothing, and to show no secret. What judges an answer is apart
 //! from what asks for it, so that every judgement can be tested. **Does not** start anything.
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -15,13 +17,16 @@ use crate::config::{Config, ConfigErrors, KeyReference, Upstream};
 use crate::gate::policy::{Price, Route, TokenTerms};
 use crate::protocol::contracts::{ERC3009_COLLECTOR, SETTLEMENT};
 use crate::protocol::{Address, Amount, Domain};
+use crate::store::sqlite::Reader;
+use crate::store::{Identity, StoreError};
 
 const MORE: &str = "\
 Check reads the config and asks the chain and the upstream whether it is true:
 that the RPC endpoint answers and is the configured chain, that the contracts
 are there, that the token signs under the configured EIP-712 domain, that the
 keys can be read and their accounts can pay for gas, that the upstream answers,
-and which routes are free. It finds everything at once and changes nothing.
+that the books can be kept where the config says and are of this chain, and
+which routes are free. It finds everything at once and changes nothing.
 
 Examples:
   peaje check
@@ -143,6 +148,8 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
     let mut findings = in_file(config);
     findings.extend(public_url_finding(&config.server.public_url, loopback));
     findings.extend(deposit_finding(config.channel.min_deposit, loopback));
+    let identity = Identity { chain_id: config.chain.chain_id, settlement: SETTLEMENT };
+    findings.push(books_finding(&config.store.directory, identity));
     findings.extend(match keys {
         Ok(keys) => role_findings(config.receiver.pay_to, &keys, loopback),
         Err(findings) => findings,
@@ -181,6 +188,44 @@ fn free_findings(routes: &[Route]) -> Vec<Finding> {
             .push(Finding::warning("prices", "every route is free, so nothing is sold").fix("give a route a price"));
     }
     findings
+}
+
+/// What `serve` would find in the store's directory. A proxy that is running has it, which is no problem of the config.
+fn books_finding(directory: &Path, identity: Identity) -> Finding {
+    const WHAT: &str = "books";
+    let shown = directory.display();
+    if !directory.exists() {
+        return match nearest_existing(directory) {
+            Some(parent) if may_write(parent) => Finding::fine(WHAT, format!("{shown} will be made")),
+            parent => {
+                let parent = parent.map_or_else(|| shown.to_string(), |parent| parent.display().to_string());
+                Finding::error(Exit::Books, WHAT, format!("{shown} cannot be made: {parent} may not be written"))
+                    .fix("set store.directory to one that belongs to the user peaje runs as")
+            }
+        };
+    }
+    if !may_write(directory) {
+        return Finding::error(Exit::Books, WHAT, format!("{shown} may not be written"))
+            .fix("give it to the user peaje runs as");
+    }
+    match Reader::open(directory).and_then(|books| books.identity()) {
+        Ok(found) if found == identity => Finding::fine(WHAT, format!("{shown}, of {found}")),
+        Ok(found) => Finding::error(Exit::Books, WHAT, format!("{shown} has the books of {found}, not of {identity}"))
+            .fix("give each chain a store.directory of its own"),
+        Err(StoreError::Path { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Finding::fine(WHAT, format!("new books will be opened in {shown}"))
+        }
+        Err(error) => Finding::error(Exit::Books, WHAT, causes(&error)).fix(error.advice()),
+    }
+}
+
+fn nearest_existing(path: &Path) -> Option<&Path> {
+    path.ancestors().skip(1).find(|ancestor| ancestor.exists())
+}
+
+/// By trying it with a file that has no name: permissions alone do not tell.
+fn may_write(directory: &Path) -> bool {
+    tempfile::tempfile_in(directory).is_ok()
 }
 
 fn public_url_finding(url: &str, chain_is_loopback: bool) -> Option<Finding> {
@@ -535,6 +580,26 @@ mod tests {
     const CONFIG: Severity = Severity::Error(Exit::Config);
     const CHAIN: Severity = Severity::Error(Exit::Chain);
     const SERVER: Severity = Severity::Error(Exit::Server);
+
+    #[test]
+    fn books_of_another_chain_are_an_error_and_new_ones_are_not() {
+        use crate::store::sqlite::SqliteStore;
+        let folder = tempfile::tempdir().unwrap();
+        let ours = Identity { chain_id: 84_532, settlement: SETTLEMENT };
+        let theirs = Identity { chain_id: 8_453, ..ours };
+        let books = folder.path().join("books");
+        assert_eq!(books_finding(&books, ours).severity, Severity::Fine);
+        assert!(!books.exists(), "checking makes nothing");
+        std::fs::create_dir(&books).unwrap();
+        assert!(books_finding(&books, ours).detail.starts_with("new books"));
+        // While a proxy has them, too.
+        let _open = SqliteStore::open(&books, ours).unwrap();
+        assert_eq!(books_finding(&books, ours).severity, Severity::Fine);
+        assert_eq!(books_finding(&books, theirs).severity, Severity::Error(Exit::Books));
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        let below_a_file = books_finding(&folder.path().join("file/books"), ours);
+        assert_eq!(below_a_file.severity, Severity::Error(Exit::Books));
+    }
 
     #[test]
     fn free_routes_are_listed_and_wide_ones_warned_about() {

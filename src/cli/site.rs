@@ -110,8 +110,7 @@ impl Site {
         let gate = Gate::with_accounts(policy, desk, accounts);
         let settings =
             Settings { interval: config.redeem.interval, max_rows: config.redeem.max_rows, poll: config.chain.poll };
-        let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings);
-        let _ = opening;
+        let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings, opening);
         let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors));
         let unready = CancellationToken::new();
         let stop_admin = CancellationToken::new();

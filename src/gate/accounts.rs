@@ -6,6 +6,7 @@
 //! and that a charge can only be shown to its payer once it is durable ([`Posted::written`]). **Does not** verify
 //! signatures, read chains or wait for disks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -124,6 +125,13 @@ impl Accounts {
 
     fn with(channels: DashMap<ChannelId, Box<Account>>, terms: TermsPool, journal: Journal) -> Self {
         Self { inner: Arc::new(Inner { channels, terms, journal, abandoning: AtomicBool::new(false) }) }
+    }
+
+    /// Accounts without a channel, with a journal that is open already.
+    pub fn writing_to(journal: Journal) -> Self {
+        let mut empty = Self::in_memory();
+        Arc::get_mut(&mut empty.inner).expect("nobody else has it yet").journal = journal;
+        empty
     }
 
     /// Where what happens is written down.
@@ -251,6 +259,20 @@ impl Accounts {
     /// not a snapshot of one moment.
     pub fn statements(&self) -> Vec<Statement> {
         self.inner.channels.iter().map(|entry| statement(&entry.value().channel)).collect()
+    }
+
+    /// The books of the channels on which something is charged and not claimed, as [`Accounts::statements`] has them. Of
+    /// a million channels few have; only those cost memory.
+    pub fn claimable(&self) -> Vec<Statement> {
+        let due = |channel: &Channel| !channel.unclaimed().is_zero();
+        let channels = self.inner.channels.iter();
+        channels.filter(|entry| due(&entry.value().channel)).map(|entry| statement(&entry.value().channel)).collect()
+    }
+
+    /// Every receiver and token among the terms of the channels.
+    pub fn payees(&self) -> BTreeSet<(Address, Address)> {
+        let payee = |config: ChannelConfig| (config.receiver, config.token);
+        self.inner.channels.iter().map(|entry| payee(entry.value().channel.config())).collect()
     }
 
     /// The books of one channel.

@@ -147,6 +147,11 @@ pub struct DepositPlace {
 }
 
 impl DepositPlace {
+    /// Whose it is.
+    pub fn channel(&self) -> ChannelId {
+        self.channel
+    }
+
     /// Publishes how the deposit ended, and frees the place.
     pub fn end(self, end: DepositEnd) {
         self.end.send_replace(Some(end));

@@ -63,6 +63,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use crate::protocol::{ChannelId, Hash};
+use desk::{DepositPlace, Place};
+
 pub use accounts::{Accounts, Statement};
 pub use answer::refusal;
 pub use body::AnswerBody;
@@ -103,6 +106,15 @@ impl Gate {
     /// Puts another price list in force. Requests that are being served keep theirs.
     pub fn set_policy(&self, policy: Policy) {
         self.policy.store(Arc::new(policy));
+    }
+
+    /// Takes the place of a deposit that a former process relayed and whose end is not known, so that nobody relays it
+    /// again meanwhile. `None` where the channel's place is taken.
+    pub(crate) fn deposit_place(&self, channel: ChannelId, salt: Hash) -> Option<DepositPlace> {
+        match self.desk.place(channel, salt) {
+            Place::Free(place) => Some(place),
+            Place::Same(_) | Place::Other(_) => None,
+        }
     }
 
     /// The accounts.

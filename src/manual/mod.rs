@@ -4,7 +4,8 @@
 //! 2. [`what_is_charged`]: every way a request can end
 //! 3. [`when_it_is_refused`]: what bad payments get
 //! 4. [`money_on_chain`]: deposits, claims, settlements, refunds, withdrawals
-//! 5. [`losing_memory`]: what a restart, a lost client and a lost answer cost
+//! 5. [`what_is_kept`]: the books on disk, and what a commit is
+//! 6. [`what_is_lost`]: what a restart, a dead disk, a lost client and a lost answer cost
 
 pub mod a_paid_request {
     //! From the 402 to the receipt.
@@ -23,12 +24,13 @@ pub mod a_paid_request {
     //! 6. The price is *held* on the channel. From now on nobody else can spend it.
     //! 7. The request goes upstream without payment headers and with `X-Peaje-Payer`, `-Channel` and `-Charged`.
     //! 8. An answer below 400 is *posted*: charged, at most what was held. Everything else is *voided*.
-    //! 9. The head leaves with the receipt in `PAYMENT-RESPONSE`; the body streams.
+    //! 9. The charge is queued for the disk while the channel is still locked, and waited for without a lock.
+    //! 10. Once it is durable the head leaves with the receipt in `PAYMENT-RESPONSE`; the body streams.
     //!
     //! Each step hands a proof to the next, which can be made nowhere else: a
     //! [`SignedVoucher`](crate::protocol::SignedVoucher) becomes a [`VerifiedVoucher`](crate::protocol::VerifiedVoucher)
-    //! by its signature, that becomes a [`Hold`](crate::gate::accounts::Hold) by the books, and only a hold can be
-    //! charged.
+    //! by its signature, that becomes a [`Hold`](crate::gate::accounts::Hold) by the books, only a hold can be charged,
+    //! and only a charge that is on disk makes a receipt.
 }
 
 pub mod what_is_charged {
@@ -42,6 +44,8 @@ pub mod what_is_charged {
     //! | the client breaks off its own body | nothing | nothing: the upstream had half a request | |
     //! | the upstream fails or times out | nothing | nothing | it was charged with the head |
     //! | we stop or panic | nothing | nothing | it was charged with the head |
+    //! | the books cannot be written | nothing | nothing | nothing, and instead of the answer a 503 |
+    //! | we are killed, or the power is cut | nothing | nothing | what was on disk stands |
     //!
     //! A client that leaves while the upstream works for it pays, because leaving early would otherwise be free. A
     //! deposit that came with a request which then fails stays on the channel; the answer says so.
@@ -63,6 +67,7 @@ pub mod when_it_is_refused {
     //! | a voucher out of step | 402 `…cumulative_amount_mismatch` with the true state, which stock clients recover from |
     //! | the chain cannot be asked | 503 with `Retry-After`; vouchers of channels we know go on working |
     //! | a deposit whose fate is open | 503 `settlement_pending`; it is followed until its fate is known |
+    //! | the books cannot be written | 503 `books_unavailable`, and the proxy ends |
     //!
     //! A corrective shows the channel's last voucher, so it is only given to somebody who just signed for the channel. A
     //! voucher above the balance gets the corrective too, not `…cumulative_exceeds_balance`: a client that believes in a
@@ -84,16 +89,48 @@ pub mod money_on_chain {
     //! * **Withdrawal.** A payer can take its money back alone after the channel's delay. The follower sees the
     //!   announcement, claims at once, and from then on only vouchers are taken that the rest covers.
     //!
+    //! Every transaction is in the books, bytes and purpose, before it leaves. A process that starts broadcasts what the
+    //! last one left unfinished again, the same bytes in the same order, before it signs anything new; books what landed;
+    //! and writes each one's end down. So a crash at any moment sends nothing twice and forgets nothing that was sent.
+    //!
     //! The books move by what the chain says after a transaction is mined, never by what was sent. A view of a channel is
     //! trusted for a third of its withdraw delay, 30 s at least and 300 s at most; then it is read again.
 }
 
-pub mod losing_memory {
-    //! What a restart, a lost client and a lost answer cost.
+pub mod what_is_kept {
+    //! The books on disk, and what a commit is.
     //!
-    //! * **We restart.** A clean stop drains, claims and settles first. After a crash the vouchers since the last claim
-    //!   are gone. Either way a channel's books are opened again from what the chain says was claimed; a client that
-    //!   believes in more is corrected and goes on.
+    //! The books are an SQLite file, `books.sqlite3`, in the directory `store.directory`, which belongs to one process at
+    //! a time ([`store::sqlite`](crate::store::sqlite)). In it are all channels with their latest vouchers, what they were
+    //! charged by route and minute, what the chain changed past us, every transaction we signed and what became of it,
+    //! and how far the chain was followed. Holds are not in it: nothing is promised before an answer leaves.
+    //!
+    //! One thread writes ([`store::Journal`](crate::store::Journal)). It takes all that waits, makes one transaction of
+    //! it, waits for one fsync, and then tells everybody who waited. Under load a commit carries dozens of charges; an
+    //! agent that is alone waits for its own.
+    //!
+    //! A channel's row carries a version and a seal. The version must be one above that of the row it replaces, so two
+    //! writers cannot mix; the seal is a checksum, so a bit that flips at rest is noticed when the row is read. At every
+    //! commit a channel's charges and adjustments add up to what it was charged in all; `peaje ledger verify` adds them.
+    //!
+    //! Before a transaction is sent, its signed bytes are written; before a refund is signed, its channel's row reckons
+    //! with it. So after a crash the next process sends the same bytes again, or finds them mined.
+    //!
+    //! A commit that fails is the last one. Whoever waited for it gets a 503 and is not charged; readiness fails; no paid
+    //! work is taken; the process ends with code 7. The next start decides by what is on disk.
+}
+
+pub mod what_is_lost {
+    //! What a restart, a dead disk, a lost client and a lost answer cost.
+    //!
+    //! * **We restart, crash, or are killed.** Nothing. Charges that were acknowledged are in the books with the vouchers
+    //!   that cover them, and are claimed by the next process. A request that was being served may have been charged
+    //!   without its answer getting out, as when an answer is lost.
+    //! * **The disk dies.** The vouchers since the last claim are gone, and with a backup those since it. A channel's books
+    //!   are opened again from what the chain says was claimed, never from what its payer says; a client that believes in
+    //!   more is corrected and goes on.
+    //! * **A backup is put back.** It is like losing what came after it: payers are corrected with an older voucher of their
+    //!   own or by the chain, whichever is further.
     //! * **The client restarts.** It reads the chain, signs from there, and is corrected with its own last voucher.
     //! * **The answer is lost.** The charge stands; the client's next voucher is one behind and is corrected.
     //! * **A deposit's receipt is late.** Nobody says it failed. The client is told to come back, and finds it booked.

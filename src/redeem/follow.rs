@@ -1,20 +1,21 @@
 //! The follower: watches the contract for what happens to our channels past us.
 //!
 //! An event is a hint to read the channel; what is booked is what the channel then says. So a repeated or a missed event
-//! does no harm: the gate reads a channel again anyway before its view is too old to trust.
+//! does no harm: the gate reads a channel again anyway before its view is too old to trust. Where the reading stopped is
+//! written down, so that a process that was down for a day reads that day.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::round::Report;
 use super::{Heard, Office};
 use crate::chain::{Chain, ChainError, Happening};
 use crate::gate::Statement;
 use crate::protocol::{Amount, ChannelId};
+use crate::store::{Cursor, Entry};
 
 /// How many blocks are asked for at once; nodes refuse long ranges.
 const MAX_BLOCKS_AT_ONCE: u64 = 500;
@@ -22,39 +23,134 @@ const MAX_BLOCKS_AT_ONCE: u64 = 500;
 /// How many blocks are read again each time, so that a short reorganisation is noticed.
 const REORG_OVERLAP_BLOCKS: u64 = 4;
 
+/// How many blocks are read before the cursor is written, where nothing of ours happened in them. As many are read again
+/// after a crash, at most.
+const MAX_BLOCKS_UNWRITTEN: u64 = 300;
+
+/// How many channels are read at once at the start.
+const MAX_CHANNELS_AT_ONCE: usize = 1_000;
+
 /// How many looks at the chain a round is given before a withdrawal calls for another; twice as many each time.
 const POLLS_BEFORE_ANOTHER_CALL: u32 = 5;
 /// The longest such pause: well below the shortest withdraw delay there is, 15 minutes.
 const MAX_PAUSE: Duration = Duration::from_secs(120);
 
-pub(super) async fn run<C: Chain>(
+pub(super) struct Follower<C> {
     office: Office<C>,
     orders: mpsc::Sender<oneshot::Sender<Report>>,
     heard: Heard,
-    stop: CancellationToken,
-) {
-    let mut next: Option<u64> = None;
-    let mut leaving = Leaving::default();
-    let mut failing = false;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(office.settings.poll) => {}
-        }
-        match step(&office, &mut next).await {
-            Ok(announced) => {
-                failing = false;
-                heard.now();
-                if leaving.calls_for_a_round(&office, announced) {
-                    // Nobody waits for the report; a full queue already holds an order for a round.
-                    let _ = orders.try_send(oneshot::channel().0);
+    /// The first block that was not read, once one was.
+    next: Option<u64>,
+    /// The same as the books have it.
+    written: Option<u64>,
+    leaving: Leaving,
+}
+
+/// What one look at the chain found.
+struct Look {
+    /// Channels of ours whose payers announced a withdrawal.
+    announced: Vec<ChannelId>,
+    /// Whether there are blocks that were not read yet.
+    behind: bool,
+}
+
+impl<C: Chain> Follower<C> {
+    pub(super) fn new(
+        office: Office<C>,
+        orders: mpsc::Sender<oneshot::Sender<Report>>,
+        heard: Heard,
+        cursor: Option<Cursor>,
+    ) -> Self {
+        let next = cursor.map(|cursor| cursor.next_block);
+        Self { office, orders, heard, next, written: next, leaving: Leaving::default() }
+    }
+
+    /// Follows the chain until told to stop.
+    pub(super) async fn run(mut self) {
+        let stop = self.office.stop.clone();
+        let (mut caught_up, mut failing, mut behind) = (false, false, true);
+        while !stop.is_cancelled() {
+            if !behind {
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = tokio::time::sleep(self.office.settings.poll) => {}
                 }
             }
-            Err(error) if !failing => {
-                failing = true;
-                tracing::warn!(%error, "the chain cannot be followed");
+            let look = if caught_up { self.step().await } else { self.catch_up().await };
+            match look {
+                Ok(look) => {
+                    (caught_up, failing, behind) = (true, false, look.behind);
+                    self.heard.now();
+                    if self.leaving.calls_for_a_round(&self.office, look.announced) {
+                        // Nobody waits for the report; a full queue already holds an order for a round.
+                        let _ = self.orders.try_send(oneshot::channel().0);
+                    }
+                }
+                Err(error) => {
+                    behind = false;
+                    if !failing {
+                        failing = true;
+                        tracing::warn!(%error, "the chain cannot be followed");
+                    }
+                }
             }
-            Err(_) => {}
+        }
+        self.write_cursor();
+    }
+
+    /// Reads every channel with something to claim: a withdrawal that was announced while nobody looked may be running,
+    /// and the blocks that say so may be hours away.
+    async fn catch_up(&self) -> Result<Look, ChainError> {
+        let due: Vec<_> = self.office.accounts().claimable().iter().map(|books| (books.id, books.config)).collect();
+        let mut announced = Vec::new();
+        for channels in due.chunks(MAX_CHANNELS_AT_ONCE) {
+            let views = self.office.refresh_since(channels, 0).await?;
+            let leaving = channels.iter().zip(&views).filter(|(_, view)| view.withdrawal.is_some());
+            announced.extend(leaving.map(|((id, _), _)| *id));
+            self.heard.now();
+            if self.office.stop.is_cancelled() {
+                break;
+            }
+        }
+        Ok(Look { announced, behind: true })
+    }
+
+    /// Reads new blocks.
+    async fn step(&mut self) -> Result<Look, ChainError> {
+        let office = &self.office;
+        let head = office.chain.head().await?.number;
+        let Some(from) = first_to_read(self.next, head) else {
+            return Ok(Look { announced: Vec::new(), behind: false });
+        };
+        let to = head.min(from.saturating_add(MAX_BLOCKS_AT_ONCE));
+        let mut touched = BTreeSet::new();
+        let mut announced: Vec<ChannelId> = Vec::new();
+        for event in office.chain.events(from, to).await? {
+            let Some(channel) = event.what.channel().filter(|channel| office.accounts().knows(channel)) else {
+                continue;
+            };
+            touched.insert(channel);
+            if let Happening::WithdrawInitiated { .. } = event.what {
+                announced.push(channel);
+            }
+        }
+        let config_of = |id: &ChannelId| office.accounts().statement(id).map(|books| (*id, books.config));
+        let channels: Vec<_> = touched.iter().filter_map(config_of).collect();
+        office.refresh_since(&channels, 0).await?;
+        let next = to.saturating_add(1);
+        self.next = Some(next);
+        let due = self.written.is_none_or(|written| next.abs_diff(written) >= MAX_BLOCKS_UNWRITTEN);
+        if due || !channels.is_empty() {
+            self.write_cursor();
+        }
+        Ok(Look { announced, behind: to < head })
+    }
+
+    /// What was read is booked, and the books are written in order: a cursor on disk is never ahead of them.
+    fn write_cursor(&mut self) {
+        if let Some(next_block) = self.next.filter(|next| self.written != Some(*next)) {
+            self.office.accounts().journal().note(Entry::Cursor(Cursor { next_block }), None);
+            self.written = Some(next_block);
         }
     }
 }
@@ -97,27 +193,6 @@ impl Leaving {
         self.called = Some((Instant::now(), wait));
         true
     }
-}
-
-/// Reads new blocks; the channels of ours whose payers announced a withdrawal in them.
-async fn step<C: Chain>(office: &Office<C>, next: &mut Option<u64>) -> Result<Vec<ChannelId>, ChainError> {
-    let head = office.chain.head().await?.number;
-    let Some(from) = first_to_read(*next, head) else { return Ok(Vec::new()) };
-    let to = head.min(from.saturating_add(MAX_BLOCKS_AT_ONCE));
-    let mut touched = BTreeSet::new();
-    let mut withdrawing: Vec<ChannelId> = Vec::new();
-    for event in office.chain.events(from, to).await? {
-        let Some(channel) = event.what.channel().filter(|channel| office.accounts().knows(channel)) else { continue };
-        touched.insert(channel);
-        if let Happening::WithdrawInitiated { .. } = event.what {
-            withdrawing.push(channel);
-        }
-    }
-    let config_of = |id: &ChannelId| office.accounts().statement(id).map(|books| (*id, books.config));
-    let channels: Vec<_> = touched.iter().filter_map(config_of).collect();
-    office.refresh_since(&channels, 0).await?;
-    *next = Some(to.saturating_add(1));
-    Ok(withdrawing)
 }
 
 /// The first block to read, if there is one: some blocks before the first that is new. Where the chain is shorter than

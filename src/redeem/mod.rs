@@ -2,12 +2,15 @@
 //!
 //! **Owns** the other end of the gate's desk ([`Teller`]: deposits, refunds, reads), the plan of what to claim
 //! ([`plan()`], pure), the loop that claims and settles, and the follower of the contract's events. **Promises** that
-//! the books move by what the chain says after a transaction is mined, never by what was sent; that a deposit whose fate
-//! is open is followed until it is known; and that the authorizer's key signs claim batches and refunds made here and
-//! nothing else. **Does not** keep accounts or answer HTTP.
+//! the books move by what the chain says after a transaction is mined, never by what was sent; that every transaction is
+//! in the books before it leaves, and followed until its fate is known, across crashes; and that the authorizer's key
+//! signs claim batches and refunds made here and nothing else. **Does not** keep accounts or answer HTTP.
 
+mod deposit;
 mod follow;
 mod plan;
+mod record;
+mod resume;
 mod round;
 mod teller;
 
@@ -22,8 +25,11 @@ use crate::chain::{Chain, ChainError};
 use crate::gate::{Accounts, Gate, Questions};
 use crate::ledger::View;
 use crate::protocol::{ChannelConfig, ChannelId, Domain, LocalKey};
+use crate::store::{Opening, Purpose, Transaction};
+use follow::Follower;
+use resume::{LastRun, Left};
 
-pub use plan::{Batch, plan};
+pub use plan::{Batch, Claimant, Foreign, Plan, plan};
 pub use round::{Report, RowFailure};
 pub use teller::Teller;
 
@@ -44,6 +50,10 @@ pub(crate) struct Office<C> {
     pub(crate) chain: Arc<C>,
     pub(crate) authorizer: LocalKey,
     pub(crate) settings: Settings,
+    /// What the last process left.
+    last_run: LastRun,
+    stop: CancellationToken,
+    tasks: TaskTracker,
 }
 
 impl<C> Clone for Office<C> {
@@ -53,6 +63,9 @@ impl<C> Clone for Office<C> {
             chain: Arc::clone(&self.chain),
             authorizer: self.authorizer.clone(),
             settings: self.settings.clone(),
+            last_run: self.last_run.clone(),
+            stop: self.stop.clone(),
+            tasks: self.tasks.clone(),
         }
     }
 }
@@ -65,6 +78,14 @@ impl<C: Chain> Office<C> {
     /// The domain claims and refunds are signed under.
     pub(crate) fn settlement(&self) -> Domain {
         *self.gate.policy().settlement()
+    }
+
+    fn take_up(&self, transaction: Transaction) -> Left {
+        let place = match &transaction.purpose {
+            Purpose::Deposit { config, salt, .. } => self.gate.deposit_place(config.id(&self.settlement()), *salt),
+            Purpose::Claim { .. } | Purpose::Settle { .. } | Purpose::Refund { .. } => None,
+        };
+        Left { transaction, place }
     }
 
     /// Reads channels at `block` or later and books what the chain says. A node that lags behind the transaction we just
@@ -127,26 +148,29 @@ impl Heard {
 pub struct Stopped;
 
 impl Redemption {
-    /// Starts the teller, the follower and the loop for a gate.
+    /// Starts the teller, the follower and the loop for a gate. `opening` is what the last process left to be done, by the
+    /// gate's books.
     pub fn start<C: Chain>(
         gate: Gate,
         questions: Questions,
         chain: Arc<C>,
         authorizer: LocalKey,
         settings: Settings,
+        opening: Opening,
     ) -> Self {
-        let office = Office { gate, chain, authorizer, settings };
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let last_run = LastRun::new();
+        let office = Office { gate, chain, authorizer, settings, last_run, stop: stop.clone(), tasks: tasks.clone() };
+        // Before the first request can bring one of these deposits again.
+        let left = opening.unfinished.into_iter().map(|transaction| office.take_up(transaction)).collect();
         let (orders, waiting) = mpsc::channel(MAX_ORDERS);
-        let redemption = Self {
-            orders,
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-            heard: Heard(Arc::new(std::sync::Mutex::new(Instant::now()))),
-        };
+        let redemption = Self { orders, stop, tasks, heard: Heard(Arc::new(std::sync::Mutex::new(Instant::now()))) };
         let stop = &redemption.stop;
         redemption.tasks.spawn(Teller::new(office.clone()).run(questions, stop.clone()));
         redemption.tasks.spawn(round::run(office.clone(), waiting, stop.clone()));
-        redemption.tasks.spawn(follow::run(office, redemption.orders.clone(), redemption.heard.clone(), stop.clone()));
+        redemption.tasks.spawn(resume::run(office.clone(), left));
+        let follower = Follower::new(office, redemption.orders.clone(), redemption.heard.clone(), opening.cursor);
+        redemption.tasks.spawn(follower.run());
         redemption.tasks.close();
         redemption
     }
@@ -164,6 +188,7 @@ impl Redemption {
     }
 
     /// Stops everything. A round in progress ends first; deposits and refunds on their way are followed a little longer.
+    /// The journal must be open until this returns.
     pub async fn stop(&self) {
         self.stop.cancel();
         self.tasks.wait().await;

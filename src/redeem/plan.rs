@@ -1,14 +1,53 @@
 //! What to claim: a pure function from books to batches.
 
 use crate::gate::Statement;
-use crate::protocol::Amount;
 use crate::protocol::claim::ClaimRow;
+use crate::protocol::{Address, Amount, ChannelId};
 
 /// The rows of one claim transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
     /// The rows, most urgent first.
     pub rows: Vec<ClaimRow>,
+}
+
+/// In whose name claims are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimant {
+    /// Whose key signs claims.
+    pub authorizer: Address,
+    /// Who sends them. As a channel's receiver or receiver authorizer it needs nobody's signature.
+    pub sender: Option<Address>,
+}
+
+/// What a round does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The claims, in order.
+    pub batches: Vec<Batch>,
+    /// What is due and cannot be claimed from here.
+    pub foreign: Vec<Foreign>,
+}
+
+/// A channel with something to claim for which there is no key here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Foreign {
+    /// The channel.
+    pub channel: ChannelId,
+    /// Whose key it takes.
+    pub authorizer: Address,
+}
+
+impl Claimant {
+    /// Whether the authorizer's signature claims this row.
+    fn signs_for(&self, row: &ClaimRow) -> bool {
+        row.config.receiver_authorizer == self.authorizer
+    }
+
+    /// Whether the sender may claim this row by itself.
+    pub(super) fn sends_for(&self, row: &ClaimRow) -> bool {
+        self.sender.is_some_and(|sender| sender == row.config.receiver || sender == row.config.receiver_authorizer)
+    }
 }
 
 /// Plans a round: one row for each channel with something to claim, channels whose payer is withdrawing first, then by
@@ -19,17 +58,30 @@ pub struct Batch {
 /// take the others with it, round after round.
 ///
 /// A channel that was drained below what it owes is claimed up to its balance: a row above it would revert the batch.
-pub fn plan(books: &[Statement], max_rows: usize) -> Vec<Batch> {
+///
+/// Books that last outlive the config they were begun under. A channel opened for another authorizer's key cannot be
+/// claimed with ours, and would revert the batch it is in.
+pub fn plan(books: &[Statement], claimant: Claimant, max_rows: usize) -> Plan {
     let mut rows: Vec<_> = books.iter().filter_map(|statement| Some((statement, claimable(statement)?))).collect();
     rows.sort_by_key(|(statement, row)| {
         let due = row.total_claimed.saturating_sub(statement.view.total_claimed);
         (statement.view.withdrawal.is_none(), std::cmp::Reverse(due), statement.id)
     });
-    let (alone, together): (Vec<_>, Vec<_>) =
-        rows.into_iter().map(|(_, row)| row).partition(|row| row.config.payer_authorizer.is_zero());
+    let (mut signed, mut sent, mut alone, mut foreign) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (statement, row) in rows {
+        match (claimant.signs_for(&row), claimant.sends_for(&row)) {
+            (false, false) => {
+                foreign.push(Foreign { channel: statement.id, authorizer: row.config.receiver_authorizer });
+            }
+            _ if row.config.payer_authorizer.is_zero() => alone.push(row),
+            (true, _) => signed.push(row),
+            (false, true) => sent.push(row),
+        }
+    }
+    let max_rows = max_rows.max(1);
     // What may cost a transaction for nothing waits for what cannot.
-    let batches = together.chunks(max_rows.max(1)).chain(alone.chunks(1));
-    batches.map(|rows| Batch { rows: rows.to_vec() }).collect()
+    let batches = signed.chunks(max_rows).chain(sent.chunks(max_rows)).chain(alone.chunks(1));
+    Plan { batches: batches.map(|rows| Batch { rows: rows.to_vec() }).collect(), foreign }
 }
 
 fn claimable(statement: &Statement) -> Option<ClaimRow> {
@@ -51,7 +103,7 @@ pub(super) fn due(books: &[Statement]) -> Amount {
 mod tests {
     use super::*;
     use crate::ledger::{View, Withdrawal};
-    use crate::protocol::{Address, ChannelConfig, ChannelId, Hash, LocalKey};
+    use crate::protocol::{ChannelConfig, Hash, LocalKey};
 
     /// One channel: balance, claimed, charged, whether a withdrawal is pending.
     fn statement(number: u8, balance: u128, claimed: u128, charged: u128, leaving: bool) -> Statement {
@@ -90,6 +142,39 @@ mod tests {
         }
     }
 
+    const OURS: Claimant = Claimant { authorizer: Address([2; 20]), sender: None };
+
+    #[test]
+    fn a_channel_of_another_authorizer_is_in_no_batch_of_ours() {
+        let of = |mut statement: Statement, receiver: u8, authorizer: u8| {
+            let config = &mut statement.row.as_mut().unwrap().config;
+            (config.receiver, config.receiver_authorizer) = (Address([receiver; 20]), Address([authorizer; 20]));
+            statement
+        };
+        let books = || {
+            vec![
+                of(statement(1, 100, 0, 40, true), 1, 5),
+                of(statement(2, 100, 0, 30, false), 1, 2),
+                of(statement(3, 100, 0, 20, false), 7, 5),
+                of(statement(4, 100, 0, 10, false), 1, 2),
+            ]
+        };
+        let foreign = |number| Foreign { channel: ChannelId([number; 32]), authorizer: Address([5; 20]) };
+        let planned = plan(&books(), OURS, 9);
+        assert_eq!(
+            (shape(&planned.batches), planned.foreign),
+            (vec![vec![(2, 30), (4, 10)]], vec![foreign(1), foreign(3)])
+        );
+        // A sender that is the receiver needs no authorizer, but a batch of its own.
+        let planned = plan(&books(), Claimant { sender: Some(Address([7; 20])), ..OURS }, 9);
+        assert_eq!(shape(&planned.batches), [vec![(2, 30), (4, 10)], vec![(3, 20)]]);
+        assert_eq!(planned.foreign, [foreign(1)]);
+        // And so does one that is the authorizer.
+        let planned = plan(&books(), Claimant { sender: Some(Address([5; 20])), ..OURS }, 9);
+        assert_eq!(shape(&planned.batches), [vec![(2, 30), (4, 10)], vec![(1, 40), (3, 20)]]);
+        assert_eq!(planned.foreign, []);
+    }
+
     /// The payer's number and the claimed sum of each row, batch by batch.
     fn shape(batches: &[Batch]) -> Vec<Vec<(u8, u128)>> {
         let row = |row: &ClaimRow| (row.config.payer.0[0], row.total_claimed.units());
@@ -110,7 +195,10 @@ mod tests {
             statement(4, 100, 0, 30, false),
             statement(5, 100, 0, 20, false),
         ];
-        assert_eq!(shape(&plan(&books, 2)), [vec![(2, 50), (4, 30)], vec![(5, 20)], vec![(1, 90)], vec![(3, 40)]]);
+        assert_eq!(
+            shape(&plan(&books, OURS, 2).batches),
+            [vec![(2, 50), (4, 30)], vec![(5, 20)], vec![(1, 90)], vec![(3, 40)]]
+        );
     }
 
     #[test]
@@ -137,7 +225,7 @@ mod tests {
             ),
         ];
         for (name, books, expected) in table {
-            assert_eq!(shape(&plan(&books, 2)), expected, "{name}");
+            assert_eq!(shape(&plan(&books, OURS, 2).batches), expected, "{name}");
         }
     }
 }

@@ -10,15 +10,20 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::plan::{self, plan};
+use super::plan::{self, Claimant, Foreign, plan};
+use super::record::{CallError, fate_of, rows_of};
 use super::{Office, Settings};
-use crate::chain::{Call, Chain, ChainError, Happening, Mined, SendError};
+use crate::chain::{Call, Chain, ChainError, Happening, Mined};
 use crate::protocol::claim::{ClaimRow, claim_batch_digest};
-use crate::protocol::{Amount, ChannelId, Hash};
+use crate::protocol::{Address, Amount, ChannelId, Hash};
+use crate::store::Purpose;
 
 /// How long a round waits for one of its transactions, seconds. After that the round ends, and the next one finds on
 /// chain whatever became of it.
 const MAX_RECEIPT_WAIT: Duration = Duration::from_secs(180);
+
+/// How many channels that could not be claimed are named in the log, each round. The report has all.
+const MAX_FAILURES_LOGGED: usize = 20;
 
 /// How soon a round that ended early is tried again, where the interval is longer. An interval may be hours, and a payer
 /// whose withdrawal is running does not wait that long.
@@ -31,7 +36,7 @@ pub struct Report {
     pub channels: usize,
     /// What they paid, as the `Claimed` events say, atomic units.
     pub claimed: Amount,
-    /// What reached the receiver, as the `Settled` event says, atomic units.
+    /// What reached the receivers, as the `Settled` events say, atomic units.
     pub settled: Amount,
     /// What is still due on the channels we know, atomic units.
     pub left: Amount,
@@ -78,6 +83,7 @@ pub(super) async fn run<C: Chain>(
             () = stop.cancelled() => return,
             _ = ticks.tick() => None,
         };
+        office.last_run.has_claimed().await;
         let report = round(&office).await;
         log(&report);
         if report.problem.is_some() {
@@ -92,8 +98,12 @@ pub(super) async fn run<C: Chain>(
 
 fn log(report: &Report) {
     let Report { channels, claimed, settled, left, .. } = report;
-    for RowFailure { channel, reason } in &report.failures {
+    for RowFailure { channel, reason } in report.failures.iter().take(MAX_FAILURES_LOGGED) {
         tracing::error!(%channel, reason, "a channel could not be claimed");
+    }
+    let more = report.failures.len().saturating_sub(MAX_FAILURES_LOGGED);
+    if more > 0 {
+        tracing::error!(more, "so many more channels could not be claimed");
     }
     match &report.problem {
         Some(problem) => tracing::error!(channels, %claimed, %settled, %left, problem, "redemption is incomplete"),
@@ -107,34 +117,48 @@ async fn round<C: Chain>(office: &Office<C>) -> Report {
     if let Err(error) = claim_and_settle(office, &mut report).await {
         report.problem = Some(error.to_string());
     }
-    report.left = plan::due(&office.accounts().statements());
+    report.left = plan::due(&office.accounts().claimable());
     report
 }
 
-async fn claim_and_settle<C: Chain>(office: &Office<C>, report: &mut Report) -> Result<(), ChainError> {
+async fn claim_and_settle<C: Chain>(office: &Office<C>, report: &mut Report) -> Result<(), CallError> {
     refresh_claimable(office).await?;
-    for batch in plan(&office.accounts().statements(), office.settings.max_rows) {
+    let planned = plan(&office.accounts().claimable(), claimant(office), office.settings.max_rows);
+    report.failures.extend(planned.foreign.iter().map(|Foreign { channel, authorizer }| RowFailure {
+        channel: *channel,
+        reason: format!("only the key of its receiver authorizer {authorizer} claims it"),
+    }));
+    for batch in planned.batches {
         claim(office, batch.rows, report).await?;
     }
     settle(office, report).await
 }
 
+fn claimant<C: Chain>(office: &Office<C>) -> Claimant {
+    Claimant { authorizer: office.authorizer.address(), sender: office.chain.sender() }
+}
+
 /// Reads every channel that has something to claim, all at one block, so that no row is built on an old balance.
 async fn refresh_claimable<C: Chain>(office: &Office<C>) -> Result<(), ChainError> {
-    let books = office.accounts().statements();
-    let channels: Vec<_> =
-        books.iter().filter(|books| books.row.is_some()).map(|books| (books.id, books.config)).collect();
+    let channels: Vec<_> = office.accounts().claimable().iter().map(|books| (books.id, books.config)).collect();
     office.refresh_since(&channels, 0).await.map(drop)
 }
 
 /// Claims rows; those the contract refuses are found by halving and reported.
-async fn claim<C: Chain>(office: &Office<C>, rows: Vec<ClaimRow>, report: &mut Report) -> Result<(), ChainError> {
+async fn claim<C: Chain>(office: &Office<C>, rows: Vec<ClaimRow>, report: &mut Report) -> Result<(), CallError> {
     let mut waiting = vec![rows];
     while let Some(rows) = waiting.pop() {
-        match send(office, &claim_call(office, &rows)).await {
-            Ok(mined) if mined.success => {
-                book_claims(office, &rows, &mined, report).await;
+        office.may_sign()?;
+        let purpose = Purpose::Claim { rows: rows_of(&rows, &office.settlement()) };
+        let sent = send(office, &claim_call(office, &rows), purpose).await;
+        if let Ok(mined) = &sent {
+            if mined.success {
+                book_claims(office, &rows, mined, report).await;
             }
+            office.ended(mined.hash, fate_of(mined));
+        }
+        match sent {
+            Ok(mined) if mined.success => {}
             // Mined and reverted, though the node let it pass: one row's state moved in between, and the others must
             // not wait for it.
             Ok(mined) if rows.len() > 1 => {
@@ -142,8 +166,10 @@ async fn claim<C: Chain>(office: &Office<C>, rows: Vec<ClaimRow>, report: &mut R
                 waiting.extend(halves(&rows));
             }
             Ok(mined) => fail(office, &rows, &format!("transaction {} reverted", mined.hash), report),
-            Err(ChainError::Reverted { .. }) if rows.len() > 1 => waiting.extend(halves(&rows)),
-            Err(error @ ChainError::Reverted { .. }) => fail(office, &rows, &error.to_string(), report),
+            Err(CallError::Chain(ChainError::Reverted { .. })) if rows.len() > 1 => waiting.extend(halves(&rows)),
+            Err(CallError::Chain(error @ ChainError::Reverted { .. })) => {
+                fail(office, &rows, &error.to_string(), report)
+            }
             Err(other) => return Err(other),
         }
     }
@@ -159,10 +185,8 @@ fn halves(rows: &[ClaimRow]) -> [Vec<ClaimRow>; 2] {
 /// The receiver and its authorizer may claim by themselves, which is cheaper; anybody else shows the authorizer's
 /// signature.
 fn claim_call<C: Chain>(office: &Office<C>, rows: &[ClaimRow]) -> Call {
-    let direct = office.chain.sender().is_some_and(|sender| {
-        rows.iter().all(|row| sender == row.config.receiver || sender == row.config.receiver_authorizer)
-    });
-    if direct {
+    let claimant = claimant(office);
+    if rows.iter().all(|row| claimant.sends_for(row)) {
         Call::Claim { rows: rows.to_vec() }
     } else {
         let signature = office.authorizer.sign(claim_batch_digest(&office.settlement(), rows));
@@ -194,16 +218,35 @@ async fn book_claims<C: Chain>(office: &Office<C>, rows: &[ClaimRow], mined: &Mi
     }
 }
 
-/// Settles what the contract says is owed. Nothing owed is no error and no transaction.
-async fn settle<C: Chain>(office: &Office<C>, report: &mut Report) -> Result<(), ChainError> {
+/// Settles what the contract says is owed, to everybody the books know and the policy names. Nothing owed is no error and
+/// no transaction. A receiver that cannot be paid does not hold up the others.
+async fn settle<C: Chain>(office: &Office<C>, report: &mut Report) -> Result<(), CallError> {
     let policy = office.gate.policy();
-    let (receiver, token) = (policy.terms().pay_to, policy.terms().token.address);
+    let mut payees = office.accounts().payees();
+    payees.insert((policy.terms().pay_to, policy.terms().token.address));
+    let mut problem = None;
+    for (receiver, token) in payees {
+        if let Err(error) = settle_with(office, receiver, token, report).await {
+            tracing::error!(%receiver, %token, %error, "a receiver could not be paid");
+            problem.get_or_insert(error);
+        }
+    }
+    problem.map_or(Ok(()), Err)
+}
+
+async fn settle_with<C: Chain>(
+    office: &Office<C>,
+    receiver: Address,
+    token: Address,
+    report: &mut Report,
+) -> Result<(), CallError> {
     if office.chain.receivers(receiver, token).await?.due().is_zero() {
         return Ok(());
     }
-    let mined = send(office, &Call::Settle { receiver, token }).await?;
+    let mined = send(office, &Call::Settle { receiver, token }, Purpose::Settle { receiver, token }).await?;
+    office.ended(mined.hash, fate_of(&mined));
     if !mined.success {
-        return Err(ChainError::Reverted { name: Some("settle".to_owned()) });
+        return Err(ChainError::Reverted { name: Some("settle".to_owned()) }.into());
     }
     report.transactions.push(mined.hash);
     for event in &mined.events {
@@ -214,19 +257,16 @@ async fn settle<C: Chain>(office: &Office<C>, report: &mut Report) -> Result<(),
     Ok(())
 }
 
-/// Sends a call and waits until it is mined.
-async fn send<C: Chain>(office: &Office<C>, call: &Call) -> Result<Mined, ChainError> {
-    let hash = match office.chain.send(call).await {
-        Ok(hash) => hash,
-        Err(SendError::Refused(error)) => return Err(error),
-        Err(SendError::Unknown { hash, source }) => {
-            tracing::warn!(transaction = %hash, error = %source, "a transaction may or may not have been sent");
-            hash
-        }
+/// Sends a call and waits until it is mined; its end is the caller's to write. One that is not mined in time is followed
+/// further by others.
+async fn send<C: Chain>(office: &Office<C>, call: &Call, purpose: Purpose) -> Result<Mined, CallError> {
+    let transaction = office.send(call, purpose).await?;
+    let hash = transaction.hash;
+    let problem = match office.chain.await_receipt(hash, MAX_RECEIPT_WAIT, office.settings.poll).await {
+        Ok(Some(mined)) => return Ok(mined),
+        Ok(None) => ChainError::NotMined { transaction: hash },
+        Err(error) => error,
     };
-    office
-        .chain
-        .await_receipt(hash, MAX_RECEIPT_WAIT, office.settings.poll)
-        .await?
-        .ok_or(ChainError::NotMined { transaction: hash })
+    office.leave(transaction);
+    Err(problem.into())
 }

@@ -10,15 +10,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Office;
-use crate::chain::{Call, Chain, ChainError, Happening, Mined, SendError};
+use super::record::{CallError, fate_of, rows_of};
+use crate::chain::{Call, Chain, ChainError, Happening, Mined};
 use crate::gate::Questions;
 use crate::gate::accounts::RefundTicket;
 use crate::gate::desk::{DepositEnd, DepositPlace, DeskError, Question, RefundError, RefundSent};
-use crate::ledger::{SentRefund, View};
+use crate::ledger::SentRefund;
 use crate::protocol::claim::{ClaimRow, claim_batch_digest, refund_digest};
-use crate::protocol::deposit::Authorization;
 use crate::protocol::x402::Deposit;
-use crate::protocol::{Amount, ChannelConfig, ChannelId, Hash};
+use crate::protocol::{Amount, ChannelConfig, ChannelId};
+use crate::store::{Purpose, Transaction};
 
 /// How many questions are worked on at once.
 const MAX_AT_ONCE: usize = 64;
@@ -27,16 +28,12 @@ const MAX_AT_ONCE: usize = 64;
 /// time must not keep the others from being asked about.
 const MAX_TRANSACTIONS: usize = 256;
 
-/// How long transactions on their way are followed after the stop. What lands later is not lost: it is on chain, and the
-/// channel is read when its payer comes back.
+/// How long transactions on their way are followed after the stop. What lands later is not lost: it is on chain, and in
+/// durable books as something the next process follows.
 const MAX_STOP_WAIT: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// How long one wait for a receipt lasts before the other signs are looked at.
 const RECEIPT_WAIT: std::time::Duration = std::time::Duration::from_secs(15);
-
-/// How long a deposit is followed. The authorizations stock clients sign are long dead by then; one that a client signed
-/// for longer, and whose transaction got lost, must not keep its channel waiting for years.
-const MAX_DEPOSIT_FOLLOW: std::time::Duration = std::time::Duration::from_secs(2 * 3_600);
 
 /// How often a refund is signed again because its nonce was used up by somebody else.
 const MAX_REFUND_SIGNINGS: usize = 3;
@@ -114,115 +111,32 @@ impl<C: Chain> Teller<C> {
     }
 
     async fn deposit(&self, config: ChannelConfig, deposit: Deposit, place: DepositPlace) {
-        let id = config.id(&self.office.settlement());
-        let Some(end) = self.deposit_end(&config, id, &deposit).await else {
-            tracing::error!(channel = %id, amount = %deposit.amount, "a deposit is not followed any more; it may still land");
-            return drop(place);
-        };
-        match &end {
-            DepositEnd::Landed { transaction, view } => {
-                tracing::info!(channel = %id, amount = %deposit.amount, balance = %view.balance, %transaction, "deposit landed");
+        match self.send_deposit(config, &deposit).await {
+            Ok(transaction) => {
+                let id = place.channel();
+                tracing::debug!(channel = %id, transaction = %transaction.hash, "deposit sent");
+                self.office.end_deposit(&transaction, Some(place)).await;
             }
-            other => tracing::warn!(channel = %id, amount = %deposit.amount, end = ?other, "deposit not made"),
+            Err(end) => {
+                tracing::warn!(channel = %place.channel(), amount = %deposit.amount, ?end, "deposit not made");
+                place.end(end);
+            }
         }
-        place.end(end);
     }
 
-    /// `None` where nobody can say how it ends.
-    async fn deposit_end(&self, config: &ChannelConfig, id: ChannelId, deposit: &Deposit) -> Option<DepositEnd> {
-        let chain = &self.office.chain;
-        match chain.token_balance(config.token, config.payer).await {
-            Ok(balance) if balance < deposit.amount => return Some(DepositEnd::PayerTooPoor),
-            Ok(_) => {}
-            Err(error) => return Some(not_sent(&error)),
-        }
-        let call =
-            Call::Deposit { config: *config, amount: deposit.amount, authorization: deposit.authorization.clone() };
-        // Sending begins with a simulation, so what the contract would refuse is never broadcast.
-        let transaction = match chain.send(&call).await {
-            Ok(hash) => hash,
-            Err(SendError::Refused(error)) => return Some(not_sent(&error)),
-            Err(SendError::Unknown { hash, .. }) => hash,
-        };
-        tracing::debug!(channel = %id, %transaction, "deposit sent");
-        self.follow_deposit(config, id, deposit, transaction).await
-    }
-
-    /// Waits until the deposit's fate is known, up to [`MAX_DEPOSIT_FOLLOW`].
-    ///
-    /// The authorization decides it, not our transaction: anybody may relay the same one before us, and then ours
-    /// reverts although the money is there.
-    async fn follow_deposit(
-        &self,
-        config: &ChannelConfig,
-        id: ChannelId,
-        deposit: &Deposit,
-        transaction: Hash,
-    ) -> Option<DepositEnd> {
+    async fn send_deposit(&self, config: ChannelConfig, deposit: &Deposit) -> Result<Transaction, DepositEnd> {
         let office = &self.office;
-        let deadline = tokio::time::Instant::now() + MAX_DEPOSIT_FOLLOW;
-        while tokio::time::Instant::now() < deadline {
-            let receipt = office.chain.await_receipt(transaction, RECEIPT_WAIT, office.settings.poll).await;
-            let end = match receipt {
-                Ok(Some(mined)) if mined.success => Ok(Some(mined.block)),
-                Ok(unsuccessful) => self.landed_without_us(config, id, deposit, unsuccessful.as_ref()).await,
-                Err(error) => {
-                    tracing::warn!(channel = %id, %transaction, %error, "a deposit cannot be followed at the moment");
-                    tokio::time::sleep(office.settings.poll).await;
-                    continue;
-                }
-            };
-            match end {
-                Ok(Some(block)) => {
-                    if let Some(view) = self.book_deposit(config, id, deposit, block).await {
-                        return Some(DepositEnd::Landed { transaction, view });
-                    }
-                }
-                // Not known yet, or the node cannot say at the moment.
-                Ok(None) => tokio::time::sleep(office.settings.poll).await,
-                Err(why) => return Some(DepositEnd::Dead(why)),
-            }
+        office.last_run.is_sent().await;
+        let balance = office.chain.token_balance(config.token, config.payer).await;
+        if balance.map_err(|error| not_sent(&error.into()))? < deposit.amount {
+            return Err(DepositEnd::PayerTooPoor);
         }
-        None
-    }
-
-    /// Whether the authorization was used by another transaction than ours, which reverted or is not mined: the block at
-    /// which that was seen; nothing where it may still land; or why it cannot any more.
-    async fn landed_without_us(
-        &self,
-        config: &ChannelConfig,
-        id: ChannelId,
-        deposit: &Deposit,
-        reverted: Option<&Mined>,
-    ) -> Result<Option<u64>, String> {
-        let chain = &self.office.chain;
-        // The block before the question: were it after, the deposit could land in between and be called dead.
-        let Ok(head) = chain.head().await else { return Ok(None) };
-        let nonce = Authorization::nonce(id, deposit.authorization.salt);
-        match (chain.authorization_used(config.token, config.payer, nonce).await, reverted) {
-            (Ok(true), _) => Ok(Some(head.number)),
-            // This node has not seen yet what reverted it.
-            (Ok(false), Some(mined)) if head.number < mined.block => Ok(None),
-            (Ok(false), Some(mined)) => Err(format!("transaction {} reverted", mined.hash)),
-            (Ok(false), None) if head.timestamp >= deposit.authorization.valid_before => {
-                Err("the authorization ran out before it was mined".to_owned())
-            }
-            (Ok(false), None) | (Err(_), _) => Ok(None),
-        }
-    }
-
-    async fn book_deposit(&self, config: &ChannelConfig, id: ChannelId, deposit: &Deposit, block: u64) -> Option<View> {
-        match self.office.refresh_since(&[(id, *config)], block).await {
-            Ok(views) => {
-                self.office.accounts().note_deposit(&id, deposit.authorization.salt);
-                views.first().copied()
-            }
-            Err(error) => {
-                tracing::warn!(channel = %id, %error, "a deposit landed and its channel cannot be read yet");
-                tokio::time::sleep(self.office.settings.poll).await;
-                None
-            }
-        }
+        let Deposit { amount, authorization } = deposit;
+        let (amount, salt, valid_before) = (*amount, authorization.salt, authorization.valid_before);
+        let call = Call::Deposit { config, amount, authorization: authorization.clone() };
+        // Sending begins with a simulation, so what the contract would refuse is never broadcast.
+        let sent = office.send(&call, Purpose::Deposit { config, amount, salt, valid_before }).await;
+        sent.map_err(|error| not_sent(&error))
     }
 
     async fn refund(
@@ -233,12 +147,17 @@ impl<C: Chain> Teller<C> {
         ticket: &mut RefundTicket,
     ) -> Result<RefundSent, RefundError> {
         let id = ticket.channel();
-        let transaction = self.send_refund(config, row, amount, ticket).await?;
+        self.office.last_run.is_sent().await;
+        let sent = self.send_refund(config, row, amount, ticket).await?;
+        let transaction = sent.hash;
         let mut waits = 0;
         let mined = loop {
             match self.office.chain.await_receipt(transaction, RECEIPT_WAIT, self.office.settings.poll).await {
                 Ok(Some(mined)) => break mined,
-                _ if waits >= MAX_REFUND_WAITS => return Err(RefundError::Pending),
+                _ if waits >= MAX_REFUND_WAITS => {
+                    self.office.leave(sent);
+                    return Err(RefundError::Pending);
+                }
                 Ok(None) => {}
                 Err(_) => tokio::time::sleep(self.office.settings.poll).await,
             }
@@ -248,6 +167,7 @@ impl<C: Chain> Teller<C> {
         if let Err(error) = self.office.refresh_since(&[(id, *config)], mined.block).await {
             tracing::warn!(channel = %id, %error, "a refunded channel cannot be read yet");
         }
+        self.office.ended(transaction, fate_of(&mined));
         if !mined.success || refunded.is_zero() {
             return Err(RefundError::Failed(format!("transaction {transaction} refunded nothing")));
         }
@@ -262,7 +182,7 @@ impl<C: Chain> Teller<C> {
         row: Option<ClaimRow>,
         amount: Amount,
         ticket: &mut RefundTicket,
-    ) -> Result<Hash, RefundError> {
+    ) -> Result<Transaction, RefundError> {
         let office = &self.office;
         let id = ticket.channel();
         let settlement = office.settlement();
@@ -270,7 +190,10 @@ impl<C: Chain> Teller<C> {
         for signing in 1..=MAX_REFUND_SIGNINGS {
             let view = office.chain.channel(id).await.map_err(|_| RefundError::Unreachable)?;
             let refund = SentRefund { nonce: view.refund_nonce, amount };
-            ticket.sign(refund).await.map_err(|_| RefundError::Unreachable)?;
+            ticket.sign(refund).await.map_err(|latched| {
+                tracing::error!(channel = %id, reason = latched.reason(), "no refund is signed");
+                RefundError::Unreachable
+            })?;
             let call = Call::ClaimAndRefund {
                 claim_signature: office.authorizer.sign(claim_batch_digest(&settlement, &rows)),
                 rows: rows.clone(),
@@ -279,9 +202,11 @@ impl<C: Chain> Teller<C> {
                 nonce: view.refund_nonce,
                 refund_signature: office.authorizer.sign(refund_digest(&settlement, id, view.refund_nonce, amount)),
             };
-            let error = match office.chain.send(&call).await {
-                Ok(hash) | Err(SendError::Unknown { hash, .. }) => return Ok(hash),
-                Err(SendError::Refused(error)) => error,
+            let nonce = view.refund_nonce;
+            let purpose = Purpose::Refund { channel: id, amount, nonce, rows: rows_of(&rows, &settlement) };
+            let error = match office.send(&call, purpose).await {
+                Ok(sent) => return Ok(sent),
+                Err(error) => error,
             };
             ticket.not_sent();
             match error.revert_name() {
@@ -324,9 +249,9 @@ fn unreachable(error: &ChainError) -> DeskError {
 }
 
 /// What an error before broadcasting means: the contract's no is the payer's affair, everything else is ours.
-fn not_sent(error: &ChainError) -> DepositEnd {
+fn not_sent(error: &CallError) -> DepositEnd {
     match error {
-        ChainError::Reverted { .. } => DepositEnd::WouldFail(error.to_string()),
+        CallError::Chain(ChainError::Reverted { .. }) => DepositEnd::WouldFail(error.to_string()),
         other => {
             tracing::error!(error = %other, "a deposit could not be relayed");
             DepositEnd::Unreachable

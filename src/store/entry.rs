@@ -30,7 +30,8 @@ pub struct LastDeposit {
 pub enum Entry {
     /// A channel changed.
     Channel(Box<ChannelEntry>),
-    /// A transaction was signed and is about to be sent.
+    /// A transaction was signed and is about to be sent. One that was refused and is signed again with the same nonce and
+    /// fees is the same transaction to the byte: where the books have its hash already, it is open again.
     Signed(Box<Transaction>),
     /// A transaction's fate is known.
     Ended(Box<Outcome>),

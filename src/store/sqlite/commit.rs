@@ -392,11 +392,8 @@ pub(super) fn register_functions(connection: &Connection) -> rusqlite::Result<()
     connection.create_scalar_function("add_amounts", 2, flags, |context| {
         let amount = |index| context.get_raw(index).as_str().ok().and_then(|text| text.parse::<Amount>().ok());
         let sum = amount(0).zip(amount(1)).and_then(|(one, other)| one.checked_add(other));
-        sum.map(|sum| sum.to_string()).ok_or_else(|| {
-            rusqlite::Error::SqliteFailure(
-                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
-                Some("charges.amount is no amount, or cannot grow by another".to_owned()),
-            )
-        })
+        // No message: SQLite would make the code that of an ordinary error with it.
+        let damage = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+        sum.map(|sum| sum.to_string()).ok_or(rusqlite::Error::SqliteFailure(damage, None))
     })
 }

@@ -23,6 +23,8 @@ mod read;
 mod reader;
 mod row;
 mod schema;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

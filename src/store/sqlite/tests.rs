@@ -1,0 +1,194 @@
+use rusqlite::ffi;
+use tempfile::TempDir;
+
+use super::*;
+use crate::ledger::{Snapshot, View};
+use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash};
+use crate::store::{Booking, ChannelEntry};
+
+const IDENTITY: Identity = Identity { chain_id: 1, settlement: Address([9; 20]) };
+
+fn entry(channel: u64, version: u64) -> Entry {
+    let mut id = [0; 32];
+    id[24..].copy_from_slice(&channel.to_be_bytes());
+    let config = ChannelConfig {
+        payer: Address([1; 20]),
+        payer_authorizer: Address([2; 20]),
+        receiver: Address([3; 20]),
+        receiver_authorizer: Address([4; 20]),
+        token: Address([5; 20]),
+        withdraw_delay: 900,
+        salt: Hash(id),
+    };
+    let charged = Amount::new(u128::from(version));
+    let snapshot = Snapshot {
+        id: ChannelId(id),
+        config,
+        view: View::default(),
+        viewed_at: 0,
+        charged,
+        latest: None,
+        open_refund: None,
+    };
+    let row = ChannelRow { snapshot, version, last_deposit: None };
+    let booking = Booking::Charge { route: "r".into(), amount: Amount::new(1), at: 60 };
+    Entry::Channel(Box::new(ChannelEntry { row, booking }))
+}
+
+fn count(connection: &Connection, table: &str) -> u32 {
+    connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+}
+
+fn version(connection: &Connection) -> u32 {
+    schema::version_of(connection, Path::new("here"), u32::MAX).unwrap()
+}
+
+#[test]
+fn books_of_version_1_are_brought_to_the_newest() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join(directory::BOOKS_FILE);
+    let mut connection = Connection::open(&path).unwrap();
+    schema::migrate(&mut connection, 0, &schema::MIGRATIONS[..1]).unwrap();
+    assert_eq!(version(&connection), 1);
+    drop(connection);
+    let mut store = SqliteStore::open(directory.path(), IDENTITY).unwrap();
+    store.commit(&[entry(1, 1)]).unwrap();
+    assert_eq!(version(&store.connection), schema::newest(schema::MIGRATIONS));
+}
+
+#[test]
+fn steps_of_the_schema_are_numbered_one_after_the_other() {
+    let versions: Vec<u32> = schema::MIGRATIONS.iter().map(|(version, _)| *version).collect();
+    assert_eq!(versions, (1..=schema::newest(schema::MIGRATIONS)).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_step_is_made_whole_or_not_at_all() {
+    let steps = [
+        schema::MIGRATIONS[0],
+        (2, "CREATE TABLE second (x) STRICT; -- not a type"),
+        (3, "CREATE TABLE third (x INTEGER) STRICT"),
+    ];
+    let good = [steps[0], (2, "CREATE TABLE second (x INTEGER) STRICT"), steps[2]];
+    let half = [steps[0], (2, "CREATE TABLE second (x INTEGER) STRICT; INSERT INTO nowhere VALUES (1)"), steps[2]];
+    let mut connection = Connection::open_in_memory().unwrap();
+    schema::migrate(&mut connection, 0, &steps[..1]).unwrap();
+    for broken in [steps, half] {
+        schema::migrate(&mut connection, 1, &broken).unwrap_err();
+        assert_eq!(version(&connection), 1);
+        assert!(connection.prepare("SELECT * FROM second").is_err());
+    }
+    schema::migrate(&mut connection, 1, &good).unwrap();
+    assert_eq!((version(&connection), count(&connection, "second"), count(&connection, "third")), (3, 0, 0));
+    let error = schema::version_of(&connection, Path::new("here"), 2).unwrap_err();
+    assert!(matches!(error, StoreError::TooNew { found: 3, known: 2 }), "{error:?}");
+}
+
+#[test]
+fn a_full_disk_is_final_and_loses_nothing() {
+    let directory = TempDir::new().unwrap();
+    let mut store = SqliteStore::open(directory.path(), IDENTITY).unwrap();
+    store.connection.pragma_update(None, "max_page_count", 60).unwrap();
+    let mut written = 0;
+    let error = loop {
+        match store.commit(&[entry(written, 1), entry(written, 2)]) {
+            Ok(()) => written += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, StoreError::Full(_)), "{error:?}");
+    // A row that fits would be refused as well.
+    let again = store.commit(&[entry(0, 3)]).unwrap_err();
+    assert!(matches!(again, StoreError::Full(_)), "{again:?}");
+    drop(store);
+    let mut store = SqliteStore::open(directory.path(), IDENTITY).unwrap();
+    let mut rows = 0;
+    store
+        .channels(&mut |row| {
+            assert_eq!(row.version, 2);
+            rows += 1;
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!((rows, u64::from(count(&store.connection, "charges"))), (written, written));
+    store.commit(&[entry(0, 3)]).unwrap();
+}
+
+#[test]
+fn a_failed_commit_leaves_a_note_and_the_log_alone() {
+    let directory = TempDir::new().unwrap();
+    let mut store = SqliteStore::open(directory.path(), IDENTITY).unwrap();
+    store.commit(&[entry(1, 1)]).unwrap();
+    store.commit(&[entry(1, 9)]).unwrap_err();
+    assert_eq!(count(&store.connection, "incidents"), 1);
+    let pages: u32 = store.connection.pragma_query_value(None, "wal_autocheckpoint", |row| row.get(0)).unwrap();
+    assert_eq!(pages, 0);
+    let log = directory.path().join("books.sqlite3-wal");
+    let length = std::fs::metadata(&log).unwrap().len();
+    assert!(length > 0);
+    drop(store);
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), length, "not copied at the end either");
+}
+
+#[test]
+fn each_commit_is_forced_to_the_disk_and_the_log_is_copied_in_time() {
+    let directory = TempDir::new().unwrap();
+    let mut store = SqliteStore::open(directory.path(), IDENTITY).unwrap();
+    let pragma = |store: &SqliteStore, name: &str| -> rusqlite::types::Value {
+        store.connection.pragma_query_value(None, name, |row| row.get(0)).unwrap()
+    };
+    assert_eq!(pragma(&store, "synchronous"), rusqlite::types::Value::Integer(2));
+    assert_eq!(pragma(&store, "journal_mode"), rusqlite::types::Value::Text("wal".to_owned()));
+    assert_eq!(pragma(&store, "page_size"), rusqlite::types::Value::Integer(i64::from(PAGE_BYTES)));
+    drop(store);
+    let path = directory.path().join("other.sqlite3");
+    let options = SqliteOptions { checkpoint_pages: 50, ..SqliteOptions::default() };
+    store = SqliteStore::open_file(path.to_str().unwrap(), IDENTITY, &options).unwrap();
+    for version in 1..=200 {
+        store.commit(&[entry(1, version)]).unwrap();
+    }
+    let log = std::fs::metadata(directory.path().join("other.sqlite3-wal")).unwrap().len();
+    assert!(log < 100 * u64::from(PAGE_BYTES), "{log}");
+}
+
+#[test]
+fn an_exclusive_store_needs_no_shared_memory() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("books.sqlite3");
+    let options = SqliteOptions { exclusive: true, ..SqliteOptions::default() };
+    for version in 1..=2 {
+        let mut store = SqliteStore::open_file(path.to_str().unwrap(), IDENTITY, &options).unwrap();
+        store.commit(&[entry(1, version)]).unwrap();
+        assert!(directory.path().join("books.sqlite3-wal").exists());
+        assert!(!directory.path().join("books.sqlite3-shm").exists());
+    }
+}
+
+#[test]
+fn errors_say_what_can_be_done() {
+    let error = |code: i32| rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+    let name = |error: StoreError| match error {
+        StoreError::Full(_) => "full",
+        StoreError::ReadOnly(_) => "read only",
+        StoreError::Damaged { .. } => "damaged",
+        StoreError::Path { .. } => "path",
+        StoreError::Io { doing, .. } => doing,
+        other => panic!("{other:?}"),
+    };
+    for (code, writes, opens) in [
+        (ffi::SQLITE_FULL, "full", "full"),
+        (ffi::SQLITE_READONLY, "read only", "read only"),
+        (ffi::SQLITE_READONLY_DIRECTORY, "read only", "read only"),
+        (ffi::SQLITE_CANTOPEN, "written", "path"),
+        (ffi::SQLITE_PERM, "written", "path"),
+        (ffi::SQLITE_CORRUPT, "damaged", "damaged"),
+        (ffi::SQLITE_NOTADB, "damaged", "damaged"),
+        (ffi::SQLITE_IOERR_FSYNC, "written", "opened"),
+        (ffi::SQLITE_BUSY, "written", "opened"),
+        (ffi::SQLITE_NOMEM, "written", "opened"),
+    ] {
+        assert_eq!(name(writing(error(code))), writes, "{code}");
+        assert_eq!(name(opening(Path::new("here"))(error(code))), opens, "{code}");
+        assert_eq!(name(repeat(&writing(error(code)))), writes, "{code}");
+    }
+}
