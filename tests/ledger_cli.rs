@@ -866,3 +866,189 @@ mod backup {
         assert_eq!(world.verify().0, Some(0));
     }
 }
+
+mod chain {
+    //! `peaje ledger verify --chain` against a chain in this process.
+
+    use std::time::Duration;
+
+    use peaje::chain::{AlloyChain, Call, Chain as _, KeyRef};
+    use peaje::devnet::{Devnet, DevnetConfig};
+    use peaje::protocol::claim::{ClaimRow, claim_batch_digest};
+    use peaje::protocol::deposit::Authorization;
+
+    use super::*;
+
+    /// Books, and a chain on which one channel has a million units, of which so much is claimed.
+    struct Stage {
+        world: World,
+        devnet: Devnet,
+        chain: AlloyChain,
+        authorizer: LocalKey,
+        account: Account,
+    }
+
+    fn dev(name: &str) -> LocalKey {
+        format!("dev:{name}").parse::<KeyRef>().unwrap().load(true).unwrap()
+    }
+
+    impl Stage {
+        async fn set() -> Self {
+            let devnet = Devnet::start(DevnetConfig { chain_id: CHAIN, ..DevnetConfig::default() }).await.unwrap();
+            let chain = AlloyChain::connect(devnet.rpc_url().parse().unwrap(), Some(dev("gas"))).await.unwrap();
+            let payer = dev("agent");
+            devnet.mint_dollars(payer.address().0.into(), 5_000_000).unwrap();
+            let authorizer = dev("authorizer");
+            let config = ChannelConfig {
+                payer: payer.address(),
+                payer_authorizer: payer.address(),
+                receiver_authorizer: authorizer.address(),
+                ..Account::new(1).row.snapshot.config
+            };
+            let world = World::new();
+            let stage = Self { account: Account::of(config, payer), world, devnet, chain, authorizer };
+            stage.point_config_at(&stage.devnet.rpc_url());
+            stage.deposit(1_000_000).await;
+            stage
+        }
+
+        fn point_config_at(&self, url: &str) {
+            let path = self.world.path("peaje.toml");
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, text.replace("http://127.0.0.1:1", url)).unwrap();
+        }
+
+        async fn send(&self, call: &Call) {
+            let hash = self.chain.send(call).await.unwrap();
+            let mined = self.chain.await_receipt(hash, Duration::from_secs(10), Duration::from_millis(20)).await;
+            assert!(mined.unwrap().unwrap().success);
+        }
+
+        async fn deposit(&self, amount: u128) {
+            let (config, amount) = (self.account.row.snapshot.config, Amount::new(amount));
+            let salt = Hash([0x5a; 32]);
+            let nonce = Authorization::nonce(config.id(&settlement()), salt);
+            let valid_before = self.devnet.now() + 300;
+            let token = Domain::new("USDC", "2", CHAIN, usdc());
+            let digest = Authorization::digest(&token, config.payer, amount, 0, valid_before, nonce);
+            let signature = self.account.signer.sign(digest);
+            let authorization = Authorization { valid_after: 0, valid_before, salt, signature };
+            self.send(&Call::Deposit { config, amount, authorization }).await;
+        }
+
+        async fn claim(&self, total: u128) {
+            let latest = self.account.row.snapshot.latest.clone().unwrap();
+            let rows = vec![ClaimRow {
+                config: self.account.row.snapshot.config,
+                max_claimable: latest.max_claimable,
+                signature: latest.signature,
+                total_claimed: Amount::new(total),
+            }];
+            let signature = self.authorizer.sign(claim_batch_digest(&settlement(), &rows));
+            self.send(&Call::ClaimWithSignature { rows, signature }).await;
+        }
+
+        fn write(&mut self, entries: Vec<Entry>) {
+            self.world.commit(&entries);
+        }
+
+        async fn verify(&self) -> Output {
+            let config = self.world.path("peaje.toml").to_str().unwrap().to_owned();
+            let run = move || peaje(&["ledger", "verify", "--chain", "--config", &config]);
+            tokio::task::spawn_blocking(run).await.unwrap()
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn books_that_agree_with_the_chain_pass() {
+        let mut stage = Stage::set().await;
+        stage.account.row.snapshot.view.block = 1;
+        let charge = stage.account.charge("/v1/*", 9_000, TEN);
+        stage.write(vec![charge]);
+        assert_eq!(findings(&stage.verify().await), (Some(0), vec![]));
+        stage.claim(9_000).await;
+        // The books have not seen the claim yet; the chain is ahead of them, and not of what was charged.
+        let output = stage.verify().await;
+        assert_eq!(findings(&output), (Some(0), vec![]));
+        let chain = &json(&output)["chain"];
+        assert_eq!(chain["channels"], 1);
+        let receiver = &chain["receivers"][0];
+        assert_eq!(
+            ["claimed", "credited", "settled", "due"].map(|name| units(&receiver[name])),
+            [9_000, 9_000, 0, 9_000]
+        );
+        let seen = stage.account.claimed(9_000);
+        stage.write(vec![seen]);
+        assert_eq!(findings(&stage.verify().await), (Some(0), vec![]));
+        // Export, show and chain are one and the same sum.
+        let totals = stage.world.json(&["show"])["totals"].clone();
+        let exported = records(&stdout(&stage.world.ledger(&["export"])));
+        assert_eq!((units(&totals["claimed"]), units(&totals["charged"])), (9_000, 9_000));
+        assert_eq!(exported.iter().map(|line| line["amount"].as_str()).collect::<Vec<_>>(), ["9000"]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn books_older_than_the_last_claim_are_found() {
+        let mut stage = Stage::set().await;
+        let charge = stage.account.charge("/v1/*", 9_000, TEN);
+        let id = stage.account.id().to_string();
+        stage.write(vec![charge]);
+        drop(stage.account.charge("/v1/*", 1, TEN));
+        stage.claim(9_001).await;
+        let (code, found) = findings(&stage.verify().await);
+        assert_eq!((code, found), (Some(7), vec![("chain_claimed_more".to_owned(), Some(id))]));
+        assert_eq!(stage.world.verify(), (Some(0), vec![]), "in themselves they are true");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn claims_and_cover_that_the_chain_does_not_have_are_found() {
+        let mut stage = Stage::set().await;
+        stage.account.row.snapshot.view.block = 0;
+        stage.account.row.snapshot.view.balance = Amount::new(2_000_000);
+        let charge = stage.account.charge("/v1/*", 1_000_001, TEN);
+        let claimed = stage.account.claimed(5);
+        stage.write(vec![charge, claimed]);
+        let (code, found) = findings(&stage.verify().await);
+        assert_eq!((code, whats(&found)), (Some(7), vec!["chain_claimed_less", "shortfall"]));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_key_that_cannot_claim_is_a_note() {
+        let mut stage = Stage::set().await;
+        let config = ChannelConfig { receiver_authorizer: key(9).address(), ..stage.account.row.snapshot.config };
+        let mut account = Account::of(config, dev("agent"));
+        account.row.snapshot.view.block = 1;
+        let charge = account.charge("/v1/*", 2_000, TEN);
+        stage.write(vec![charge]);
+        let (code, found) = findings(&stage.verify().await);
+        // There is no such channel on this chain, so nothing covers it either.
+        assert_eq!((code, whats(&found)), (Some(0), vec!["shortfall", "other_authorizer"]));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_voucher_that_only_the_payer_can_judge_is_judged() {
+        let mut stage = Stage::set().await;
+        let config = ChannelConfig { payer_authorizer: Address::ZERO, ..stage.account.row.snapshot.config };
+        let mut account = Account::of(config, key(50));
+        account.row.snapshot.view.block = 1;
+        let charge = account.charge("/v1/*", 2_000, TEN);
+        stage.write(vec![charge]);
+        assert_eq!(whats(&stage.world.verify().1), ["wallet"]);
+        let output = stage.verify().await;
+        let (code, found) = findings(&output);
+        assert_eq!((code, whats(&found)), (Some(7), vec!["shortfall", "signature"]));
+        assert_eq!((&json(&output)["problems"], &json(&output)["notes"]), (&1.into(), &1.into()));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_of_another_chain_is_not_believed() {
+        let stage = Stage::set().await;
+        let other = Devnet::start(DevnetConfig { chain_id: 31_337, ..DevnetConfig::default() }).await.unwrap();
+        let path = stage.world.path("peaje.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace(&stage.devnet.rpc_url(), &other.rpc_url())).unwrap();
+        let output = stage.verify().await;
+        assert_eq!(output.status.code(), Some(4));
+        assert!(stderr(&output).contains("chain 31337"), "{}", stderr(&output));
+    }
+}

@@ -238,7 +238,7 @@ impl Step {
 /// Audits books. `settlement` is the domain that vouchers of their chain are signed under. `progress` is told each step
 /// and how many rows of it were read.
 ///
-/// Some 200 bytes are kept for each channel.
+/// Some 400 bytes are kept for each channel while it runs.
 ///
 /// # Errors
 /// Only where the books cannot be read at all. What is damaged is a finding.

@@ -19,7 +19,8 @@
 //! A charge is added to the row of its channel, route and minute ([`Booking`]), in the transaction that writes the
 //! channel's new sum. One row a charge would be a billion rows a day at line rate, and the sums are what books are for; a
 //! minute is fine enough for any bill. What the chain changes past us is booked as an adjustment. So for every channel,
-//! at every commit, charges and adjustments add up to what it was charged in all, to the unit.
+//! at every commit, charges and adjustments add up to what it was charged in all, to the unit. [`audit`] reads all of it
+//! and says where that, or anything else that must hold, does not.
 
 pub mod audit;
 mod entry;

@@ -182,6 +182,14 @@ pub(super) fn money(amount: Amount, decimals: Option<u8>) -> String {
     decimals.map_or_else(|| amount.to_string(), |decimals| amount.to_price(decimals))
 }
 
+/// What adjustments came to, with its sign.
+pub(super) fn net(up: Amount, down: Amount, decimals: Option<u8>) -> String {
+    match up.checked_sub(down) {
+        Some(net) => money(net, decimals),
+        None => format!("-{}", money(down.saturating_sub(up), decimals)),
+    }
+}
+
 /// The plural of a word.
 pub(super) fn counted(count: u64, word: &str) -> String {
     match count {
@@ -238,5 +246,11 @@ mod tests {
     #[test]
     fn words_are_counted() {
         assert_eq!((counted(0, "channel"), counted(1, "channel")), ("0 channels".to_owned(), "1 channel".to_owned()));
+    }
+
+    #[test]
+    fn adjustments_are_netted_with_their_sign() {
+        let net = |up, down| net(Amount::new(up), Amount::new(down), Some(6));
+        assert_eq!((net(2_000, 0), net(0, 2_000), net(5, 5)), ("$0.002".into(), "-$0.002".into(), "$0.00".into()));
     }
 }

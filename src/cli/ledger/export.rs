@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::books::{Books, BooksArgs, Survey, counted, damaged, money};
+use super::books::{Books, BooksArgs, Survey, counted, damaged, money, net};
+use super::channel::{ChannelName, find};
 use super::lines;
-use super::show::{self, ChannelName};
 use super::table::Record;
 use super::time::{Moment, iso, unix_now};
 use crate::cli::{Exit, Failure, Outcome, Output};
@@ -82,7 +82,7 @@ pub struct ExportArgs {
     /// Of this route only; charges have one, nothing else has.
     #[arg(long, value_name = "NAME")]
     pub route: Option<String>,
-    /// Write to a file instead of stdout, and print what was written.
+    /// Write to a file, which is replaced if it is there, instead of stdout; print what was written.
     #[arg(short, long, value_name = "FILE")]
     pub out: Option<PathBuf>,
 }
@@ -162,7 +162,7 @@ impl Format {
 pub(super) fn run(args: &ExportArgs, output: &Output) -> Outcome {
     let filter = filter_of(args, unix_now())?;
     let books = args.books.open()?;
-    let channel = args.channel.as_ref().map(|name| show::find(&books, name)).transpose()?;
+    let channel = args.channel.as_ref().map(|name| find(&books, name)).transpose()?;
     let filter = Filter { channel: channel.map(|row| row.snapshot.id), ..filter };
     let survey = Survey::of(&books, args.payer).map_err(damaged)?;
     let mut export = Export {
@@ -522,14 +522,10 @@ fn whole_story(
     let booked = sum.amount.checked_add(up).and_then(|sum| sum.checked_sub(down));
     let money = |amount| money(amount, decimals);
     Ok(Some(if booked == Some(charged) {
+        let adjusted = net(up, down, decimals);
         match (up.is_zero(), down.is_zero()) {
             (true, true) => "; show says the same".to_owned(),
-            _ => format!(
-                "; with adjustments of {} and -{} that is {}, as show says",
-                money(up),
-                money(down),
-                money(charged)
-            ),
+            _ => format!("; with {adjusted} of adjustments that is {}, as show says", money(charged)),
         }
     } else {
         format!("; show says {}, and they do not add up: peaje ledger verify", money(charged))

@@ -6,6 +6,7 @@
 
 mod backup;
 mod books;
+mod channel;
 mod export;
 mod lines;
 mod show;
@@ -19,8 +20,9 @@ use super::{Outcome, Output};
 
 pub use backup::BackupArgs;
 pub use books::BooksArgs;
+pub use channel::ChannelName;
 pub use export::{ExportArgs, Format, What};
-pub use show::{ChannelName, ShowArgs, Sort};
+pub use show::{ShowArgs, Sort};
 pub use time::Moment;
 pub use verify::VerifyArgs;
 
