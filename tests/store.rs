@@ -1,5 +1,12 @@
 //! The books on disk, as whoever uses them sees them: what is written is read back, or somebody hears of it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "helpers of tests fail the test, and one test listens to another process"
+)]
+
 use std::collections::BTreeMap;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
@@ -384,7 +391,7 @@ impl Step {
 
     fn outcome(&self, hash: Hash) -> Outcome {
         let (channel, amount) = (ChannelId([self.channel; 32]), Amount::new(self.long));
-        let moved = vec![
+        let moved = [
             Moved::Deposited(channel, amount),
             Moved::Claimed(channel, amount),
             Moved::Refunded(channel, amount),
@@ -505,6 +512,26 @@ fn the_largest_amounts_survive() {
 }
 
 #[test]
+fn charges_of_one_minute_and_route_are_one_line_however_they_came() {
+    let directory = TempDir::new().unwrap();
+    let mut store = open(directory.path());
+    for (version, at) in (1..).zip([NOON, NOON + 60, NOON + 59, NOON + 60, NOON + 1]) {
+        store.commit(&[charge(row(1, version, u128::from(version)), 1, at)]).unwrap();
+        let reader = Reader::open(directory.path()).unwrap();
+        assert_eq!(sums_of(&reader), BTreeMap::from([(ChannelId([1; 32]), u128::from(version))]));
+    }
+    let reader = Reader::open(directory.path()).unwrap();
+    let lines: Vec<(u64, u64, u128)> = charges_of(&reader, &Filter::default())
+        .into_iter()
+        .map(|line| (line.minute, line.requests, line.amount.units()))
+        .collect();
+    assert_eq!(lines, [(NOON, 3, 3), (NOON + 60, 2, 2)]);
+    let sql = "SELECT requests || ' ' || amount FROM earnings";
+    let earned: String = plain(directory.path()).query_row(sql, [], |row| row.get(0)).unwrap();
+    assert_eq!(earned, "5 5");
+}
+
+#[test]
 fn a_directory_has_one_owner() {
     let directory = TempDir::new().unwrap();
     let first = open(directory.path());
@@ -556,7 +583,10 @@ fn a_dead_owner_is_none() {
 
 /// A connection that knows nothing of Peaje, as the `sqlite3` shell's.
 fn plain(directory: &Path) -> rusqlite::Connection {
-    rusqlite::Connection::open(directory.join("books.sqlite3")).unwrap()
+    let connection = rusqlite::Connection::open(directory.join("books.sqlite3")).unwrap();
+    // As in the shell; the library's default is another.
+    connection.pragma_update(None, "foreign_keys", false).unwrap();
+    connection
 }
 
 /// The same books in a directory of their own.
@@ -651,10 +681,17 @@ fn values_that_cannot_be_are_damage() {
         let error = rows_of(&mut open(directory.path())).unwrap_err();
         assert!(matches!(error, StoreError::Damaged { .. }), "{change}: {error:?}");
     }
-    // A sum that cannot be added to is damage when it is written, too.
+    // What cannot be added to is damage when it is written, too: the latest line of charges, and the one before it.
     let directory = copy_of(original.path());
-    plain(directory.path()).execute("UPDATE charges SET amount = 'x'", []).unwrap();
+    plain(directory.path()).execute("UPDATE channels SET line_amount = 'x'", []).unwrap();
     let error = open(directory.path()).commit(&[charge(full_row(1, 2, 6), 1, NOON)]).unwrap_err();
+    assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
+    let directory = copy_of(original.path());
+    let mut store = open(directory.path());
+    store.commit(&[charge(full_row(1, 2, 6), 1, NOON + 60), charge(full_row(1, 3, 7), 1, NOON)]).unwrap();
+    drop(store);
+    assert_eq!(plain(directory.path()).execute("UPDATE charges SET amount = 'x'", []).unwrap(), 2);
+    let error = open(directory.path()).commit(&[charge(full_row(1, 4, 8), 1, NOON + 60)]).unwrap_err();
     assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
 }
 

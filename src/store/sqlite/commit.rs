@@ -8,8 +8,8 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
 
 use super::failure::{damaged, refused, writing};
 use super::read;
-use super::row::{Decimal, Written, seal_of_channel, seal_of_cursor, seal_of_transaction};
-use crate::protocol::{Address, Amount, ChannelConfig, Domain};
+use super::row::{self, Cells, Decimal, Extra, Line, seal_of_channel, seal_of_cursor, seal_of_transaction};
+use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Domain};
 use crate::store::{
     Booking, ChannelEntry, ChannelRow, Cursor, Entry, Fate, Moved, Outcome, Purpose, StoreError, Transaction,
 };
@@ -20,23 +20,26 @@ const MAX_REMEMBERED: usize = 1_024;
 /// Charges are added up by the minute.
 const MINUTE_S: u64 = 60;
 
-const FIND_CHANNEL: &str = "SELECT number, version, opened_at FROM channels WHERE id = ?1";
+const FIND_CHANNEL: &str = "SELECT number, version, line_minute, line_route_number, line_requests, line_amount, \
+     opened_at FROM channels WHERE id = ?1";
 
 const INSERT_CHANNEL: &str = "INSERT INTO channels (version, id, payer, payer_authorizer, salt, terms_number, charged, \
      max_claimable, signature, view_block, balance, total_claimed, withdrawal_amount, withdrawal_at, refund_nonce, \
-     viewed_at, open_refund_nonce, open_refund_amount, last_deposit_salt, last_deposit_charged, opened_at, changed_at, \
-     seal) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, \
-     ?22, ?23)";
+     viewed_at, open_refund_nonce, open_refund_amount, last_deposit_salt, last_deposit_charged, line_minute, \
+     line_route_number, line_requests, line_amount, opened_at, changed_at, seal, number) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, \
+     ?24, ?25, ?26, ?27, ?28)";
 
 const REPLACE_CHANNEL: &str = "UPDATE channels SET version = ?1, payer = ?3, payer_authorizer = ?4, salt = ?5, \
      terms_number = ?6, charged = ?7, max_claimable = ?8, signature = ?9, view_block = ?10, balance = ?11, \
      total_claimed = ?12, withdrawal_amount = ?13, withdrawal_at = ?14, refund_nonce = ?15, viewed_at = ?16, \
      open_refund_nonce = ?17, open_refund_amount = ?18, last_deposit_salt = ?19, last_deposit_charged = ?20, \
-     opened_at = ?21, changed_at = ?22, seal = ?23 WHERE number = ?24 AND id = ?2";
+     line_minute = ?21, line_route_number = ?22, line_requests = ?23, line_amount = ?24, opened_at = ?25, \
+     changed_at = ?26, seal = ?27 WHERE number = ?28 AND id = ?2";
 
 /// `add_amounts` is ours: SQLite's own sums are of 64 bits, or floats.
-const ADD_CHARGE: &str = "INSERT INTO charges (minute, channel_number, route_number, requests, amount) \
-     VALUES (?1, ?2, ?3, 1, ?4) ON CONFLICT DO UPDATE SET requests = requests + 1, \
+const ADD_LINE: &str = "INSERT INTO charges (minute, channel_number, route_number, requests, amount) \
+     VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET requests = requests + excluded.requests, \
      amount = add_amounts(amount, excluded.amount)";
 
 const ADD_ADJUSTMENT: &str =
@@ -101,7 +104,7 @@ pub(super) struct Batch<'c> {
     domain: &'c Domain,
     find_channel: CachedStatement<'c>,
     replace_channel: CachedStatement<'c>,
-    add_charge: CachedStatement<'c>,
+    add_line: CachedStatement<'c>,
 }
 
 impl<'c> Batch<'c> {
@@ -117,7 +120,7 @@ impl<'c> Batch<'c> {
             domain,
             find_channel: prepare(FIND_CHANNEL)?,
             replace_channel: prepare(REPLACE_CHANNEL)?,
-            add_charge: prepare(ADD_CHARGE)?,
+            add_line: prepare(ADD_LINE)?,
         })
     }
 
@@ -132,52 +135,81 @@ impl<'c> Batch<'c> {
 
     fn channel(&mut self, entry: &ChannelEntry) -> Result<(), StoreError> {
         let ChannelEntry { row, booking } = entry;
-        let at = match booking {
+        let id = row.snapshot.id;
+        let Some(expected) = row.version.checked_sub(1) else {
+            return Err(refused("written", format!("channel {id}: a row's first version is 1, not 0")));
+        };
+        let found = self.find(id)?;
+        let there = found.as_ref().map(|found| found.version);
+        if there.unwrap_or(0) != expected || there == Some(0) {
+            return Err(StoreError::Conflict { channel: id, expected, found: there });
+        }
+        let changed_at = match booking {
             Booking::Charge { at, .. } | Booking::Adjustment { at, .. } => *at,
             Booking::Nothing => row.snapshot.viewed_at,
         };
-        let number = self.channel_row(row, at)?;
-        match booking {
-            Booking::Nothing => {}
-            Booking::Charge { route, amount, at } => {
-                let minute = at - at % MINUTE_S;
-                let route = self.route(route)?;
-                self.add_charge
-                    .execute(params![minute.cast_signed(), number, route, Decimal::from(*amount)])
-                    .map_err(writing)?;
-            }
-            Booking::Adjustment { from, to, at, why } => {
-                let values = params![at.cast_signed(), number, Decimal::from(*from), Decimal::from(*to), why.as_str()];
-                self.execute(ADD_ADJUSTMENT, values)?;
-            }
+        let (line, closed) = self.line(id, found.as_ref().and_then(|found| found.line), booking)?;
+        let opened_at = found.as_ref().map_or(changed_at, |found| found.opened_at);
+        let number = self.write(found.map(|found| found.number), row, Extra { line, opened_at, changed_at })?;
+        if let Some(Line { minute, route_number, requests, amount }) = closed {
+            let (minute, requests) = (minute.cast_signed(), requests.cast_signed());
+            self.add_line
+                .execute(params![minute, number, route_number, requests, Decimal::from(amount)])
+                .map_err(writing)?;
+        }
+        if let Booking::Adjustment { from, to, at, why } = booking {
+            let values = params![at.cast_signed(), number, Decimal::from(*from), Decimal::from(*to), why.as_str()];
+            self.execute(ADD_ADJUSTMENT, values)?;
         }
         Ok(())
     }
 
-    /// Compares and sets a channel's row; returns its number.
-    fn channel_row(&mut self, row: &ChannelRow, changed_at: u64) -> Result<i64, StoreError> {
-        let ChannelRow { snapshot, version, last_deposit } = row;
-        let id = snapshot.id;
-        let Some(expected) = version.checked_sub(1) else {
-            return Err(refused("written", format!("channel {id}: a row's first version is 1, not 0")));
-        };
-        let found = self
-            .find_channel
-            .query_row(params![id.0], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
-            .optional()
-            .map_err(writing)?
-            .map(|(number, version, opened_at)| (number, version.cast_unsigned(), opened_at.cast_unsigned()));
-        if found.map_or(0, |(_, version, _)| version) != expected || (found.is_some() && expected == 0) {
-            return Err(StoreError::Conflict { channel: id, expected, found: found.map(|(_, version, _)| version) });
+    /// What is there of a channel.
+    fn find(&mut self, id: ChannelId) -> Result<Option<Found>, StoreError> {
+        let mut rows = self.find_channel.query(params![id.0]).map_err(writing)?;
+        let Some(found) = rows.next().map_err(writing)? else { return Ok(None) };
+        let mut cells = Cells::of("its row", found);
+        let found = (|| {
+            Ok(Found {
+                number: cells.number("number")?.cast_signed(),
+                version: cells.number("version")?,
+                line: Line::read(&mut cells)?,
+                opened_at: cells.number("opened_at")?,
+            })
+        })();
+        row::of(format_args!("channel {id}"), found).map(Some)
+    }
+
+    /// The channel's latest line after a booking, and the one that is closed by it.
+    fn line(
+        &mut self,
+        id: ChannelId,
+        line: Option<Line>,
+        booking: &Booking,
+    ) -> Result<(Option<Line>, Option<Line>), StoreError> {
+        let Booking::Charge { route, amount, at } = booking else { return Ok((line, None)) };
+        let (minute, route_number, amount) = (at - at % MINUTE_S, self.route(route)?, *amount);
+        match line {
+            Some(line) if (line.minute, line.route_number) == (minute, route_number) => {
+                let sum = line.amount.checked_add(amount).zip(line.requests.checked_add(1));
+                let Some((amount, requests)) = sum else {
+                    return Err(damaged(format!("channel {id}: its line of charges cannot grow by another")));
+                };
+                Ok((Some(Line { amount, requests, ..line }), None))
+            }
+            closed => Ok((Some(Line { minute, route_number, requests: 1, amount }), closed)),
         }
-        let written = Written { opened_at: found.map_or(changed_at, |(_, _, opened_at)| opened_at), changed_at };
-        let config = &snapshot.config;
+    }
+
+    /// Writes a channel's row, over the one with a number or as a new one; returns its number.
+    fn write(&mut self, number: Option<i64>, row: &ChannelRow, extra: Extra) -> Result<i64, StoreError> {
+        let ChannelRow { snapshot, version, last_deposit } = row;
+        let Extra { line, opened_at, changed_at } = extra;
+        let (config, view) = (&snapshot.config, &snapshot.view);
         let terms = self.terms(config)?;
-        let view = &snapshot.view;
-        let known = found.map(|(number, ..)| number);
         let values = params![
             version.cast_signed(),
-            id.0,
+            snapshot.id.0,
             config.payer.0,
             config.payer_authorizer.0,
             config.salt.0,
@@ -196,21 +228,22 @@ impl<'c> Batch<'c> {
             snapshot.open_refund.map(|refund| Decimal::from(refund.amount)),
             last_deposit.map(|deposit| deposit.salt.0),
             last_deposit.map(|deposit| Decimal::from(deposit.charged)),
-            written.opened_at.cast_signed(),
+            line.map(|line| line.minute.cast_signed()),
+            line.map(|line| line.route_number),
+            line.map(|line| line.requests.cast_signed()),
+            line.map(|line| Decimal::from(line.amount)),
+            opened_at.cast_signed(),
             changed_at.cast_signed(),
-            i64::from(seal_of_channel(row, written)),
-            known,
+            i64::from(seal_of_channel(row, extra)),
+            number,
         ];
-        match known {
-            Some(number) => match self.replace_channel.execute(values).map_err(writing)? {
-                1 => Ok(number),
-                _ => Err(damaged(format!("channel {id}: the index of ids leads to a row that is not its"))),
-            },
-            None => {
-                let values = values.get(..23).expect("all but the number, which is the last of 24");
-                self.execute(INSERT_CHANNEL, values)?;
-                Ok(self.connection.last_insert_rowid())
-            }
+        let Some(number) = number else {
+            self.execute(INSERT_CHANNEL, values)?;
+            return Ok(self.connection.last_insert_rowid());
+        };
+        match self.replace_channel.execute(values).map_err(writing)? {
+            1 => Ok(number),
+            _ => Err(damaged(format!("channel {}: the index of ids leads to another's row", snapshot.id))),
         }
     }
 
@@ -366,6 +399,14 @@ impl<'c> Batch<'c> {
             .map(drop)
             .map_err(writing)
     }
+}
+
+/// What a channel's new row is built on.
+struct Found {
+    number: i64,
+    version: u64,
+    line: Option<Line>,
+    opened_at: u64,
 }
 
 /// What only some purposes have.

@@ -138,26 +138,45 @@ impl Reader {
         filter: &Filter,
         each: &mut dyn FnMut(ChargeLine) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let sql = "SELECT h.minute, c.id, c.payer, r.name, h.requests, h.amount FROM charges h \
-             LEFT JOIN channels c ON c.number = h.channel_number LEFT JOIN routes r ON r.number = h.route_number \
-             WHERE h.minute >= ?1 AND h.minute < ?2 AND (?3 IS NULL OR c.id = ?3) AND (?4 IS NULL OR r.name = ?4) \
-             ORDER BY h.minute, h.channel_number, h.route_number";
+        // A compound without a wrapping SELECT, so that the long half is read in the order of its key and never sorted.
+        let [closed, latest] = [
+            "SELECT h.minute, h.channel_number, h.route_number, c.id, c.payer, r.name, h.requests, h.amount \
+             FROM charges h LEFT JOIN channels c ON c.number = h.channel_number \
+             LEFT JOIN routes r ON r.number = h.route_number WHERE h.minute >= ?1 AND h.minute < ?2",
+            "SELECT c.line_minute, c.number, c.line_route_number, c.id, c.payer, r.name, c.line_requests, c.line_amount \
+             FROM channels c LEFT JOIN routes r ON r.number = c.line_route_number \
+             WHERE c.line_minute >= ?1 AND c.line_minute < ?2",
+        ];
+        let wanted = "AND (?3 IS NULL OR c.id = ?3) AND (?4 IS NULL OR r.name = ?4)";
+        let sql = format!("{} {wanted} UNION ALL {} {wanted} ORDER BY 1, 2, 3", closed, latest);
         let (since, until) = span(filter);
-        self.lines(
-            sql,
-            params![since, until, channel_of(filter), filter.route],
-            "a line of charges",
-            &mut |mut cells| {
-                each(ChargeLine {
-                    minute: cells.number("minute")?,
-                    channel: ChannelId(cells.bytes("channel (by its channel_number)")?),
-                    payer: Address(cells.bytes("payer (by its channel_number)")?),
-                    route: cells.text("route (by its route_number)")?.to_owned(),
-                    requests: cells.number("requests")?,
-                    amount: cells.decimal("amount")?,
-                })
-            },
-        )
+        let values = params![since, until, channel_of(filter), filter.route];
+        // The two halves of a line come one after the other.
+        let mut last: Option<(u64, ChargeLine)> = None;
+        self.lines(&sql, values, "a line of charges", &mut |mut cells| {
+            let minute = cells.number("minute")?;
+            let (_, route_number) = (cells.number("channel_number")?, cells.number("route_number")?);
+            let line = ChargeLine {
+                minute,
+                channel: ChannelId(cells.bytes("channel (by its channel_number)")?),
+                payer: Address(cells.bytes("payer (by its channel_number)")?),
+                route: cells.text("route (by its route_number)")?.to_owned(),
+                requests: cells.number("requests")?,
+                amount: cells.decimal("amount")?,
+            };
+            match &mut last {
+                Some((route, last))
+                    if (last.minute, last.channel, *route) == (line.minute, line.channel, route_number) =>
+                {
+                    let sum = last.amount.checked_add(line.amount).zip(last.requests.checked_add(line.requests));
+                    (last.amount, last.requests) =
+                        sum.ok_or_else(|| damaged("a line of charges is more than can be counted"))?;
+                    Ok(())
+                }
+                last => last.replace((route_number, line)).map_or(Ok(()), |(_, line)| each(line)),
+            }
+        })?;
+        last.map_or(Ok(()), |(_, line)| each(line))
     }
 
     /// What changed channels' sums without a charge, oldest first. Adjustments are of no route, so the filter's route

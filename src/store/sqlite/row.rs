@@ -119,14 +119,45 @@ pub(super) const SELECT_CHANNELS: &str = "SELECT c.id, c.version, c.payer, c.pay
      t.receiver, t.receiver_authorizer, t.token, t.withdraw_delay, c.charged, c.max_claimable, c.signature, \
      c.view_block, c.balance, c.total_claimed, c.withdrawal_amount, c.withdrawal_at, c.refund_nonce, c.viewed_at, \
      c.open_refund_nonce, c.open_refund_amount, c.last_deposit_salt, c.last_deposit_charged, \
-     c.opened_at, c.changed_at, c.seal \
+     c.line_minute, c.line_route_number, c.line_requests, c.line_amount, c.opened_at, c.changed_at, c.seal \
      FROM channels c LEFT JOIN terms t ON t.number = c.terms_number";
 
-/// When a row was first and last written, Unix seconds; kept for people.
+/// What the books have of a channel beyond its row.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Written {
+pub(super) struct Extra {
+    /// The latest line of its charges.
+    pub(super) line: Option<Line>,
+    /// When the row was first written, Unix seconds; kept for people.
     pub(super) opened_at: u64,
+    /// When it was last written, Unix seconds; kept for people.
     pub(super) changed_at: u64,
+}
+
+/// What a channel was charged in one minute on one route, while both are the latest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Line {
+    pub(super) minute: u64,
+    pub(super) route_number: i64,
+    pub(super) requests: u64,
+    pub(super) amount: Amount,
+}
+
+impl Line {
+    /// Reads four columns.
+    pub(super) fn read(cells: &mut Cells<'_, '_>) -> Result<Option<Self>, StoreError> {
+        let minute = cells.maybe_number("line_minute")?;
+        let route_number = cells.maybe_number("line_route_number")?.map(u64::cast_signed);
+        let requests = cells.maybe_number("line_requests")?;
+        let amount = cells.maybe_decimal("line_amount")?;
+        let one = both("line_minute and line_route_number", minute, route_number)?;
+        let other = both("line_requests and line_amount", requests, amount)?;
+        Ok(both("the columns of its line", one, other)?.map(|((minute, route_number), (requests, amount))| Self {
+            minute,
+            route_number,
+            requests,
+            amount,
+        }))
+    }
 }
 
 /// Reads a row of [`SELECT_CHANNELS`], and checks its seal.
@@ -178,11 +209,12 @@ fn read_channel(id: ChannelId, mut cells: Cells<'_, '_>) -> Result<ChannelRow, S
     let deposit_charged = cells.maybe_decimal("last_deposit_charged")?;
     let last_deposit = both("last_deposit_salt and last_deposit_charged", deposit_salt, deposit_charged)?
         .map(|(salt, charged)| LastDeposit { salt: Hash(salt), charged });
-    let written = Written { opened_at: cells.number("opened_at")?, changed_at: cells.number("changed_at")? };
+    let line = Line::read(&mut cells)?;
+    let extra = Extra { line, opened_at: cells.number("opened_at")?, changed_at: cells.number("changed_at")? };
     let view = View { block, balance, total_claimed, withdrawal, refund_nonce };
     let snapshot = Snapshot { id, config, view, viewed_at, charged, latest, open_refund };
     let row = ChannelRow { snapshot, version, last_deposit };
-    check_seal(cells.number("seal")?, seal_of_channel(&row, written))?;
+    check_seal(cells.number("seal")?, seal_of_channel(&row, extra))?;
     Ok(row)
 }
 
@@ -201,7 +233,8 @@ pub(super) fn check_seal(found: u64, computed: u32) -> Result<(), StoreError> {
 }
 
 /// The seal of a channel's row. What is taken apart here is sealed: a new field does not compile until it is.
-pub(super) fn seal_of_channel(row: &ChannelRow, written: Written) -> u32 {
+pub(super) fn seal_of_channel(row: &ChannelRow, extra: Extra) -> u32 {
+    let Extra { line, opened_at, changed_at } = extra;
     let ChannelRow { snapshot, version, last_deposit } = row;
     let Snapshot { id, config, view, viewed_at, charged, latest, open_refund } = snapshot;
     let View { block, balance, total_claimed, withdrawal, refund_nonce } = view;
@@ -231,8 +264,14 @@ pub(super) fn seal_of_channel(row: &ChannelRow, written: Written) -> u32 {
         seal.fixed(&salt.0);
         seal.amount(*charged);
     });
-    seal.number(written.opened_at);
-    seal.number(written.changed_at);
+    seal.maybe(line.as_ref(), |seal, Line { minute, route_number, requests, amount }| {
+        seal.number(*minute);
+        seal.number(route_number.cast_unsigned());
+        seal.number(*requests);
+        seal.amount(*amount);
+    });
+    seal.number(opened_at);
+    seal.number(changed_at);
     seal.finish()
 }
 

@@ -1,3 +1,5 @@
+//! What cannot be seen from outside: steps of the schema, settings, and what a failed commit leaves.
+
 use rusqlite::ffi;
 use tempfile::TempDir;
 
@@ -110,7 +112,7 @@ fn a_full_disk_is_final_and_loses_nothing() {
             Ok(())
         })
         .unwrap();
-    assert_eq!((rows, u64::from(count(&store.connection, "charges"))), (written, written));
+    assert_eq!((rows, u64::from(count(&store.connection, "all_charges"))), (written, written));
     store.commit(&[entry(0, 3)]).unwrap();
 }
 

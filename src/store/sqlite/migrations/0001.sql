@@ -58,13 +58,18 @@ CREATE TABLE channels (
     open_refund_amount  TEXT,
     last_deposit_salt   BLOB,              -- the last deposit that was relayed
     last_deposit_charged TEXT,             -- what was charged in all when it landed
+    line_minute         INTEGER,           -- the channel's latest line of charges, see there
+    line_route_number   INTEGER REFERENCES routes (number),
+    line_requests       INTEGER,
+    line_amount         TEXT,
     opened_at           INTEGER NOT NULL,
     changed_at          INTEGER NOT NULL,  -- the last booking, or view of the chain
     seal                INTEGER NOT NULL   -- CRC-32 of all that is above, terms included, number excluded
 ) STRICT;
 
--- What channels were charged, by minute and route. The key begins with the minute, so that what is written now is
--- together on few pages, and what is old is never touched again.
+-- What channels were charged, by minute and route. A channel's latest line is in its own row, which each charge writes
+-- anyway, and comes here when a charge of another minute or route begins the next one. So a line may be in both places
+-- in part; all_charges has both. The key begins with the minute: what is old is never touched again.
 CREATE TABLE charges (
     minute         INTEGER NOT NULL,  -- when it began
     channel_number INTEGER NOT NULL REFERENCES channels (number),
@@ -170,6 +175,11 @@ SELECT '0x' || lower(hex(c.id)) AS channel,
        strftime('%Y-%m-%dT%H:%M:%SZ', c.changed_at, 'unixepoch') AS changed
 FROM channels c JOIN terms t ON t.number = c.terms_number;
 
+CREATE VIEW all_charges AS
+SELECT minute, channel_number, route_number, requests, amount FROM charges
+UNION ALL
+SELECT line_minute, number, line_route_number, line_requests, line_amount FROM channels WHERE line_minute IS NOT NULL;
+
 CREATE VIEW charge_lines AS
 SELECT strftime('%Y-%m-%dT%H:%MZ', h.minute, 'unixepoch') AS minute,
        '0x' || lower(hex(c.payer)) AS payer,
@@ -177,7 +187,7 @@ SELECT strftime('%Y-%m-%dT%H:%MZ', h.minute, 'unixepoch') AS minute,
        r.name AS route,
        h.requests,
        h.amount
-FROM charges h JOIN channels c ON c.number = h.channel_number JOIN routes r ON r.number = h.route_number;
+FROM all_charges h JOIN channels c ON c.number = h.channel_number JOIN routes r ON r.number = h.route_number;
 
 CREATE VIEW earnings AS
 SELECT date(h.minute, 'unixepoch') AS day,
@@ -185,7 +195,7 @@ SELECT date(h.minute, 'unixepoch') AS day,
        sum(h.requests) AS requests,
        CASE WHEN max(length(h.amount)) + length(count(*)) <= 18
             THEN CAST(sum(CAST(h.amount AS INTEGER)) AS TEXT) END AS amount
-FROM charges h JOIN routes r ON r.number = h.route_number
+FROM all_charges h JOIN routes r ON r.number = h.route_number
 GROUP BY 1, 2;
 
 CREATE VIEW adjustment_lines AS
