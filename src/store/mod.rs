@@ -25,6 +25,7 @@ mod entry;
 mod error;
 mod journal;
 mod lines;
+pub mod sqlite;
 
 pub use entry::{
     Adjustment, Booking, ChannelEntry, ChannelRow, ClaimedRow, Cursor, Entry, Fate, LastDeposit, Moved, Outcome,
