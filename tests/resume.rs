@@ -23,12 +23,15 @@ use peaje::devnet::{Devnet, DevnetConfig, Mining, genesis};
 use peaje::gate::path::PathPattern;
 use peaje::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
 use peaje::gate::{Accounts, Desk, Gate};
+use peaje::protocol::contracts::SETTLEMENT;
 use peaje::protocol::deposit::Authorization;
 use peaje::protocol::x402::{self, PAYMENT_SIGNATURE};
 use peaje::protocol::{Address, Amount, ChannelConfig, ChannelId, Domain, Hash, LocalKey, Network, Voucher};
 use peaje::redeem::{Redemption, Settings};
+use peaje::store::sqlite::SqliteStore;
 use peaje::store::{
-    ChannelRow, Cursor, Entry, Fate, Journal, LedgerStore, Moved, Opening, Outcome, Purpose, StoreError, Transaction,
+    ChannelRow, ClaimedRow, Cursor, Entry, Fate, Identity, LedgerStore, Moved, Outcome, Purpose, StoreError,
+    Transaction,
 };
 
 const CHAIN_ID: u64 = 84_532;
@@ -79,11 +82,6 @@ struct Pages {
 impl Books {
     fn with<T>(&self, look: impl FnOnce(&mut Pages) -> T) -> T {
         look(&mut self.0.lock().unwrap())
-    }
-
-    fn opening(&self) -> Opening {
-        let mut store = self.clone();
-        Opening { unfinished: store.unfinished().unwrap(), cursor: store.cursor().unwrap() }
     }
 
     fn read_up_to(&self) -> Option<u64> {
@@ -247,11 +245,11 @@ async fn pass(State(lane): State<Arc<Lane>>, Json(question): Json<Value>) -> Jso
 
 // -------------------------------------------------------------------------------------------------------- the place
 
-/// What outlives a process: the chain, the books, and the accounts as the next process would read them from the books.
+/// What outlives a process: the chain and the books; and the accounts of the process that is alive.
 struct Place {
     devnet: Devnet,
     books: Books,
-    accounts: Accounts,
+    accounts: Mutex<Accounts>,
     gateway: Gateway,
     url: String,
     /// Past the gateway.
@@ -283,7 +281,7 @@ impl Place {
     async fn new() -> Self {
         let devnet = Devnet::start(DevnetConfig::default()).await.unwrap();
         let books = Books::default();
-        let accounts = Accounts::writing_to(Journal::start(books.clone()).unwrap());
+        let accounts = Mutex::new(Accounts::in_memory());
         let (gateway, url) = Gateway::open(devnet.rpc_url(), books.clone()).await;
         let chain = AlloyChain::connect(devnet.rpc_url().parse().unwrap(), Some(dev("5"))).await.unwrap();
         devnet.fund(evm(dev("5").address()), genesis::DEV_BALANCE);
@@ -299,15 +297,22 @@ impl Place {
         let routes = vec![Route::new(PathPattern::parse("/paid").unwrap(), Price::Fixed(Amount::new(PRICE)))];
         let policy = Policy::new(terms.clone(), "https://api.example", routes).unwrap();
         let (desk, questions) = Desk::new();
-        let gate = Gate::with_accounts(policy, desk, self.accounts.clone());
+        self.accounts().journal().close();
+        let (accounts, opening) = Accounts::open(self.books.clone()).unwrap();
+        *self.accounts.lock().unwrap() = accounts.clone();
+        let gate = Gate::with_accounts(policy, desk, accounts);
         let settings = Settings { interval: Duration::from_secs(3_600), max_rows: 100, poll };
-        let (url, opening, at_work) = (self.url.parse().unwrap(), self.books.opening(), gate.clone());
+        let (url, at_work) = (self.url.parse().unwrap(), gate.clone());
         let started = runtime.spawn(async move {
             let chain = Arc::new(AlloyChain::connect(url, Some(dev("gas"))).await.unwrap());
             Redemption::start(at_work, questions, chain, authorizer, settings, opening)
         });
         let redemption = started.await.unwrap();
         Life { runtime, gate, redemption, terms }
+    }
+
+    fn accounts(&self) -> Accounts {
+        self.accounts.lock().unwrap().clone()
     }
 
     fn payer(&self, number: u8) -> Payer {
@@ -472,7 +477,7 @@ async fn everything_is_written_before_it_is_sent_and_when_it_ended() {
     assert_eq!(life.pay(payer.voucher(2 * PRICE)).await, StatusCode::OK);
     assert_eq!(life.pay(payer.refund(2 * PRICE)).await, StatusCode::OK);
     life.stop().await;
-    place.accounts.journal().close();
+    place.accounts().journal().close();
 
     let story = place.books.with(|pages| pages.story.clone());
     let order: Vec<_> = story.iter().map(|(purpose, fate)| (*purpose, fate.is_some())).collect();
@@ -508,9 +513,34 @@ async fn what_the_node_refuses_was_never_sent_and_the_same_bytes_may_be_written_
     }
     place.gateway.set(Way::Open);
     assert!(life.redemption.redeem().await.unwrap().is_complete());
-    assert_eq!(place.books.opening().unfinished, []);
+    eventually("all ends are written", async || place.books.with(|pages| pages.open.is_empty())).await;
     assert_eq!(place.earned(life.terms.pay_to), PRICE);
     life.stop().await;
+}
+
+#[test]
+fn a_transaction_that_is_signed_again_is_open_again_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = Identity { chain_id: CHAIN_ID, settlement: SETTLEMENT };
+    let mut store = SqliteStore::open(folder.path(), identity).unwrap();
+    let rows = vec![ClaimedRow { channel: ChannelId([1; 32]), total_claimed: Amount::new(5) }];
+    let (hash, sender, purpose) = (Hash([2; 32]), Address([3; 20]), Purpose::Claim { rows });
+    let signed = |signed_at| Transaction { hash, sender, nonce: 4, raw: vec![5], signed_at, purpose: purpose.clone() };
+    let ended = |fate| Entry::Ended(Box::new(Outcome { hash, at: 20, fate }));
+    for fate in [Fate::NeverSent, Fate::GivenUp] {
+        store.commit(&[Entry::Signed(Box::new(signed(10)))]).unwrap();
+        assert_eq!(store.unfinished().unwrap(), [signed(10)]);
+        store.commit(&[ended(fate)]).unwrap();
+        assert_eq!(store.unfinished().unwrap(), []);
+        store.commit(&[Entry::Signed(Box::new(signed(30)))]).unwrap();
+        assert_eq!(store.unfinished().unwrap(), [signed(10)], "as it was signed first");
+    }
+    // What a block has does not open again, and another transaction is not that one.
+    let mined = Fate::Mined { block: 1, success: true, gas_used: 1, fee_wei: None, moved: Vec::new() };
+    store.commit(&[ended(mined), Entry::Signed(Box::new(signed(40)))]).unwrap();
+    assert_eq!(store.unfinished().unwrap(), []);
+    let other = Transaction { raw: vec![6], ..signed(10) };
+    store.commit(&[Entry::Signed(Box::new(other))]).unwrap_err();
 }
 
 #[tokio::test]
@@ -525,7 +555,7 @@ async fn nothing_is_sent_once_the_books_cannot_be_written() {
         let report = life.redemption.redeem().await.unwrap();
         assert!(report.problem.as_ref().is_some_and(|problem| problem.contains("disk is full")), "{report:?}");
     }
-    assert!(place.accounts.journal().latch().is_some());
+    assert!(place.accounts().journal().latch().is_some());
     let late = place.payer(10);
     assert_ne!(life.pay(late.deposit(1, PRICE)).await, StatusCode::OK);
     assert_ne!(life.pay(payer.refund(PRICE)).await, StatusCode::OK);
@@ -584,7 +614,7 @@ async fn a_claim_that_was_sent_before_the_crash_is_written_to_its_end_and_not_ma
         place.devnet.mine(1).unwrap();
         let (claim, fate) = place.books.ended("claim").await;
         assert_eq!(moved(&fate), [Moved::Claimed(payer.id(), Amount::new(PRICE))]);
-        assert_eq!(place.accounts.statement(&payer.id()).unwrap().unclaimed, Amount::ZERO, "booked first");
+        assert_eq!(place.accounts().statement(&payer.id()).unwrap().unclaimed, Amount::ZERO, "booked first");
         assert_eq!(place.nonce().await, 2);
         // Only the very same bytes, and none at all where they were mined.
         let again = place.gateway.sent().split_off(sends);
@@ -690,11 +720,11 @@ async fn a_deposit_that_landed_while_nobody_looked_is_booked() {
     drop(life.paying(payer.deposit(1, PRICE)));
     eventually("it landed", async || place.on_chain(&payer).await.0 == DEPOSIT).await;
     life.crash();
-    assert!(!place.accounts.knows(&payer.id()));
+    assert!(!place.accounts().knows(&payer.id()));
     place.gateway.set(Way::Open);
     let life = place.life().await;
     moved(&place.books.ended("deposit").await.1);
-    assert_eq!(place.accounts.statement(&payer.id()).unwrap().view.balance, Amount::new(DEPOSIT));
+    assert_eq!(place.accounts().statement(&payer.id()).unwrap().view.balance, Amount::new(DEPOSIT));
     assert_eq!(life.pay(payer.deposit(1, PRICE)).await, StatusCode::OK, "its deposit is known, its voucher pays");
     assert_eq!((place.nonce().await, place.on_chain(&payer).await.0), (1, DEPOSIT));
     life.stop().await;
@@ -739,7 +769,7 @@ async fn a_refund_that_was_sent_before_the_crash_is_booked_and_not_made_again() 
     let (_, fate) = place.books.ended("refund").await;
     let back = Amount::new(DEPOSIT - PRICE);
     assert_eq!(moved(&fate), [Moved::Claimed(payer.id(), Amount::new(PRICE)), Moved::Refunded(payer.id(), back)]);
-    let view = place.accounts.statement(&payer.id()).unwrap().view;
+    let view = place.accounts().statement(&payer.id()).unwrap().view;
     assert_eq!((view.refund_nonce, view.balance.units()), (1, PRICE));
     assert_eq!(place.nonce().await, 2);
     life.stop().await;
@@ -753,13 +783,18 @@ async fn the_follower_goes_on_where_the_last_process_stopped_without_resting() {
     let (life, payer) = (place.life().await, place.payer(9));
     eventually("there is one from the beginning", async || place.books.read_up_to().is_some()).await;
     life.opened(&payer).await;
-    let landed = place.devnet.block_number();
-    eventually("the deposit is behind it", async || place.books.read_up_to() > Some(landed)).await;
-    place.devnet.mine(10).unwrap();
-    tokio::time::sleep(5 * POLL).await;
+    let first = place.books.read_up_to();
+    let asked = || place.gateway.0.asked_from.lock().unwrap().len();
+    let before = asked();
+    let looks = async || {
+        place.devnet.mine(1).unwrap();
+        asked() > before + 3
+    };
+    eventually("some more are read", looks).await;
     life.stop().await;
-    let cursor = place.devnet.block_number() + 1;
-    eventually("it is written at the end", async || place.books.read_up_to() == Some(cursor)).await;
+    place.accounts().journal().close();
+    let cursor = place.books.read_up_to().unwrap();
+    assert!(first < Some(cursor), "the last word is written at the end");
 
     // More blocks than one question asks for, and something of ours at the end of them.
     place.devnet.mine(3_000).unwrap();
@@ -774,7 +809,7 @@ async fn the_follower_goes_on_where_the_last_process_stopped_without_resting() {
     let asked = place.gateway.0.asked_from.lock().unwrap().clone();
     assert_eq!(asked[0], cursor - 4, "some blocks are read again");
     assert!(asked.len() >= 6 && asked.is_sorted(), "{asked:?}");
-    assert_eq!(place.accounts.statement(&payer.id()).unwrap().unclaimed, Amount::ZERO);
+    assert_eq!(place.accounts().statement(&payer.id()).unwrap().unclaimed, Amount::ZERO);
     life.stop().await;
 }
 

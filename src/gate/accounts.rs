@@ -127,13 +127,6 @@ impl Accounts {
         Self { inner: Arc::new(Inner { channels, terms, journal, abandoning: AtomicBool::new(false) }) }
     }
 
-    /// Accounts without a channel, with a journal that is open already.
-    pub fn writing_to(journal: Journal) -> Self {
-        let mut empty = Self::in_memory();
-        Arc::get_mut(&mut empty.inner).expect("nobody else has it yet").journal = journal;
-        empty
-    }
-
     /// Where what happens is written down.
     pub fn journal(&self) -> &Journal {
         &self.inner.journal

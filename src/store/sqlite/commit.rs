@@ -62,6 +62,8 @@ const ADD_CLAIM_ROW: &str =
 
 const END_TRANSACTION: &str = "UPDATE transactions SET state = ?2, ended_at = ?3, block = ?4, gas_used = ?5, \
      fee_wei = ?6 WHERE hash = ?1 RETURNING number";
+const REOPEN_TRANSACTION: &str = "UPDATE transactions SET state = 'open', ended_at = NULL WHERE hash = ?1 \
+     AND state IN ('never_sent', 'given_up')";
 const FORGET_MOVEMENTS: &str = "DELETE FROM movements WHERE transaction_number = ?1";
 const ADD_MOVEMENT: &str =
     "INSERT INTO movements (at, transaction_number, kind, channel, amount) VALUES (?1, ?2, ?3, ?4, ?5)";
@@ -250,9 +252,10 @@ impl<'c> Batch<'c> {
     fn signed(&mut self, transaction: &Transaction) -> Result<(), StoreError> {
         let Transaction { hash, sender, nonce, raw, signed_at, purpose } = transaction;
         if let Some((_, known)) = read::transaction(self.connection, *hash)? {
-            // Whoever is not sure that it is written may write it again; it is the same, for the hash is of its bytes.
-            return if known == *transaction {
-                Ok(())
+            // It is about to be sent once more: refused before, it was signed again, and the same nonce and fees give the
+            // same bytes. The books keep when it was signed first, and it is open again.
+            return if known == (Transaction { signed_at: known.signed_at, ..transaction.clone() }) {
+                self.execute(REOPEN_TRANSACTION, params![hash.0])
             } else {
                 Err(refused("written", format!("transaction {hash} is already there, and is another")))
             };
