@@ -161,6 +161,7 @@ mod check {
         let expected = [
             "config",
             "free routes",
+            "books",
             "keys",
             "chain",
             "settlement contract",

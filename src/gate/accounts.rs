@@ -3,7 +3,7 @@
 //! **Owns** the channels in memory. **Promises** that every change is decided, applied and queued for the disk under the
 //! channel's lock, in one private function and nowhere else, so that order on disk is order in memory; that the lock is
 //! never held across an await; that a [`Hold`] or [`RefundTicket`] is resolved exactly once, however the request ends;
-//! and that a charge can only be shown to its payer once it is durable ([`Posted::written`]). **Does not** verify
+//! and that a charge can only be shown to its payer once it is durable (`Posted::written`). **Does not** verify
 //! signatures, read chains or wait for disks.
 
 use std::collections::BTreeSet;

@@ -1,5 +1,6 @@
 //! `peaje serve`, the real binary, and what an operator can ask it.
 #![allow(dead_code, reason = "a toolbox: not every test needs every tool")]
+#![allow(clippy::print_stdout, reason = "a log is shown where a test fails")]
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
