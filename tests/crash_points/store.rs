@@ -1,0 +1,43 @@
+//! What the simulator asks of a store, and a workload for it.
+//!
+//! The simulator knows nothing else of the books: an adapter brings a store under test here.
+
+use std::fmt::Debug;
+
+/// Why a commit was not acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The batch is not in the books and will not be after any stop.
+    NotInTheBooks,
+    /// Nobody can say before the books are opened again.
+    Undecided,
+    /// An earlier commit failed; this one was not tried.
+    Latched,
+}
+
+/// Durable books.
+pub(crate) trait Store: Sized {
+    /// What one commit writes.
+    type Batch: Sync;
+    /// Everything that is in the books.
+    type State: PartialEq + Debug + Sync;
+
+    /// All of the batch or nothing; durable on return.
+    fn commit(&mut self, batch: &Self::Batch) -> Result<(), Refusal>;
+
+    /// Reads the books from the disk.
+    fn state(&self) -> Result<Self::State, String>;
+
+    /// Whether the database is sound and the books are consistent in themselves.
+    fn check(&self) -> Result<(), String>;
+}
+
+/// What to commit, and what must be in the books after it.
+pub(crate) struct Workload<S: Store> {
+    /// Opens the books in the root of this SQLite file system; creates them there if they are not.
+    pub(crate) open: Box<dyn Fn(&str) -> Result<S, String> + Sync>,
+    /// The batches, in order.
+    pub(crate) batches: Vec<S::Batch>,
+    /// What is in the books after the first `n` batches, at `n`; one more than there are batches.
+    pub(crate) states: Vec<S::State>,
+}

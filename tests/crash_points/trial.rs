@@ -1,0 +1,292 @@
+//! Stopping a recorded run everywhere, in every way, and judging what the books say afterwards.
+//!
+//! **Promises** a verdict that is as strict as the truth is: what was acknowledged is there, what was refused is not, and
+//! only a batch whose last frame was written and whose sync did not return may be there or not, as a whole. Every image
+//! that survives is opened by the store itself, compared, checked, written to once more, cut off from power, and compared
+//! again.
+
+use std::collections::BTreeMap;
+
+use crate::dice::Dice;
+use crate::disk::{Change, Disk, Fate, Fault, Operation};
+use crate::history::Session;
+use crate::store::{Refusal, Store, Workload};
+use crate::vfs::Machine;
+
+/// How many contradictions are worth reading.
+const REPORTED: usize = 8;
+
+/// Whether a batch that was not acknowledged may be in the books.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// It must not be.
+    Absent,
+    /// It must be.
+    Present,
+    /// Either, as a whole.
+    Open,
+}
+
+/// What was tried, and what contradicted the books.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// Points tried of each variant.
+    pub(crate) points: BTreeMap<&'static str, usize>,
+    /// Images that were recovered from.
+    pub(crate) images: usize,
+    /// Contradictions found in all.
+    pub(crate) contradictions: usize,
+    /// The first of them.
+    pub(crate) reports: Vec<String>,
+}
+
+impl Tally {
+    /// Points tried in all.
+    pub(crate) fn total(&self) -> usize {
+        self.points.values().sum()
+    }
+
+    /// Adds what another worker tried.
+    pub(crate) fn add(&mut self, other: Self) {
+        for (variant, points) in other.points {
+            *self.points.entry(variant).or_default() += points;
+        }
+        self.images += other.images;
+        self.contradictions += other.contradictions;
+        self.reports.extend(other.reports);
+        self.reports.truncate(REPORTED);
+    }
+
+    fn count(&mut self, variant: &'static str) {
+        *self.points.entry(variant).or_default() += 1;
+    }
+
+    fn contradiction(&mut self, report: String) {
+        self.contradictions += 1;
+        if self.reports.len() < REPORTED {
+            self.reports.push(report);
+        }
+    }
+}
+
+/// What ends a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The power fails, or the process is killed: everything an image can be derived for from the record.
+    Outside,
+    /// A sync fails.
+    Sync,
+    /// The disk is full.
+    Full,
+    /// A write fails.
+    Write,
+}
+
+impl Stop {
+    /// All of them.
+    pub(crate) const ALL: [Self; 4] = [Self::Outside, Self::Sync, Self::Full, Self::Write];
+}
+
+/// One worker's tools.
+pub(crate) struct Trial<'a, S: Store> {
+    machine: &'a Machine,
+    workload: &'a Workload<S>,
+    dice: Dice,
+    tally: Tally,
+}
+
+impl<'a, S: Store> Trial<'a, S> {
+    /// Tries every point of a session.
+    pub(crate) fn run(machine: &'a Machine, workload: &'a Workload<S>, session: &Session, stop: Stop, seed: u64) -> Tally {
+        let mut trial = Self { machine, workload, dice: Dice::new(seed), tally: Tally::default() };
+        match stop {
+            Stop::Outside => trial.stop_from_outside(session),
+            _ => {
+                for (at, operation) in session.record.iter().enumerate() {
+                    for (variant, fault) in faults(stop, at, operation) {
+                        trial.fail(session, variant, fault);
+                    }
+                }
+            }
+        }
+        trial.tally
+    }
+
+    // -------------------------------------------------------------------------------- the power fails, a process is killed
+
+    fn stop_from_outside(&mut self, session: &Session) {
+        let mut disk = session.start.clone();
+        for point in 0..=session.record.len() {
+            if let Some(last) = point.checked_sub(1).and_then(|last| session.record.get(last)) {
+                disk.perform(last.clone());
+            }
+            let (acknowledged, under_way) = session.at(point);
+            // How the batch under way fares where everything written stays, and where only what was synced does.
+            let next = |written: Next, synced: Next| match under_way {
+                None => (Next::Absent, Next::Absent),
+                Some(span) if point > span.decided => (Next::Present, Next::Present),
+                Some(span) if point == span.decided => (written, synced),
+                Some(_) => (Next::Absent, Next::Absent),
+            };
+            let (kept, lost) = next(Next::Present, Next::Absent);
+            let (open, _) = next(Next::Open, Next::Absent);
+            let torn = disk.after_torn_write(&mut self.dice);
+            let scattered = disk.after_scattered_writes(&mut self.dice);
+            let images = [
+                ("lost", Some(disk.after_power_cut()), lost),
+                ("torn", torn, open),
+                ("scattered", scattered, open),
+                ("kept", Some(disk.after_kill()), kept),
+            ];
+            for (variant, image, next) in images {
+                let Some(image) = image else { continue };
+                self.tally.count(variant);
+                if let Err(why) = self.judge(image, acknowledged, next) {
+                    self.contradiction(session, variant, &format!("before operation {point}"), &why);
+                }
+            }
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------------- an operation fails
+
+    fn fail(&mut self, session: &Session, variant: &'static str, fault: Fault) {
+        match self.play(session, fault) {
+            Ok(Some(images)) => {
+                self.tally.count(variant);
+                for (ending, image, acknowledged, next) in images {
+                    if let Err(why) = self.judge(image, acknowledged, next) {
+                        self.contradiction(session, variant, &format!("{fault:?}, then {ending}"), &why);
+                    }
+                }
+            }
+            Ok(None) => {}
+            Err(why) => {
+                self.tally.count(variant);
+                self.contradiction(session, variant, &format!("{fault:?}"), &why);
+            }
+        }
+    }
+
+    /// Plays the session again with a fault in it. `None` if the fault did not strike.
+    #[allow(clippy::type_complexity, reason = "the images of one run, named where they are made")]
+    fn play(
+        &mut self,
+        session: &Session,
+        fault: Fault,
+    ) -> Result<Option<Vec<(&'static str, Disk, usize, Next)>>, String> {
+        self.machine.start(session.start.clone().start(Some(fault), false));
+        let mut acknowledged = session.first;
+        let mut next = Next::Absent;
+        let store = match (self.workload.open)(self.machine.vfs()) {
+            Err(_) => None,
+            Ok(mut store) => {
+                for span in &session.commits {
+                    let Err(refusal) = store.commit(&self.workload.batches[acknowledged]) else {
+                        acknowledged += 1;
+                        continue;
+                    };
+                    let failure = self.machine.with_disk(|disk| disk.first_failure());
+                    let Some(failure) = failure else { return Err(format!("{refusal:?} on a disk that serves")) };
+                    // A batch whose last frame could not be written whole cannot come back, whatever the store says.
+                    let unwritten = (span.begins..span.decided).contains(&failure);
+                    next = if refusal == Refusal::Undecided && !unwritten { Next::Open } else { Next::Absent };
+                    let others = self.workload.batches.iter().skip(acknowledged).take(2);
+                    if others.map(|batch| store.commit(batch)).any(|verdict| verdict.is_ok()) {
+                        return Err("a commit was acknowledged after one had failed".to_owned());
+                    }
+                    break;
+                }
+                Some(store)
+            }
+        };
+        let (killed, cut, struck) = self
+            .machine
+            .with_disk(|disk| (disk.after_kill(), disk.after_power_cut(), disk.first_failure().is_some()));
+        drop(store);
+        let closed = self.machine.stop().after_power_cut();
+        let images = vec![
+            ("killed", killed, acknowledged, next),
+            ("power cut", cut, acknowledged, next),
+            ("closed and power cut", closed, acknowledged, next),
+        ];
+        Ok(struck.then_some(images))
+    }
+
+    // ------------------------------------------------------------------------------------------------------------ judgement
+
+    /// Opens an image and compares it with what was acknowledged, and goes on from there.
+    fn judge(&mut self, image: Disk, acknowledged: usize, next: Next) -> Result<(), String> {
+        self.tally.images += 1;
+        self.machine.start(image);
+        let verdict = self.go_on(acknowledged, next);
+        self.machine.stop();
+        verdict
+    }
+
+    fn go_on(&mut self, acknowledged: usize, next: Next) -> Result<(), String> {
+        let mut store = self.open()?;
+        let found = store.state()?;
+        let expected = |batches: usize| self.workload.states.get(batches).ok_or("the workload is too short");
+        let there = if found == *expected(acknowledged)? {
+            acknowledged
+        } else if self.workload.states.get(acknowledged + 1) == Some(&found) {
+            acknowledged + 1
+        } else {
+            return Err(match self.workload.states.iter().position(|state| *state == found) {
+                Some(other) => format!("{acknowledged} batches were acknowledged, {other} are there"),
+                None => format!("{acknowledged} batches were acknowledged; what is there is no prefix of the run"),
+            });
+        };
+        match (next, there > acknowledged) {
+            (Next::Absent, true) => return Err(format!("batch {acknowledged} is there and must not be")),
+            (Next::Present, false) => return Err(format!("batch {acknowledged} is not there and must be")),
+            _ => {}
+        }
+        store.check()?;
+        let batch = self.workload.batches.get(there).ok_or("the workload is too short")?;
+        store.commit(batch).map_err(|refusal| format!("going on: {refusal:?}"))?;
+        if store.state()? != *expected(there + 1)? {
+            return Err("what was committed after the recovery does not read back".to_owned());
+        }
+        let later = self.machine.stop().after_power_cut();
+        drop(store);
+        self.machine.start(later);
+        if self.open()?.state()? != *expected(there + 1)? {
+            return Err("what was acknowledged after the recovery is lost at the next power cut".to_owned());
+        }
+        Ok(())
+    }
+
+    fn open(&self) -> Result<S, String> {
+        (self.workload.open)(self.machine.vfs()).map_err(|error| format!("the books do not open: {error}"))
+    }
+
+    fn contradiction(&mut self, session: &Session, variant: &str, place: &str, why: &str) {
+        let first = session.first;
+        self.tally.contradiction(format!("{variant}, session from batch {first}, {place}: {why}"));
+    }
+}
+
+/// What can go wrong with this operation.
+fn faults(stop: Stop, at: usize, operation: &Operation) -> Vec<(&'static str, Fault)> {
+    let change = match operation {
+        Operation::Sync(_) => false,
+        Operation::Change(Change::Delete { .. }) => return Vec::new(),
+        Operation::Change(_) => true,
+    };
+    match (stop, change) {
+        (Stop::Sync, false) => [Fate::Durable, Fate::Waiting, Fate::Forgotten]
+            .into_iter()
+            .flat_map(|fate| [false, true].map(|again| ("sync error", Fault::Sync { at, fate, again })))
+            .collect(),
+        (Stop::Full, true) => {
+            vec![
+                ("disk full", Fault::NoRoomToGrow { from: at }),
+                ("disk full", Fault::NoRoom { from: at }),
+            ]
+        }
+        (Stop::Write, true) => [false, true].map(|again| ("write error", Fault::Change { at, again })).to_vec(),
+        _ => Vec::new(),
+    }
+}
