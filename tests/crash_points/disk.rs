@@ -7,8 +7,7 @@
 //! else. **Does not** know SQLite, locks or what the bytes mean.
 //!
 //! What a sync promises is what Linux file systems promise and no more: the bytes and the length of that one file, and
-//! that its own name is in the directory. The first sync of a new journal or WAL syncs the directory too, because
-//! SQLite's own file system for Unix does so there (and nowhere else).
+//! that its own name is in the directory. Other names become durable when somebody syncs the directory.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +25,7 @@ pub(crate) struct FileId(u64);
 #[derive(Debug, Clone)]
 pub(crate) enum Change {
     /// A new, empty file gets a name.
-    Create { name: String, file: FileId, syncs_directory: bool },
+    Create { name: String, file: FileId },
     /// A name goes; the file lives on for whoever has it open.
     Delete { name: String, file: FileId },
     /// Bytes at a place.
@@ -53,8 +52,8 @@ impl Change {
 pub(crate) enum Operation {
     /// Something is changed.
     Change(Change),
-    /// The changes of a file are made durable.
-    Sync(FileId),
+    /// The changes of a file are made durable, and those of the directory if it is synced too.
+    Sync { file: FileId, directory: bool },
 }
 
 /// What becomes of the bytes that a failed sync was about.
@@ -94,7 +93,6 @@ pub(crate) enum Trouble {
 struct File {
     seen: Vec<u8>,
     durable: Vec<u8>,
-    syncs_directory: bool,
 }
 
 /// One simulated disk.
@@ -151,10 +149,10 @@ impl Disk {
     }
 
     /// Makes a file.
-    pub(crate) fn create(&mut self, name: &str, syncs_directory: bool) -> Result<FileId, Trouble> {
+    pub(crate) fn create(&mut self, name: &str) -> Result<FileId, Trouble> {
         let file = FileId(self.created);
         self.created += 1;
-        self.attempt(Operation::Change(Change::Create { name: name.to_owned(), file, syncs_directory }))?;
+        self.attempt(Operation::Change(Change::Create { name: name.to_owned(), file }))?;
         Ok(file)
     }
 
@@ -175,9 +173,9 @@ impl Disk {
         self.attempt(Operation::Change(Change::Resize { file, length }))
     }
 
-    /// Makes the changes of a file durable.
-    pub(crate) fn sync(&mut self, file: FileId) -> Result<(), Trouble> {
-        self.attempt(Operation::Sync(file))
+    /// Makes the changes of a file durable, and those of the directory if that is asked for.
+    pub(crate) fn sync(&mut self, file: FileId, directory: bool) -> Result<(), Trouble> {
+        self.attempt(Operation::Sync { file, directory })
     }
 
     /// A file as processes see it.
@@ -213,7 +211,7 @@ impl Disk {
             (!bytes.is_empty()).then(|| Operation::Change(Change::Write { file, offset, bytes: bytes.into() }))
         };
         match (self.fault?, operation) {
-            (Fault::Sync { at, fate, again }, Operation::Sync(file)) if due(at, again) => match fate {
+            (Fault::Sync { at, fate, again }, Operation::Sync { file, .. }) if due(at, again) => match fate {
                 Fate::Durable => Some((Some(operation.clone()), Trouble::Broken)),
                 Fate::Waiting => Some((None, Trouble::Broken)),
                 Fate::Forgotten => {
@@ -253,9 +251,8 @@ impl Disk {
         match operation {
             Operation::Change(change) => {
                 match &change {
-                    Change::Create { name, file, syncs_directory } => {
-                        let new = File { syncs_directory: *syncs_directory, ..File::default() };
-                        self.files.insert(*file, new);
+                    Change::Create { name, file } => {
+                        self.files.insert(*file, File::default());
                         self.names.insert(name.clone(), *file);
                         self.created = self.created.max(file.0 + 1);
                     }
@@ -267,11 +264,10 @@ impl Disk {
                 }
                 self.unsynced.push(change);
             }
-            Operation::Sync(file) => {
-                let directory_too = std::mem::take(&mut self.file(file).syncs_directory);
+            Operation::Sync { file, directory } => {
                 for change in std::mem::take(&mut self.unsynced) {
                     let own_name = matches!(&change, Change::Create { file: created, .. } if *created == file);
-                    let now = if change.is_of_directory() { directory_too || own_name } else { change.file() == file };
+                    let now = if change.is_of_directory() { directory || own_name } else { change.file() == file };
                     if now { self.persist(&change) } else { self.unsynced.push(change) }
                 }
             }
@@ -280,7 +276,7 @@ impl Disk {
 
     fn persist(&mut self, change: &Change) {
         match change {
-            Change::Create { name, file, .. } => {
+            Change::Create { name, file } => {
                 self.durable_names.insert(name.clone(), *file);
             }
             Change::Delete { name, file } => {
@@ -341,7 +337,7 @@ impl Disk {
     }
 
     fn with_power_cut_after(&self, persisted: impl Iterator<Item = Change>) -> Self {
-        let durable = |file: &File| File { seen: Vec::new(), durable: file.durable.clone(), syncs_directory: false };
+        let durable = |file: &File| File { seen: Vec::new(), durable: file.durable.clone() };
         let mut left = Self {
             files: self.files.iter().map(|(id, file)| (*id, durable(file))).collect(),
             durable_names: self.durable_names.clone(),

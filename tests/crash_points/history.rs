@@ -48,6 +48,8 @@ impl Session {
 
 /// Runs the first `commits` batches of a workload. One more must be there for going on after the last.
 pub(crate) fn record<S: Store>(machine: &Machine, workload: &Workload<S>, commits: usize) -> Vec<Session> {
+    let distinct = workload.states.windows(2).all(|pair| pair[0] != pair[1]);
+    assert!(distinct, "every batch can be told from what was there before");
     let mut sessions = Vec::new();
     let mut disk = Disk::default();
     while sessions.iter().map(|session: &Session| session.commits.len()).sum::<usize>() < commits {
@@ -91,7 +93,7 @@ fn decisions(start: &Disk, record: &[Operation], calls: &[(usize, usize)]) -> Ve
             Operation::Change(Change::Write { file, offset, .. }) if wals.contains(file) => {
                 frames_wait |= *offset >= WAL_HEADER;
             }
-            Operation::Sync(file) if wals.contains(file) => {
+            Operation::Sync { file, .. } if wals.contains(file) => {
                 if std::mem::take(&mut frames_wait) {
                     deciding.push(index);
                 }

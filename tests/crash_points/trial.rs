@@ -188,8 +188,9 @@ impl<'a, S: Store> Trial<'a, S> {
                     };
                     let failure = self.machine.with_disk(|disk| disk.first_failure());
                     let Some(failure) = failure else { return Err(format!("{refusal:?} on a disk that serves")) };
-                    // A batch whose last frame could not be written whole cannot come back, whatever the store says.
-                    let unwritten = (span.begins..span.decided).contains(&failure);
+                    // A batch whose last frame was not even begun cannot come back, whatever the store says. (Of one that
+                    // was half written the other half may be there from before.)
+                    let unwritten = (span.begins..span.decided - 1).contains(&failure);
                     next = if refusal == Refusal::Undecided && !unwritten { Next::Open } else { Next::Absent };
                     let others = self.workload.batches.iter().skip(acknowledged).take(2);
                     if others.map(|batch| store.commit(batch)).any(|verdict| verdict.is_ok()) {
@@ -271,7 +272,7 @@ impl<'a, S: Store> Trial<'a, S> {
 /// What can go wrong with this operation.
 fn faults(stop: Stop, at: usize, operation: &Operation) -> Vec<(&'static str, Fault)> {
     let change = match operation {
-        Operation::Sync(_) => false,
+        Operation::Sync { .. } => false,
         Operation::Change(Change::Delete { .. }) => return Vec::new(),
         Operation::Change(_) => true,
     };

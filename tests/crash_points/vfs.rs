@@ -3,7 +3,8 @@
 //! **Owns** what an operating system adds to a disk: open files, their locks and the shared memory of the WAL index.
 //! **Promises** the manners of SQLite's own file system for Unix where they matter to durability: the same device
 //! characteristics (a write changes no byte it was not asked to, nothing else is atomic, nothing is in order), so that
-//! SQLite does the same writes and syncs as it does on a real disk. **Does not** serve several threads at once: a
+//! SQLite does the same writes and syncs as it does on a real disk; and a directory that is synced with the first sync
+//! of a journal or WAL that was opened, and nowhere else. **Does not** serve several threads at once: a
 //! [`Machine`] is one computer, and each is registered with SQLite under a name of its own.
 
 use std::collections::BTreeMap;
@@ -103,12 +104,13 @@ impl Vfs for Machine {
             (Some(file), _) => file,
             (None, OpenAccess::Read | OpenAccess::Write) => return Err(ErrorKind::NotFound.into()),
             (None, OpenAccess::Create | OpenAccess::CreateNew) => {
-                let journal = matches!(options.kind, OpenKind::MainJournal | OpenKind::SuperJournal | OpenKind::Wal);
-                system.disk.create(name, journal).map_err(error)?
+                system.disk.create(name).map_err(error)?
             }
         };
         system.opened += 1;
-        Ok(OpenFile { machine: self.clone(), start: system.starts, number: system.opened, file })
+        let journal = matches!(options.kind, OpenKind::MainJournal | OpenKind::SuperJournal | OpenKind::Wal);
+        let (start, number) = (system.starts, system.opened);
+        Ok(OpenFile { machine: self.clone(), start, number, file, directory_waits: journal })
     }
 
     fn delete(&self, name: &str) -> Result<(), Error> {
@@ -143,6 +145,8 @@ pub(crate) struct OpenFile {
     start: u64,
     number: u64,
     file: FileId,
+    /// The directory is to be synced with the file.
+    directory_waits: bool,
 }
 
 impl OpenFile {
@@ -187,7 +191,9 @@ impl DatabaseHandle for OpenFile {
     }
 
     fn sync(&mut self, _data_only: bool) -> Result<(), Error> {
-        self.system()?.disk.sync(self.file).map_err(error)
+        self.system()?.disk.sync(self.file, self.directory_waits).map_err(error)?;
+        self.directory_waits = false;
+        Ok(())
     }
 
     fn set_len(&mut self, size: u64) -> Result<(), Error> {
