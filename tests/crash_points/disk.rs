@@ -70,8 +70,8 @@ pub(crate) enum Fate {
 /// What goes wrong, counted in operations since the disk was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The sync at this operation fails; `again`: every later one too.
-    Sync { at: usize, fate: Fate, again: bool },
+    /// The sync at this operation fails; `again`: every later one too, with this fate.
+    Sync { at: usize, fate: Fate, again: Option<Fate> },
     /// From this operation on, no file grows.
     NoRoomToGrow { from: usize },
     /// From this operation on, nothing can be written or created at all.
@@ -211,20 +211,21 @@ impl Disk {
             (!bytes.is_empty()).then(|| Operation::Change(Change::Write { file, offset, bytes: bytes.into() }))
         };
         match (self.fault?, operation) {
-            (Fault::Sync { at, fate, again }, Operation::Sync { file, .. }) if due(at, again) => match fate {
-                Fate::Durable => Some((Some(operation.clone()), Trouble::Broken)),
-                Fate::Waiting => Some((None, Trouble::Broken)),
-                Fate::Forgotten => {
-                    self.unsynced.retain(|change| change.is_of_directory() || change.file() != *file);
-                    Some((None, Trouble::Broken))
+            (Fault::Sync { at: first, fate, again }, Operation::Sync { file, .. }) if due(first, again.is_some()) => {
+                match again.filter(|_| at > first).unwrap_or(fate) {
+                    Fate::Durable => Some((Some(operation.clone()), Trouble::Broken)),
+                    Fate::Waiting => Some((None, Trouble::Broken)),
+                    Fate::Forgotten => {
+                        self.unsynced.retain(|change| change.is_of_directory() || change.file() != *file);
+                        Some((None, Trouble::Broken))
+                    }
                 }
-            },
+            }
             (Fault::NoRoomToGrow { from }, Operation::Change(change)) if at >= from => match change {
                 Change::Write { file, offset, bytes } => {
                     let room = self.contents(*file).len().saturating_sub(*offset);
                     let fits = bytes.get(..room)?;
-                    Some((write(*file, *offset, fits), Trouble::Full))
-                        .filter(|_| room < bytes.len())
+                    Some((write(*file, *offset, fits), Trouble::Full)).filter(|_| room < bytes.len())
                 }
                 Change::Resize { file, length } if *length > self.contents(*file).len() => Some((None, Trouble::Full)),
                 _ => None,
@@ -367,7 +368,11 @@ fn torn(change: &Change, dice: &mut Dice) -> Option<Change> {
                 length -= length % SECTOR;
             }
             let mut bytes = bytes.to_vec();
-            if dice.once_in(4) { bytes[length..].fill(0) } else { bytes.truncate(length) }
+            if dice.once_in(4) {
+                bytes[length..].fill(0)
+            } else {
+                bytes.truncate(length)
+            }
             Some(Change::Write { file: *file, offset: *offset, bytes: bytes.into() })
         }
         other => dice.once_in(2).then(|| other.clone()),
@@ -375,9 +380,87 @@ fn torn(change: &Change, dice: &mut Dice) -> Option<Change> {
 }
 
 fn put(contents: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
-    let end = offset + bytes.len();
-    if contents.len() < end {
-        contents.resize(end, 0);
+    if contents.len() < offset {
+        contents.resize(offset, 0);
     }
-    contents[offset..end].copy_from_slice(bytes);
+    let (over, on) = bytes.split_at(bytes.len().min(contents.len() - offset));
+    contents[offset..offset + over.len()].copy_from_slice(over);
+    contents.extend_from_slice(on);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(disk: &Disk, name: &str) -> Option<Vec<u8>> {
+        disk.find(name).map(|file| disk.contents(file).to_vec())
+    }
+
+    #[test]
+    fn a_sync_is_of_one_file_and_its_name() {
+        let mut disk = Disk::default();
+        let (one, other) = (disk.create("one").unwrap(), disk.create("other").unwrap());
+        disk.write(one, 0, b"1").unwrap();
+        disk.write(other, 0, b"2").unwrap();
+        disk.sync(one, false).unwrap();
+        assert_eq!(seen(&disk.after_kill(), "other"), Some(b"2".to_vec()));
+        let left = disk.after_power_cut();
+        assert_eq!((seen(&left, "one"), seen(&left, "other")), (Some(b"1".to_vec()), None));
+    }
+
+    #[test]
+    fn a_deletion_is_durable_with_the_directory() {
+        let mut disk = Disk::default();
+        let (kept, gone) = (disk.create("kept").unwrap(), disk.create("gone").unwrap());
+        disk.sync(gone, false).unwrap();
+        disk.delete("gone").unwrap();
+        disk.sync(kept, false).unwrap();
+        assert_eq!(seen(&disk.after_power_cut(), "gone"), Some(Vec::new()));
+        disk.sync(kept, true).unwrap();
+        assert_eq!(seen(&disk.after_power_cut(), "gone"), None);
+    }
+
+    #[test]
+    fn what_a_failed_sync_forgot_is_seen_and_never_durable() {
+        for (fate, left) in [(Fate::Durable, &b"01"[..]), (Fate::Waiting, b"01"), (Fate::Forgotten, b"0")] {
+            let mut disk = Disk::default();
+            let file = disk.create("file").unwrap();
+            disk.write(file, 0, b"0").unwrap();
+            disk.sync(file, false).unwrap();
+            let mut disk = disk.start(Some(Fault::Sync { at: 1, fate, again: None }), false);
+            disk.write(file, 1, b"1").unwrap();
+            assert_eq!(disk.sync(file, false), Err(Trouble::Broken));
+            disk.sync(file, false).unwrap();
+            assert_eq!(disk.contents(file), b"01");
+            assert_eq!(seen(&disk.after_power_cut(), "file").as_deref(), Some(left), "{fate:?}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_takes_what_fits() {
+        let mut disk = Disk::default();
+        let file = disk.create("file").unwrap();
+        disk.write(file, 0, b"abc").unwrap();
+        let mut disk = disk.start(Some(Fault::NoRoomToGrow { from: 0 }), false);
+        assert_eq!(disk.write(file, 1, b"xyz"), Err(Trouble::Full));
+        assert_eq!(disk.contents(file), b"axy");
+        assert_eq!(disk.write(file, 0, b"abc"), Ok(()));
+    }
+
+    #[test]
+    fn a_record_played_back_is_the_same_disk() {
+        let mut disk = Disk::default().start(None, true);
+        let file = disk.create("file").unwrap();
+        disk.write(file, 3, b"abc").unwrap();
+        disk.sync(file, true).unwrap();
+        disk.resize(file, 2).unwrap();
+        let mut copy = Disk::default();
+        disk.take_record().into_iter().for_each(|operation| copy.perform(operation));
+        for (image, of_copy) in
+            [(disk.after_kill(), copy.after_kill()), (disk.after_power_cut(), copy.after_power_cut())]
+        {
+            assert_eq!(seen(&image, "file"), seen(&of_copy, "file"));
+        }
+        assert_eq!(seen(&disk.after_power_cut(), "file"), Some(b"\0\0\0abc".to_vec()));
+    }
 }

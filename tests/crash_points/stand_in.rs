@@ -41,7 +41,13 @@ pub(crate) struct Habits {
 impl Habits {
     /// What durable books need.
     pub(crate) fn good() -> Self {
-        Self { insist_on_wal: true, synchronous: "FULL", latch: true, overwrite_refused: true, checkpoint_on_open: true }
+        Self {
+            insist_on_wal: true,
+            synchronous: "FULL",
+            latch: true,
+            overwrite_refused: true,
+            checkpoint_on_open: true,
+        }
     }
 }
 

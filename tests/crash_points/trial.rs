@@ -16,6 +16,10 @@ use crate::vfs::Machine;
 /// How many contradictions are worth reading.
 const REPORTED: usize = 8;
 
+/// What may become of the bytes of a failed sync, and of those of later ones if they fail too.
+const FATES: [Fate; 3] = [Fate::Durable, Fate::Waiting, Fate::Forgotten];
+const AGAIN: [Option<Fate>; 3] = [None, Some(Fate::Waiting), Some(Fate::Forgotten)];
+
 /// Whether a batch that was not acknowledged may be in the books.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
@@ -87,6 +91,13 @@ impl Stop {
     pub(crate) const ALL: [Self; 4] = [Self::Outside, Self::Sync, Self::Full, Self::Write];
 }
 
+/// What a run with a fault in it leaves.
+struct Aftermath {
+    images: Vec<(&'static str, Disk)>,
+    acknowledged: usize,
+    next: Next,
+}
+
 /// One worker's tools.
 pub(crate) struct Trial<'a, S: Store> {
     machine: &'a Machine,
@@ -97,7 +108,13 @@ pub(crate) struct Trial<'a, S: Store> {
 
 impl<'a, S: Store> Trial<'a, S> {
     /// Tries every point of a session.
-    pub(crate) fn run(machine: &'a Machine, workload: &'a Workload<S>, session: &Session, stop: Stop, seed: u64) -> Tally {
+    pub(crate) fn run(
+        machine: &'a Machine,
+        workload: &'a Workload<S>,
+        session: &Session,
+        stop: Stop,
+        seed: u64,
+    ) -> Tally {
         let mut trial = Self { machine, workload, dice: Dice::new(seed), tally: Tally::default() };
         match stop {
             Stop::Outside => trial.stop_from_outside(session),
@@ -152,9 +169,9 @@ impl<'a, S: Store> Trial<'a, S> {
 
     fn fail(&mut self, session: &Session, variant: &'static str, fault: Fault) {
         match self.play(session, fault) {
-            Ok(Some(images)) => {
+            Ok(Some(Aftermath { images, acknowledged, next })) => {
                 self.tally.count(variant);
-                for (ending, image, acknowledged, next) in images {
+                for (ending, image) in images {
                     if let Err(why) = self.judge(image, acknowledged, next) {
                         self.contradiction(session, variant, &format!("{fault:?}, then {ending}"), &why);
                     }
@@ -169,12 +186,7 @@ impl<'a, S: Store> Trial<'a, S> {
     }
 
     /// Plays the session again with a fault in it. `None` if the fault did not strike.
-    #[allow(clippy::type_complexity, reason = "the images of one run, named where they are made")]
-    fn play(
-        &mut self,
-        session: &Session,
-        fault: Fault,
-    ) -> Result<Option<Vec<(&'static str, Disk, usize, Next)>>, String> {
+    fn play(&mut self, session: &Session, fault: Fault) -> Result<Option<Aftermath>, String> {
         self.machine.start(session.start.clone().start(Some(fault), false));
         let mut acknowledged = session.first;
         let mut next = Next::Absent;
@@ -201,17 +213,19 @@ impl<'a, S: Store> Trial<'a, S> {
                 Some(store)
             }
         };
-        let (killed, cut, struck) = self
-            .machine
-            .with_disk(|disk| (disk.after_kill(), disk.after_power_cut(), disk.first_failure().is_some()));
+        let disk = self.machine.with_disk(|disk| disk.clone());
         drop(store);
-        let closed = self.machine.stop().after_power_cut();
-        let images = vec![
-            ("killed", killed, acknowledged, next),
-            ("power cut", cut, acknowledged, next),
-            ("closed and power cut", closed, acknowledged, next),
+        let closed = self.machine.stop();
+        if disk.first_failure().is_none() {
+            return Ok(None);
+        }
+        let mut images = vec![
+            ("the process is killed", disk.after_kill()),
+            ("power fails", disk.after_power_cut()),
+            ("the books are closed and power fails", closed.after_power_cut()),
         ];
-        Ok(struck.then_some(images))
+        images.extend(disk.after_scattered_writes(&mut self.dice).map(|image| ("power fails while it writes", image)));
+        Ok(Some(Aftermath { images, acknowledged, next }))
     }
 
     // ------------------------------------------------------------------------------------------------------------ judgement
@@ -277,15 +291,12 @@ fn faults(stop: Stop, at: usize, operation: &Operation) -> Vec<(&'static str, Fa
         Operation::Change(_) => true,
     };
     match (stop, change) {
-        (Stop::Sync, false) => [Fate::Durable, Fate::Waiting, Fate::Forgotten]
+        (Stop::Sync, false) => FATES
             .into_iter()
-            .flat_map(|fate| [false, true].map(|again| ("sync error", Fault::Sync { at, fate, again })))
+            .flat_map(|fate| AGAIN.map(|again| ("sync error", Fault::Sync { at, fate, again })))
             .collect(),
         (Stop::Full, true) => {
-            vec![
-                ("disk full", Fault::NoRoomToGrow { from: at }),
-                ("disk full", Fault::NoRoom { from: at }),
-            ]
+            vec![("disk full", Fault::NoRoomToGrow { from: at }), ("disk full", Fault::NoRoom { from: at })]
         }
         (Stop::Write, true) => [false, true].map(|again| ("write error", Fault::Change { at, again })).to_vec(),
         _ => Vec::new(),

@@ -103,9 +103,7 @@ impl Vfs for Machine {
             (Some(_), OpenAccess::CreateNew) => return Err(ErrorKind::AlreadyExists.into()),
             (Some(file), _) => file,
             (None, OpenAccess::Read | OpenAccess::Write) => return Err(ErrorKind::NotFound.into()),
-            (None, OpenAccess::Create | OpenAccess::CreateNew) => {
-                system.disk.create(name).map_err(error)?
-            }
+            (None, OpenAccess::Create | OpenAccess::CreateNew) => system.disk.create(name).map_err(error)?,
         };
         system.opened += 1;
         let journal = matches!(options.kind, OpenKind::MainJournal | OpenKind::SuperJournal | OpenKind::Wal);
@@ -209,10 +207,11 @@ impl DatabaseHandle for OpenFile {
     fn lock(&mut self, wanted: LockKind) -> Result<bool, Error> {
         let mut system = self.system()?;
         let locks = system.locks.entry(self.file).or_default();
-        let highest = locks.iter().filter(|(who, _)| **who != self.number).map(|(_, kind)| *kind).fold(
-            LockKind::None,
-            |highest, kind| if kind > highest { kind } else { highest },
-        );
+        let highest = locks
+            .iter()
+            .filter(|(who, _)| **who != self.number)
+            .map(|(_, kind)| *kind)
+            .fold(LockKind::None, |highest, kind| if kind > highest { kind } else { highest });
         let granted = match wanted {
             LockKind::None => LockKind::None,
             LockKind::Shared if highest < LockKind::Pending => LockKind::Shared,
@@ -278,7 +277,11 @@ impl WalIndex for Index {
             }
             for slot in locks {
                 let held = shared.locks.entry(slot).or_default();
-                if wanted == WalIndexLock::None { held.remove(&me) } else { held.insert(me, wanted) };
+                if wanted == WalIndexLock::None {
+                    held.remove(&me)
+                } else {
+                    held.insert(me, wanted)
+                };
             }
             true
         })
