@@ -18,6 +18,7 @@
 //! | [`redeem`] | deposits, refunds, claims and settlements: everything that waits for a chain |
 //! | [`proxy`], [`config`], [`agent`] | the proxy around the gate, the operator's file, the paying side |
 //! | [`gate`], [`chain`] | whether a request is paid for, and the chain behind it |
+//! | [`store`] | the books on disk, and the one writer that puts them there |
 //! | [`ledger`] | what a channel has, and what may happen to it |
 //! | [`devnet`] | a local layer 2, for development and tests |
 //! | [`protocol`] | what both sides sign and send |
@@ -36,5 +37,6 @@ pub mod manual;
 pub mod protocol;
 pub mod proxy;
 pub mod redeem;
+pub mod store;
 pub mod telemetry;
 mod tls;

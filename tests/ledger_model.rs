@@ -209,8 +209,11 @@ proptest! {
                 }
                 Step::EndRefund { sent } => {
                     let sent = sent.map(i128::from);
-                    let refund = sent.map(|sent| SentRefund { nonce: 0, amount: amount(sent) });
-                    let ended = run(&mut channel, &Command::EndRefund { sent: refund }).is_ok();
+                    if let Some(sent) = sent {
+                        let refund = SentRefund { nonce: 0, amount: amount(sent) };
+                        prop_assert_eq!(run(&mut channel, &Command::SignRefund { refund }).is_ok(), naive.refunding);
+                    }
+                    let ended = run(&mut channel, &Command::EndRefund { sent: sent.is_some() }).is_ok();
                     prop_assert_eq!(ended, std::mem::take(&mut naive.refunding));
                     if ended {
                         naive.returning = naive.returning.max(sent.unwrap_or_default());
@@ -236,6 +239,10 @@ proptest! {
             prop_assert_eq!(channel.unclaimed(), amount(naive.charged - naive.claimed));
             prop_assert_eq!(channel.shortfall(), amount(naive.charged - naive.balance));
             prop_assert_eq!(channel.open_hold().is_some(), naive.hold.is_some());
+            // What is written down opens the same books again, without the request that was being served.
+            let again = Channel::restore(channel.snapshot());
+            prop_assert_eq!(again.as_ref().map(Channel::snapshot), Ok(channel.snapshot()));
+            prop_assert!(again.is_ok_and(|again| again.open_hold().is_none() && !again.is_refunding()));
         }
     }
 }
@@ -292,8 +299,9 @@ fn what_a_sent_refund_gives_back_is_not_served_on_until_its_nonce_is_used_up() {
     let proof = signed(&config, &key, &domain, 0);
     let size = RefundRequest::Amount(Amount::new(70));
     run(&mut channel, &Command::BeginRefund { voucher: &proof, size }).unwrap();
-    let sent = Some(SentRefund { nonce: 4, amount: Amount::new(70) });
-    run(&mut channel, &Command::EndRefund { sent }).unwrap();
+    let refund = SentRefund { nonce: 4, amount: Amount::new(70) };
+    run(&mut channel, &Command::SignRefund { refund }).unwrap();
+    run(&mut channel, &Command::EndRefund { sent: true }).unwrap();
 
     let hold = |channel: &Channel, max: i128| {
         let voucher = signed(&config, &key, &domain, max);
@@ -305,7 +313,7 @@ fn what_a_sent_refund_gives_back_is_not_served_on_until_its_nonce_is_used_up() {
     assert_eq!(hold(&channel, 31), Err(Reject::ExceedsWithdrawal));
     // The payer can ask again; the same nonce pays once.
     run(&mut channel, &Command::BeginRefund { voucher: &proof, size: RefundRequest::Remainder }).unwrap();
-    run(&mut channel, &Command::EndRefund { sent: None }).unwrap();
+    run(&mut channel, &Command::EndRefund { sent: false }).unwrap();
     assert_eq!(hold(&channel, 31), Err(Reject::ExceedsWithdrawal));
     let paid = View { block: 3, balance: Amount::new(30), refund_nonce: 5, ..view };
     run(&mut channel, &Command::Observe { view: paid }).unwrap();

@@ -11,10 +11,11 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 use super::clock;
-use crate::ledger::{Channel, Command, Event, HoldNumber, Reject, SentRefund, View};
+use crate::ledger::{Channel, Command, Event, HoldNumber, Reject, SentRefund, TermsPool, View};
 use crate::protocol::claim::ClaimRow;
 use crate::protocol::x402::{ChannelState, VoucherState};
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, VerifiedVoucher};
+use crate::store::{Journal, Latched};
 
 /// How many refunds a channel is given in [`REFUND_WINDOW_S`]. A refund costs us gas, and whoever has seen the last
 /// voucher of a fixed-price channel can ask for one (the money goes to the payer all the same).
@@ -27,14 +28,16 @@ pub const REFUND_WINDOW_S: u64 = 3_600;
 const INSISTS_AFTER_S: u64 = 10;
 
 /// Every channel we know.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Accounts {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
-    channels: DashMap<ChannelId, Account>,
+    channels: DashMap<ChannelId, Box<Account>>,
+    terms: TermsPool,
+    journal: Journal,
     abandoning: AtomicBool,
 }
 
@@ -77,6 +80,22 @@ pub struct Statement {
 }
 
 impl Accounts {
+    /// Accounts without a channel, whose books are kept in memory only.
+    pub fn in_memory() -> Self {
+        let inner = Inner {
+            channels: DashMap::new(),
+            terms: TermsPool::default(),
+            journal: Journal::volatile(),
+            abandoning: AtomicBool::new(false),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Where what happens is written down.
+    pub fn journal(&self) -> &Journal {
+        &self.inner.journal
+    }
+
     /// Whether the channel is known.
     pub fn knows(&self, id: &ChannelId) -> bool {
         self.inner.channels.contains_key(id)
@@ -99,8 +118,8 @@ impl Accounts {
             && let Entry::Vacant(free) = self.inner.channels.entry(id)
         {
             let now = clock::now_s();
-            let channel = Channel::open(id, *config, view, now)?;
-            free.insert(Account { channel, last_deposit: None, refunds: 0, refunds_since: now });
+            let channel = Channel::open(id, *config, view, now)?.pooled(&self.inner.terms);
+            free.insert(Box::new(Account { channel, last_deposit: None, refunds: 0, refunds_since: now }));
             return Ok(());
         }
         self.change(&id, &Command::Observe { view }).map_or(Ok(()), |event| event.map(|_| ()))
@@ -160,7 +179,7 @@ impl Accounts {
         let event = self.change(&voucher.channel(), &Command::BeginRefund { voucher, size })?;
         Some(event.map(|event| match event {
             Event::RefundBegun { amount } => {
-                (RefundTicket { accounts: self.clone(), channel: voucher.channel(), sent: None }, amount)
+                (RefundTicket { accounts: self.clone(), channel: voucher.channel(), sent: false }, amount)
             }
             other => unreachable!("a refund is answered with {other:?}"),
         }))
@@ -220,8 +239,8 @@ impl Accounts {
 fn statement(channel: &Channel) -> Statement {
     Statement {
         id: channel.id(),
-        config: *channel.config(),
-        view: *channel.view(),
+        config: channel.config(),
+        view: channel.view(),
         charged: channel.charged(),
         unclaimed: channel.unclaimed(),
         row: claim_row(channel),
@@ -233,7 +252,7 @@ fn statement(channel: &Channel) -> Statement {
 pub(super) fn claim_row(channel: &Channel) -> Option<ClaimRow> {
     let latest = channel.latest().filter(|_| !channel.unclaimed().is_zero())?;
     Some(ClaimRow {
-        config: *channel.config(),
+        config: channel.config(),
         max_claimable: latest.max_claimable,
         signature: latest.signature.clone(),
         total_claimed: channel.charged(),
@@ -242,7 +261,7 @@ pub(super) fn claim_row(channel: &Channel) -> Option<ClaimRow> {
 
 /// The channel as headers show it.
 pub(super) fn channel_state(channel: &Channel) -> ChannelState {
-    state_of(channel.id(), channel.view(), channel.charged())
+    state_of(channel.id(), &channel.view(), channel.charged())
 }
 
 /// The same from its parts, for a channel that has no account.
@@ -347,7 +366,7 @@ impl Drop for Hold {
 pub struct RefundTicket {
     accounts: Accounts,
     channel: ChannelId,
-    sent: Option<SentRefund>,
+    sent: bool,
 }
 
 impl RefundTicket {
@@ -356,9 +375,21 @@ impl RefundTicket {
         self.channel
     }
 
-    /// The signed refund left this process. Until its nonce is seen used up, nothing is served on what it gives back.
-    pub fn sent(&mut self, refund: SentRefund) {
-        self.sent = Some(refund);
+    /// The refund is about to be signed. Only after this has returned may the signature leave this process: from then on
+    /// it may be paid, whatever becomes of us, and until its nonce is seen used up nothing is served on what it gives
+    /// back.
+    ///
+    /// # Errors
+    /// The books cannot be written; nothing may be signed.
+    pub async fn sign(&mut self, refund: SentRefund) -> Result<(), Latched> {
+        let _ = self.accounts.change(&self.channel, &Command::SignRefund { refund });
+        self.sent = true;
+        Ok(())
+    }
+
+    /// What was signed was refused before anybody else saw it.
+    pub fn not_sent(&mut self) {
+        self.sent = false;
     }
 }
 

@@ -228,7 +228,7 @@ impl Gate {
         let id = &claimed.id;
         let known = self.accounts.read(id, |channel| {
             let busy = channel.open_hold().is_some() || channel.is_refunding();
-            (busy, channel.charged(), channel.ceiling(), *channel.view())
+            (busy, channel.charged(), channel.ceiling(), channel.view())
         });
         let (charged, ceiling, view) = match known {
             Some((true, ..)) => return Err(Code::ChannelBusy.into()),
@@ -256,7 +256,7 @@ impl Gate {
 
     /// The chain's view of the channel: the one in the books, or a new one where the channel is not in them.
     async fn view(&self, claimed: &Claimed<'_>) -> Result<View, Refusal> {
-        match self.accounts.read(&claimed.id, |channel| *channel.view()) {
+        match self.accounts.read(&claimed.id, |channel| channel.view()) {
             Some(view) => Ok(view),
             None => self.refresh(claimed).await,
         }

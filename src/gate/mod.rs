@@ -80,9 +80,14 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// A gate with empty accounts.
+    /// A gate whose books are in memory only: what was not claimed is gone with the process.
     pub fn new(policy: Policy, desk: Desk) -> Self {
-        Self { policy: Arc::new(ArcSwap::from_pointee(policy)), accounts: Accounts::default(), desk }
+        Self::with_accounts(policy, desk, Accounts::in_memory())
+    }
+
+    /// A gate that goes on with these accounts.
+    pub fn with_accounts(policy: Policy, desk: Desk, accounts: Accounts) -> Self {
+        Self { policy: Arc::new(ArcSwap::from_pointee(policy)), accounts, desk }
     }
 
     /// The layer that puts this gate in front of a service.

@@ -1,7 +1,10 @@
 //! One channel: commands in, events out, invariants asserted.
 
+use std::sync::Arc;
+
+use super::terms::{SharedTerms, TermsPool};
 use crate::protocol::x402::RefundRequest;
-use crate::protocol::{Amount, ChannelConfig, ChannelId, Signature, VerifiedVoucher};
+use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, Signature, VerifiedVoucher};
 
 /// What the chain says of a channel at one block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -25,7 +28,7 @@ impl View {
     }
 
     /// Whether the contract can be in this state. A node that lies or mixes blocks must not reach the books.
-    fn is_possible(&self) -> bool {
+    pub(super) fn is_possible(&self) -> bool {
         self.total_claimed <= self.balance
     }
 }
@@ -58,6 +61,48 @@ pub struct LatestVoucher {
     pub signature: Signature,
 }
 
+/// What has to be written down of a channel so that its books can be opened again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: ChannelId,
+    /// Its terms.
+    pub config: ChannelConfig,
+    /// What the chain last said.
+    pub view: View,
+    /// When that was, Unix seconds.
+    pub viewed_at: u64,
+    /// What was charged in all.
+    pub charged: Amount,
+    /// The voucher that covers it.
+    pub latest: Option<LatestVoucher>,
+    /// A refund that was signed and may still be paid.
+    pub open_refund: Option<SentRefund>,
+}
+
+/// An invariant of [`Channel`] that does not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Violation {
+    /// I1.
+    #[error("I1: more was claimed than was ever deposited")]
+    ClaimedAboveBalance,
+    /// I2.
+    #[error("I2: more was claimed than was charged")]
+    ClaimedAboveCharged,
+    /// I3, with a voucher.
+    #[error("I3: more was charged than the latest voucher covers")]
+    ChargedAboveVoucher,
+    /// I3, without one.
+    #[error("I3: something was charged and not claimed, and there is no voucher for it")]
+    ChargedWithoutVoucher,
+    /// I4, first half.
+    #[error("I4: an open hold is not covered by its voucher")]
+    HoldNotCovered,
+    /// I4, second half.
+    #[error("I4: a request is held while a refund is in progress")]
+    HoldAndRefund,
+}
+
 /// Which hold of a channel; later holds have higher numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HoldNumber(u64);
@@ -85,18 +130,46 @@ pub struct OpenHold {
 /// `charged <= view.balance` is *not* among them: a payer whose withdrawal ran out, or a deposit that a reorganisation
 /// dropped, can leave less than was charged ([`Channel::shortfall`]). Such a channel serves nobody until a deposit covers
 /// the debt.
+///
+/// A million of them are kept in memory, so what few channels have at a time is boxed, and terms are shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Channel {
     id: ChannelId,
-    config: ChannelConfig,
-    view: View,
+    payer: Address,
+    payer_authorizer: Address,
+    salt: Hash,
+    terms: Arc<SharedTerms>,
+    block: u64,
+    balance: Amount,
+    total_claimed: Amount,
+    refund_nonce: u128,
     viewed_at: u64,
     charged: Amount,
     latest: Option<LatestVoucher>,
-    hold: Option<OpenHold>,
-    refunding: bool,
-    open_refund: Option<SentRefund>,
+    hold: Option<Box<OpenHold>>,
+    rare: Option<Box<Rare>>,
     next_hold: u64,
+}
+
+/// What few channels have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Rare {
+    withdrawal: Option<Withdrawal>,
+    /// The refund that may still be paid, if one is known of.
+    open_refund: Option<SentRefund>,
+    /// The refund in progress.
+    refunding: Option<Refunding>,
+}
+
+/// A refund in progress, and what was signed for it so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Refunding {
+    signed: Option<SentRefund>,
+}
+
+/// Of two refunds with one nonce only one can be paid; the larger is reckoned with.
+fn larger(one: Option<SentRefund>, other: Option<SentRefund>) -> Option<SentRefund> {
+    one.into_iter().chain(other).max_by_key(|refund| refund.amount)
 }
 
 /// What can be asked of a channel.
@@ -133,10 +206,15 @@ pub enum Command<'a> {
         /// How much it asks for.
         size: RefundRequest,
     },
+    /// The refund in progress is about to be signed and sent: from now on it may be paid.
+    SignRefund {
+        /// What is signed.
+        refund: SentRefund,
+    },
     /// The refund ended, one way or the other.
     EndRefund {
-        /// What was sent, if it was; it may still be paid.
-        sent: Option<SentRefund>,
+        /// Whether what was signed left this process, so that it may still be paid.
+        sent: bool,
     },
 }
 
@@ -170,6 +248,11 @@ pub enum Event {
     RefundBegun {
         /// How much.
         amount: Amount,
+    },
+    /// The signature of a refund is about to leave.
+    RefundSigned {
+        /// The refund.
+        refund: SentRefund,
     },
     /// Requests are served again.
     RefundEnded {
@@ -234,20 +317,65 @@ impl Channel {
         if !view.is_possible() {
             return Err(Reject::ImpossibleView);
         }
-        let channel = Self {
-            id,
-            config,
-            view,
-            viewed_at: now,
-            charged: view.total_claimed,
-            latest: None,
-            hold: None,
-            refunding: false,
-            open_refund: None,
-            next_hold: 0,
-        };
+        let snapshot =
+            Snapshot { id, config, view, viewed_at: now, charged: view.total_claimed, latest: None, open_refund: None };
+        let channel = Self::of(snapshot);
         channel.assert_invariants();
         Ok(channel)
+    }
+
+    /// Opens the books of a channel from what was written down of it. What was being served when that was written is
+    /// void: nothing was promised for it.
+    ///
+    /// # Errors
+    /// The invariant that what was written breaks.
+    pub fn restore(snapshot: Snapshot) -> Result<Self, Violation> {
+        let channel = Self::of(snapshot);
+        channel.violation().map_or(Ok(channel), Err)
+    }
+
+    fn of(snapshot: Snapshot) -> Self {
+        let Snapshot { id, config, view, viewed_at, charged, latest, open_refund } = snapshot;
+        let mut channel = Self {
+            id,
+            payer: config.payer,
+            payer_authorizer: config.payer_authorizer,
+            salt: config.salt,
+            terms: Arc::new(SharedTerms::of(&config)),
+            block: 0,
+            balance: Amount::ZERO,
+            total_claimed: Amount::ZERO,
+            refund_nonce: 0,
+            viewed_at,
+            charged,
+            latest,
+            hold: None,
+            rare: None,
+            next_hold: 0,
+        };
+        channel.set_view(view);
+        channel.set_rare(|rare| rare.open_refund = open_refund);
+        channel
+    }
+
+    /// What has to be written down, so that these books can be opened again. A refund that was signed is taken for sent.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            id: self.id,
+            config: self.config(),
+            view: self.view(),
+            viewed_at: self.viewed_at,
+            charged: self.charged,
+            latest: self.latest.clone(),
+            open_refund: larger(self.rare().open_refund, self.signed_refund()),
+        }
+    }
+
+    /// Shares its terms with the other channels that have the same; what it says does not change.
+    #[must_use]
+    pub fn pooled(mut self, pool: &TermsPool) -> Self {
+        self.terms = pool.share(self.terms);
+        self
     }
 
     /// Its id.
@@ -256,13 +384,19 @@ impl Channel {
     }
 
     /// Its terms.
-    pub fn config(&self) -> &ChannelConfig {
-        &self.config
+    pub fn config(&self) -> ChannelConfig {
+        self.terms.config_of(self.payer, self.payer_authorizer, self.salt)
     }
 
     /// The latest view of the chain.
-    pub fn view(&self) -> &View {
-        &self.view
+    pub fn view(&self) -> View {
+        View {
+            block: self.block,
+            balance: self.balance,
+            total_claimed: self.total_claimed,
+            withdrawal: self.rare().withdrawal,
+            refund_nonce: self.refund_nonce,
+        }
     }
 
     /// What was charged in all, atomic units.
@@ -277,39 +411,63 @@ impl Channel {
 
     /// The request being served, if one is.
     pub fn open_hold(&self) -> Option<&OpenHold> {
-        self.hold.as_ref()
+        self.hold.as_deref()
     }
 
     /// Whether a refund is in progress.
     pub fn is_refunding(&self) -> bool {
-        self.refunding
+        self.rare().refunding.is_some()
+    }
+
+    fn signed_refund(&self) -> Option<SentRefund> {
+        self.rare().refunding.and_then(|refunding| refunding.signed)
+    }
+
+    fn rare(&self) -> Rare {
+        self.rare.as_deref().copied().unwrap_or_default()
+    }
+
+    fn set_rare(&mut self, set: impl FnOnce(&mut Rare)) {
+        let mut rare = self.rare();
+        set(&mut rare);
+        self.rare = (rare != Rare::default()).then(|| Box::new(rare));
+    }
+
+    fn set_view(&mut self, view: View) {
+        let View { block, balance, total_claimed, withdrawal, refund_nonce } = view;
+        (self.block, self.balance, self.total_claimed, self.refund_nonce) =
+            (block, balance, total_claimed, refund_nonce);
+        if self.rare().withdrawal != withdrawal {
+            self.set_rare(|rare| rare.withdrawal = withdrawal);
+        }
     }
 
     /// What was charged and not yet claimed.
     pub fn unclaimed(&self) -> Amount {
-        self.charged.saturating_sub(self.view.total_claimed)
+        self.charged.saturating_sub(self.total_claimed)
     }
 
     /// What was charged and is no longer covered by the deposit: money that is lost unless the payer deposits again.
     pub fn shortfall(&self) -> Amount {
-        self.charged.saturating_sub(self.view.balance)
+        self.charged.saturating_sub(self.balance)
     }
 
     /// What a voucher may reach at most: the balance less what a pending withdrawal and an open refund will take.
     pub fn ceiling(&self) -> Amount {
-        let leaving = self.view.withdrawal.map_or(Amount::ZERO, |withdrawal| withdrawal.amount);
-        let returning = self.open_refund.map_or(Amount::ZERO, |refund| refund.amount);
-        self.view.balance.saturating_sub(leaving).saturating_sub(returning)
+        let rare = self.rare();
+        let leaving = rare.withdrawal.map_or(Amount::ZERO, |withdrawal| withdrawal.amount);
+        let returning = rare.open_refund.map_or(Amount::ZERO, |refund| refund.amount);
+        self.balance.saturating_sub(leaving).saturating_sub(returning)
     }
 
     /// What a refund could give back now.
     pub fn refundable(&self) -> Amount {
-        self.view.balance.saturating_sub(self.charged)
+        self.balance.saturating_sub(self.charged)
     }
 
     /// Whether the latest view is too old to let a request through.
     pub fn view_too_old(&self, now: u64) -> bool {
-        let trusted_for = (self.config.withdraw_delay / 3).clamp(MIN_VIEW_AGE_S, MAX_VIEW_AGE_S);
+        let trusted_for = (self.terms.withdraw_delay() / 3).clamp(MIN_VIEW_AGE_S, MAX_VIEW_AGE_S);
         now.saturating_sub(self.viewed_at) > trusted_for
     }
 
@@ -322,6 +480,8 @@ impl Channel {
             Command::Observe { view } if !view.is_possible() => Err(Reject::ImpossibleView),
             Command::Observe { view } => Ok(self.observed(*view, now)),
             Command::BeginRefund { voucher, size } => self.decide_refund(voucher, *size, now),
+            Command::SignRefund { refund } if self.is_refunding() => Ok(Event::RefundSigned { refund: *refund }),
+            Command::SignRefund { .. } => Err(Reject::NoRefund),
             Command::EndRefund { sent } => self.decide_end_of_refund(*sent),
         }
     }
@@ -333,7 +493,7 @@ impl Channel {
             return Err(Reject::ZeroPrice);
         }
         // While a request or a refund is in progress the base is about to change, so nothing else is judged.
-        if self.hold.is_some() || self.refunding {
+        if self.hold.is_some() || self.is_refunding() {
             return Err(Reject::Busy);
         }
         if self.charged.checked_add(price) != Some(max_claimable) {
@@ -342,10 +502,10 @@ impl Channel {
         if self.view_too_old(now) {
             return Err(Reject::ViewTooOld);
         }
-        if self.view.balance.is_zero() {
+        if self.balance.is_zero() {
             return Err(Reject::NoDeposit);
         }
-        if max_claimable > self.view.balance {
+        if max_claimable > self.balance {
             return Err(Reject::ExceedsBalance);
         }
         if max_claimable > self.ceiling() {
@@ -379,7 +539,7 @@ impl Channel {
         if voucher.channel() != self.id {
             return Err(Reject::OtherChannel);
         }
-        if self.hold.is_some() || self.refunding {
+        if self.hold.is_some() || self.is_refunding() {
             return Err(Reject::Busy);
         }
         if voucher.max_claimable() != self.charged {
@@ -396,26 +556,24 @@ impl Channel {
         if amount.is_zero() { Err(Reject::NothingToRefund) } else { Ok(Event::RefundBegun { amount }) }
     }
 
-    fn decide_end_of_refund(&self, sent: Option<SentRefund>) -> Result<Event, Reject> {
-        if !self.refunding {
-            return Err(Reject::NoRefund);
-        }
-        // Of two with one nonce only one can be paid; the larger is reckoned with.
-        let open = self.open_refund.into_iter().chain(sent).filter(|refund| refund.nonce >= self.view.refund_nonce);
-        Ok(Event::RefundEnded { open: open.max_by_key(|refund| refund.amount) })
+    fn decide_end_of_refund(&self, sent: bool) -> Result<Event, Reject> {
+        let Rare { open_refund, refunding, .. } = self.rare();
+        let signed = refunding.ok_or(Reject::NoRefund)?.signed.filter(|_| sent);
+        let live = |refund: &SentRefund| refund.nonce >= self.refund_nonce;
+        Ok(Event::RefundEnded { open: larger(open_refund.filter(live), signed.filter(live)) })
     }
 
     /// A view from an older block tells nothing new; the newer one is kept, and so is its age.
     fn observed(&self, view: View, now: u64) -> Event {
-        if view.block < self.view.block {
-            Event::Observed { view: self.view, at: self.viewed_at }
+        if view.block < self.block {
+            Event::Observed { view: self.view(), at: self.viewed_at }
         } else {
             Event::Observed { view, at: now.max(self.viewed_at) }
         }
     }
 
     fn holding(&self, number: HoldNumber) -> Result<&OpenHold, Reject> {
-        self.hold.as_ref().filter(|hold| hold.number == number).ok_or(Reject::NoSuchHold)
+        self.hold.as_deref().filter(|hold| hold.number == number).ok_or(Reject::NoSuchHold)
     }
 
     /// Applies an event that [`Channel::decide`] returned for this very state. Anything else is a bug, and the
@@ -425,7 +583,7 @@ impl Channel {
             Event::Held(hold) => {
                 assert!(self.hold.is_none(), "a channel has one open hold at most");
                 self.next_hold = hold.number.0.checked_add(1).expect("2^64 requests do not happen");
-                self.hold = Some(hold.clone());
+                self.hold = Some(Box::new(hold.clone()));
             }
             Event::Posted { hold, charge, charged } => {
                 let open = self.hold.take().expect("a post has an open hold");
@@ -440,13 +598,18 @@ impl Channel {
             }
             Event::Observed { view, at } => self.apply_view(*view, *at),
             Event::RefundBegun { amount } => {
-                assert!(!self.refunding && *amount <= self.refundable(), "a refund is of what is left");
-                self.refunding = true;
+                assert!(!self.is_refunding() && *amount <= self.refundable(), "a refund is of what is left");
+                self.set_rare(|rare| rare.refunding = Some(Refunding::default()));
             }
-            Event::RefundEnded { open } => {
-                self.refunding = false;
-                self.open_refund = *open;
+            Event::RefundSigned { refund } => {
+                assert!(self.is_refunding(), "only a refund in progress is signed");
+                let signed = larger(self.signed_refund(), Some(*refund));
+                self.set_rare(|rare| rare.refunding = Some(Refunding { signed }));
             }
+            Event::RefundEnded { open } => self.set_rare(|rare| {
+                rare.refunding = None;
+                rare.open_refund = *open;
+            }),
         }
         self.assert_invariants();
     }
@@ -455,9 +618,11 @@ impl Channel {
     /// authorizer's key, say), that much was charged. A voucher at or below what was claimed covers nothing any more,
     /// but one at exactly what was charged is kept: it is how a client that lost its state finds the way back.
     fn apply_view(&mut self, view: View, at: u64) {
-        self.view = view;
+        self.set_view(view);
         self.viewed_at = at;
-        self.open_refund = self.open_refund.filter(|refund| refund.nonce >= view.refund_nonce);
+        if self.rare().open_refund.is_some_and(|refund| refund.nonce < view.refund_nonce) {
+            self.set_rare(|rare| rare.open_refund = None);
+        }
         if view.total_claimed > self.charged {
             self.charged = view.total_claimed;
             // A hold made on the old base could charge above its voucher; the caller's request is already being
@@ -476,16 +641,29 @@ impl Channel {
         }
     }
 
-    fn assert_invariants(&self) {
-        assert!(self.view.total_claimed <= self.view.balance, "I1: claimed {:?} within balance", self.view);
-        assert!(self.view.total_claimed <= self.charged, "I2: claimed within charged");
-        match &self.latest {
-            Some(latest) => assert!(self.charged <= latest.max_claimable, "I3: charged within the latest voucher"),
-            None => assert_eq!(self.charged, self.view.total_claimed, "I3: without a voucher all is claimed"),
+    /// The invariant these books break, if they do.
+    fn violation(&self) -> Option<Violation> {
+        if self.total_claimed > self.balance {
+            return Some(Violation::ClaimedAboveBalance);
         }
-        if let Some(hold) = &self.hold {
-            assert!(covers(hold, self.charged), "I4: a hold is covered by its voucher");
-            assert!(!self.refunding, "I4: a hold and a refund exclude each other");
+        if self.total_claimed > self.charged {
+            return Some(Violation::ClaimedAboveCharged);
+        }
+        match &self.latest {
+            Some(latest) if self.charged > latest.max_claimable => return Some(Violation::ChargedAboveVoucher),
+            None if self.charged != self.total_claimed => return Some(Violation::ChargedWithoutVoucher),
+            _ => {}
+        }
+        match &self.hold {
+            Some(hold) if !covers(hold, self.charged) => Some(Violation::HoldNotCovered),
+            Some(_) if self.is_refunding() => Some(Violation::HoldAndRefund),
+            _ => None,
+        }
+    }
+
+    fn assert_invariants(&self) {
+        if let Some(violation) = self.violation() {
+            panic!("channel {}: {violation}", self.id);
         }
     }
 }

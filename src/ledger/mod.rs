@@ -10,5 +10,10 @@
 //! difference, so observing it twice, late or out of order does no harm.
 
 mod channel;
+mod terms;
 
-pub use channel::{Channel, Command, Event, HoldNumber, LatestVoucher, OpenHold, Reject, SentRefund, View, Withdrawal};
+pub use channel::{
+    Channel, Command, Event, HoldNumber, LatestVoucher, OpenHold, Reject, SentRefund, Snapshot, View, Violation,
+    Withdrawal,
+};
+pub use terms::TermsPool;

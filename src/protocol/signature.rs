@@ -16,9 +16,20 @@ use super::bytes::{self, Address, Hash, keccak256};
 /// The longest signature that is read at all, in bytes. Smart wallets (ERC-1271) may use more than 65.
 pub const MAX_SIGNATURE_BYTES: usize = 2_048;
 
+/// The length of a key's signature: `r ‖ s ‖ v`.
+const KEY_SIGNATURE_BYTES: usize = 65;
+
 /// The bytes of a signature, not yet checked against anything.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Signature(Vec<u8>);
+pub struct Signature(Form);
+
+/// Nearly all signatures are a key's, and the books hold one for each channel: those take no allocation of their own.
+/// Bytes of that length always have the first form, so that equal signatures are equal.
+#[derive(Clone, PartialEq, Eq)]
+enum Form {
+    Key([u8; KEY_SIGNATURE_BYTES]),
+    Other(Box<[u8]>),
+}
 
 /// Why a signature names no signer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -39,22 +50,26 @@ pub enum SignatureError {
 
 impl Signature {
     /// Takes bytes as they came. `None` above [`MAX_SIGNATURE_BYTES`].
-    pub fn from_bytes(bytes: impl Into<Vec<u8>>) -> Option<Self> {
-        let bytes = bytes.into();
-        (bytes.len() <= MAX_SIGNATURE_BYTES).then_some(Self(bytes))
+    pub fn from_bytes(bytes: impl AsRef<[u8]>) -> Option<Self> {
+        let bytes = bytes.as_ref();
+        (bytes.len() <= MAX_SIGNATURE_BYTES).then(|| Self::of(bytes))
+    }
+
+    fn of(bytes: &[u8]) -> Self {
+        Self(bytes.try_into().map_or_else(|_| Form::Other(bytes.into()), Form::Key))
     }
 
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Form::Key(bytes) => bytes,
+            Form::Other(bytes) => bytes,
+        }
     }
 
     /// The account whose key made this signature over `digest`.
     pub fn recover(&self, digest: Hash) -> Result<Address, SignatureError> {
-        let [rs @ .., v] = self.0.as_slice() else { return Err(SignatureError::Length(0)) };
-        if rs.len() != 64 {
-            return Err(SignatureError::Length(self.0.len()));
-        }
+        let Form::Key([rs @ .., v]) = &self.0 else { return Err(SignatureError::Length(self.as_bytes().len())) };
         let odd = match v {
             27 => false,
             28 => true,
@@ -73,13 +88,13 @@ impl Signature {
 impl fmt::Debug for Signature {
     /// A signature is worth money, so it is not printed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Signature({} bytes)", self.0.len())
+        write!(f, "Signature({} bytes)", self.as_bytes().len())
     }
 }
 
 impl Serialize for Signature {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&bytes::encode_hex(&self.0))
+        serializer.serialize_str(&bytes::encode_hex(self.as_bytes()))
     }
 }
 
@@ -89,7 +104,7 @@ impl<'de> Deserialize<'de> for Signature {
         if text.len() > 2 + 2 * MAX_SIGNATURE_BYTES {
             return Err(serde::de::Error::custom("the signature is too long"));
         }
-        bytes::decode_hex(&text).map(Self).map_err(serde::de::Error::custom)
+        bytes::decode_hex(&text).map(|bytes| Self::of(&bytes)).map_err(serde::de::Error::custom)
     }
 }
 
@@ -127,9 +142,11 @@ impl LocalKey {
         let (signature, recovery) = self.0.sign_prehash_recoverable(&digest.0);
         let low = signature.normalize_s();
         let odd = recovery.is_y_odd() ^ (low != signature);
-        let mut bytes = low.to_bytes().to_vec();
-        bytes.push(if odd { 28 } else { 27 });
-        Signature(bytes)
+        let mut bytes = [0u8; KEY_SIGNATURE_BYTES];
+        let (rs, v) = bytes.split_at_mut(KEY_SIGNATURE_BYTES - 1);
+        rs.copy_from_slice(&low.to_bytes());
+        v.fill(if odd { 28 } else { 27 });
+        Signature(Form::Key(bytes))
     }
 
     /// The secret itself, for a signer of another library. Wiped when dropped.

@@ -269,6 +269,8 @@ impl<C: Chain> Teller<C> {
         let rows: Vec<_> = row.into_iter().collect();
         for signing in 1..=MAX_REFUND_SIGNINGS {
             let view = office.chain.channel(id).await.map_err(|_| RefundError::Unreachable)?;
+            let refund = SentRefund { nonce: view.refund_nonce, amount };
+            ticket.sign(refund).await.map_err(|_| RefundError::Unreachable)?;
             let call = Call::ClaimAndRefund {
                 claim_signature: office.authorizer.sign(claim_batch_digest(&settlement, &rows)),
                 rows: rows.clone(),
@@ -278,12 +280,10 @@ impl<C: Chain> Teller<C> {
                 refund_signature: office.authorizer.sign(refund_digest(&settlement, id, view.refund_nonce, amount)),
             };
             let error = match office.chain.send(&call).await {
-                Ok(hash) | Err(SendError::Unknown { hash, .. }) => {
-                    ticket.sent(SentRefund { nonce: view.refund_nonce, amount });
-                    return Ok(hash);
-                }
+                Ok(hash) | Err(SendError::Unknown { hash, .. }) => return Ok(hash),
                 Err(SendError::Refused(error)) => error,
             };
+            ticket.not_sent();
             match error.revert_name() {
                 Some(name) if name.starts_with("InvalidRefundNonce") && signing < MAX_REFUND_SIGNINGS => {}
                 Some(_) => return Err(RefundError::WouldFail(error.to_string())),
