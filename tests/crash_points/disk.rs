@@ -106,6 +106,8 @@ pub(crate) struct Disk {
     operations: usize,
     fault: Option<Fault>,
     first_failure: Option<usize>,
+    /// Something was synced, and nothing failed after that.
+    obeys: bool,
     record: Option<Vec<Operation>>,
 }
 
@@ -117,6 +119,7 @@ impl Disk {
         self.operations = 0;
         self.fault = fault;
         self.first_failure = None;
+        self.obeys = false;
         self.record = recording.then(Vec::new);
         self
     }
@@ -129,6 +132,11 @@ impl Disk {
     /// The first operation that failed.
     pub(crate) fn first_failure(&self) -> Option<usize> {
         self.first_failure
+    }
+
+    /// Whether something was synced after the last operation that failed.
+    pub(crate) fn obeys(&self) -> bool {
+        self.obeys
     }
 
     /// What was recorded since it was started.
@@ -188,6 +196,7 @@ impl Disk {
         self.operations += 1;
         match self.failure(at, &operation) {
             None => {
+                self.obeys |= matches!(operation, Operation::Sync { .. });
                 if let Some(record) = &mut self.record {
                     record.push(operation.clone());
                 }
@@ -196,6 +205,7 @@ impl Disk {
             }
             Some((what_is_left, trouble)) => {
                 self.first_failure.get_or_insert(at);
+                self.obeys = false;
                 if let Some(operation) = what_is_left {
                     self.perform(operation);
                 }

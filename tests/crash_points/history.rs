@@ -94,10 +94,8 @@ fn decisions(start: &Disk, record: &[Operation], calls: &[(usize, usize)]) -> Ve
             Operation::Change(Change::Write { file, offset, .. }) if wals.contains(file) => {
                 frames_wait |= *offset >= WAL_HEADER;
             }
-            Operation::Sync { file, .. } if wals.contains(file) => {
-                if std::mem::take(&mut frames_wait) {
-                    deciding.push(index);
-                }
+            Operation::Sync { file, .. } if wals.contains(file) && std::mem::take(&mut frames_wait) => {
+                deciding.push(index);
             }
             _ => {}
         }

@@ -9,7 +9,7 @@ use std::fmt::Debug;
 pub(crate) enum Refusal {
     /// The batch is not in the books and will not be after any stop.
     NotInTheBooks,
-    /// Nobody can say before the books are opened again.
+    /// Nobody can say before the books are opened again; if the disk obeyed again after it had failed, it is not in them.
     Undecided,
     /// An earlier commit failed; this one was not tried.
     Latched,
@@ -32,10 +32,13 @@ pub(crate) trait Store: Sized {
     fn check(&self) -> Result<(), String>;
 }
 
+/// How books are opened in the root of a file system of SQLite, by its name.
+pub(crate) type Open<S> = dyn Fn(&str) -> Result<S, String> + Sync;
+
 /// What to commit, and what must be in the books after it.
 pub(crate) struct Workload<S: Store> {
-    /// Opens the books in the root of this SQLite file system; creates them there if they are not.
-    pub(crate) open: Box<dyn Fn(&str) -> Result<S, String> + Sync>,
+    /// Opens the books; creates them if they are not there.
+    pub(crate) open: Box<Open<S>>,
     /// The batches, in order.
     pub(crate) batches: Vec<S::Batch>,
     /// What is in the books after the first `n` batches, at `n`; one more than there are batches.

@@ -198,12 +198,14 @@ impl<'a, S: Store> Trial<'a, S> {
                         acknowledged += 1;
                         continue;
                     };
-                    let failure = self.machine.with_disk(|disk| disk.first_failure());
+                    let (failure, obeys) = self.machine.with_disk(|disk| (disk.first_failure(), disk.obeys()));
                     let Some(failure) = failure else { return Err(format!("{refusal:?} on a disk that serves")) };
                     // A batch whose last frame was not even begun cannot come back, whatever the store says. (Of one that
-                    // was half written the other half may be there from before.)
+                    // was half written the other half may be there from before.) Nor can one that the store had the
+                    // chance to overwrite.
                     let unwritten = (span.begins..span.decided - 1).contains(&failure);
-                    next = if refusal == Refusal::Undecided && !unwritten { Next::Open } else { Next::Absent };
+                    let decided = refusal == Refusal::NotInTheBooks || unwritten || obeys;
+                    next = if decided { Next::Absent } else { Next::Open };
                     let others = self.workload.batches.iter().skip(acknowledged).take(2);
                     if others.map(|batch| store.commit(batch)).any(|verdict| verdict.is_ok()) {
                         return Err("a commit was acknowledged after one had failed".to_owned());
