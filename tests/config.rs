@@ -72,7 +72,7 @@ fn a_minimal_config_is_short_and_the_rest_has_defaults() {
     assert_eq!(config.cors, Cors::Any);
     assert_eq!((config.log.level, config.log.format), (LogLevel::Info, LogFormat::Auto));
     assert_eq!(config.routes.len(), 1);
-    assert_eq!(config.routes[0].name, "/v1/*");
+    assert_eq!(&*config.routes[0].name, "/v1/*");
     assert_eq!(config.routes[0].price, Price::Fixed(Amount::new(2_000)));
     let policy = config.policy(Address([7; 20])).unwrap();
     assert_eq!(policy.terms().max_timeout_s, 300);

@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::gate::{Gate, Statement};
 use crate::protocol::{Address, Amount, ChannelId};
 use crate::redeem::Redemption;
+use crate::store::Latched;
 
 /// The header that shows that a request is no web page's. Any value will do.
 pub const ADMIN_HEADER: &str = "x-peaje-admin";
@@ -128,14 +129,17 @@ pub async fn serve(
 }
 
 async fn readyz(State(operators): State<Operators>) -> Response {
-    match unreadiness(operators.unready.is_cancelled(), operators.redemption.chain_silence()) {
+    let latch = operators.gate.accounts().journal().latch();
+    match unreadiness(operators.unready.is_cancelled(), latch, operators.redemption.chain_silence()) {
         None => "ready\n".into_response(),
         Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")).into_response(),
     }
 }
 
-fn unreadiness(stopping: bool, silence: Duration) -> Option<String> {
-    if stopping {
+fn unreadiness(stopping: bool, latch: Option<&Latched>, silence: Duration) -> Option<String> {
+    if let Some(latched) = latch {
+        Some(latched.to_string())
+    } else if stopping {
         Some("the proxy is stopping".to_owned())
     } else if silence > MAX_CHAIN_SILENCE {
         Some(format!("the chain has not answered for {} s", silence.as_secs()))
@@ -193,10 +197,10 @@ mod tests {
 
     #[test]
     fn a_proxy_that_stops_or_whose_chain_is_silent_is_unready() {
-        assert_eq!(unreadiness(false, Duration::ZERO), None);
-        assert_eq!(unreadiness(false, MAX_CHAIN_SILENCE), None);
-        let silent = unreadiness(false, MAX_CHAIN_SILENCE + Duration::from_secs(1));
+        assert_eq!(unreadiness(false, None, Duration::ZERO), None);
+        assert_eq!(unreadiness(false, None, MAX_CHAIN_SILENCE), None);
+        let silent = unreadiness(false, None, MAX_CHAIN_SILENCE + Duration::from_secs(1));
         assert_eq!(silent.as_deref(), Some("the chain has not answered for 61 s"));
-        assert_eq!(unreadiness(true, Duration::ZERO).as_deref(), Some("the proxy is stopping"));
+        assert_eq!(unreadiness(true, None, Duration::ZERO).as_deref(), Some("the proxy is stopping"));
     }
 }

@@ -165,7 +165,7 @@ fn in_file(config: &Config) -> Vec<Finding> {
 fn free_findings(routes: &[Route]) -> Vec<Finding> {
     let free = || routes.iter().filter(|route| route.price == Price::Free);
     let names = |wide: bool| {
-        free().filter(move |route| route.pattern.to_string().ends_with('*') == wide).map(|route| route.name.as_str())
+        free().filter(move |route| route.pattern.to_string().ends_with('*') == wide).map(|route| &*route.name)
     };
     let (narrow, wide): (Vec<_>, Vec<_>) = (names(false).collect(), names(true).collect());
     let mut findings = Vec::new();

@@ -1,11 +1,16 @@
-//! From references in a config to keys in memory and a connected chain.
+//! From what a config names to keys in memory, a connected chain and open books.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::chain::{AlloyChain, Chain as _, KeyRef, RpcUrl};
 use crate::config::{Config, KeyReference, RpcReference};
 use crate::protocol::LocalKey;
+use crate::protocol::contracts::SETTLEMENT;
+use crate::store::Identity;
+use crate::store::sqlite::SqliteStore;
 
+use super::site::Books;
 use super::{Exit, Failure};
 
 /// Reads the RPC URL a reference stands for.
@@ -38,6 +43,22 @@ pub(super) async fn connect(config: &Config) -> Result<(Arc<AlloyChain>, LocalKe
         return Err(Failure::message(Exit::Chain, message).hint("peaje check"));
     }
     Ok((Arc::new(chain), authorizer))
+}
+
+/// Opens the books of a chain in a directory, for this process alone.
+pub(super) async fn open_books(directory: &Path, chain_id: u64) -> Result<Books, Failure> {
+    let directory = directory.to_owned();
+    let identity = Identity { chain_id, settlement: SETTLEMENT };
+    let opened =
+        tokio::task::spawn_blocking(move || SqliteStore::open(&directory, identity).and_then(Books::open)).await;
+    match opened {
+        Ok(Ok(books)) => Ok(books),
+        Ok(Err(error)) => {
+            let advice = error.advice();
+            Err(Failure::new(Exit::Books, error).hint(advice))
+        }
+        Err(error) => Err(Failure::new(Exit::Failed, error)),
+    }
 }
 
 /// Waits until the process is told to stop.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::connect::{connect, told_to_stop};
+use super::connect::{connect, open_books, told_to_stop};
 use super::site::Site;
 use super::{Exit, Failure, Outcome, Output, value};
 use crate::agent::{Agent, AgentConfig, Budget, Dollars, NodeReader, PayRequest};
@@ -104,6 +104,8 @@ struct Stage {
     receiver: Address,
     token: Address,
     url: String,
+    /// The books are in here until the end.
+    folder: tempfile::TempDir,
 }
 
 impl Stage {
@@ -129,12 +131,24 @@ impl Stage {
 
         let config = Config::parse(&config_text(args, &devnet.rpc_url(), api_address), "the built-in config")?;
         let (chain, authorizer) = connect(&config).await?;
-        let site = Site::open(&config, authorizer, Arc::clone(&chain)).await.map_err(|error| {
+        // The chain is gone when this ends, and its books with it.
+        let folder = tempfile::tempdir().map_err(|error| failed("there is no place for the books")(error.into()))?;
+        let books = open_books(folder.path(), config.chain.chain_id).await?;
+        let site = Site::open(&config, authorizer, Arc::clone(&chain), books).await.map_err(|error| {
             Failure::new(Exit::Failed, error).hint("is the port taken? --listen 127.0.0.1:0 takes any")
         })?;
         let url = format!("http://{}", site.address());
         say.step("peaje", &format!("{url}  stands in front of it and sells /fortune for {}", args.price.to_price(6)));
-        Ok(Self { devnet, chain, site, api, receiver: config.receiver.pay_to, token: config.chain.token.address, url })
+        Ok(Self {
+            devnet,
+            chain,
+            site,
+            api,
+            receiver: config.receiver.pay_to,
+            token: config.chain.token.address,
+            url,
+            folder,
+        })
     }
 
     /// The story: unpaid, paid, redeemed, refunded.
@@ -263,6 +277,8 @@ impl Stage {
         self.site.close().await;
         self.api.abort();
         self.devnet.shutdown().await;
+        // Whatever cannot be removed now, the system will remove from its temporary folder.
+        drop(self.folder.close());
     }
 }
 

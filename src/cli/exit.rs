@@ -28,6 +28,8 @@ pub enum Exit {
     Payment,
     /// 6: the other server cannot be reached or failed: the upstream, the API that was called, the admin listener.
     Server,
+    /// 7: the books are damaged, in use by another process, or cannot be written.
+    Books,
 }
 
 /// The part of every `--help` that explains exit codes.
@@ -39,7 +41,8 @@ Exit codes:
   3  wrong config
   4  chain unreachable, or not the configured one
   5  payment refused, by a budget or by the server
-  6  the other server is unreachable or failed";
+  6  the other server is unreachable or failed
+  7  books damaged, in use, or not writable";
 
 impl Exit {
     /// The code.
@@ -52,6 +55,7 @@ impl Exit {
             Self::Chain => 4,
             Self::Payment => 5,
             Self::Server => 6,
+            Self::Books => 7,
         }
     }
 }
@@ -165,7 +169,8 @@ mod tests {
 
     #[test]
     fn the_help_names_every_code() {
-        let all = [Exit::Ok, Exit::Failed, Exit::Usage, Exit::Config, Exit::Chain, Exit::Payment, Exit::Server];
+        let all =
+            [Exit::Ok, Exit::Failed, Exit::Usage, Exit::Config, Exit::Chain, Exit::Payment, Exit::Server, Exit::Books];
         for (line, exit) in HELP.lines().skip(1).zip(all) {
             assert!(line.starts_with(&format!("  {}  ", exit.code())), "{line}");
         }

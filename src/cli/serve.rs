@@ -2,15 +2,20 @@
 
 use clap::Args;
 
-use super::connect::{connect, told_to_stop};
+use super::connect::{connect, open_books, told_to_stop};
 use super::site::Site;
 use super::{ConfigArgs, Exit, Failure, Outcome, Output};
 
 const MORE: &str = "\
-Serve reads the config, connects to the chain, and listens. It runs until it is
-told to stop (SIGTERM, or Ctrl-C): then it accepts no more, lets requests in
-flight finish within server.shutdown_timeout, redeems what is left if
-redeem.on_shutdown says so, and ends. A second signal ends it at once.
+Serve reads the config, opens the books, connects to the chain, and listens. It
+runs until it is told to stop (SIGTERM, or Ctrl-C): then it accepts no more,
+lets requests in flight finish within server.shutdown_timeout, redeems what is
+left if redeem.on_shutdown says so, and ends. A second signal ends it at once.
+
+Every charge is on disk before its answer leaves, so a crash, a kill or a power
+cut loses nothing: start it again and it goes on. If the books cannot be written
+any more (a full disk, say), it charges nothing, takes no paid work, and ends
+with code 7.
 
 Examples:
   peaje check && peaje serve
@@ -35,7 +40,7 @@ pub struct ServeArgs {
     pub config: ConfigArgs,
 }
 
-/// A terminal that closes, or a `reload` out of habit, must not end the process with vouchers in memory.
+/// A terminal that closes, or a `reload` out of habit, must not end the process.
 async fn outlive_hangups() {
     #[cfg(unix)]
     if let Ok(mut hangups) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) {
@@ -45,12 +50,14 @@ async fn outlive_hangups() {
     }
 }
 
-/// Runs until it is told to stop.
+/// Runs until it is told to stop, or cannot go on.
 pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
     let config = args.config.load()?;
     crate::telemetry::init(config.log).map_err(|error| Failure::new(Exit::Usage, error))?;
+    let books = open_books(&config.store.directory, config.chain.chain_id).await?;
     let (chain, authorizer) = connect(&config).await?;
-    let site = Site::open(&config, authorizer, chain).await.map_err(|error| Failure::new(Exit::Failed, error))?;
+    let site =
+        Site::open(&config, authorizer, chain, books).await.map_err(|error| Failure::new(Exit::Failed, error))?;
     let admin = site.admin().map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(
         listen = %site.address(),
@@ -58,20 +65,33 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
         public_url = config.server.public_url,
         chain = config.chain.chain_id,
         routes = config.routes.len(),
+        books = %config.store.directory.display(),
+        channels = site.gate().accounts().len(),
         "open"
     );
     let hangups = tokio::spawn(outlive_hangups());
-    told_to_stop().await;
+    let latched = tokio::select! {
+        () = told_to_stop() => None,
+        latched = site.latched() => Some(latched),
+    };
     hangups.abort();
+    if let Some(latched) = latched {
+        tracing::error!("stopping, because the books cannot be written");
+        let advice = latched.advice();
+        site.close().await;
+        return Err(Failure::new(Exit::Books, latched).hint(advice));
+    }
     tracing::info!("stopping; a second signal ends at once");
     tokio::select! {
         report = site.close() => match report {
             Some(report) if !report.is_complete() => {
                 let message = format!("stopped with {} atomic units of vouchers not claimed", report.left);
-                Err(Failure::message(Exit::Chain, message))
+                Err(Failure::message(Exit::Chain, message).hint("they are in the books; the next start claims them"))
             }
             _ => Ok(()),
         },
-        () = told_to_stop() => Err(Failure::message(Exit::Failed, "ended at once; unclaimed vouchers are lost")),
+        () = told_to_stop() => {
+            Err(Failure::message(Exit::Failed, "ended at once; unclaimed vouchers are in the books for the next start"))
+        }
     }
 }

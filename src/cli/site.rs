@@ -1,7 +1,9 @@
-//! A running proxy, put together: gate, redemption, listener, operators' listener.
+//! A running proxy, put together: books, gate, redemption, listener, operators' listener.
 //!
 //! **Owns** the order in which the parts start and stop. **Promises** that on the way down nothing that was charged is
-//! forgotten: no new requests, those in progress finish or are voided, then one last redemption, then the chain.
+//! forgotten: no new requests, those in progress finish or are voided, then one last redemption, then the chain, and the
+//! books last. A proxy whose books cannot be written any more takes no paid work, and does not redeem either: what it
+//! has in memory may be ahead of what is written, and payers were told that this was not charged.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,10 +15,11 @@ use tokio_util::sync::CancellationToken;
 use crate::admin;
 use crate::chain::Chain;
 use crate::config::{self, Config};
-use crate::gate::{Desk, Gate};
+use crate::gate::{Accounts, Desk, Gate};
 use crate::protocol::LocalKey;
 use crate::proxy::{Cors, Listener, Upstream, UpstreamSettings};
 use crate::redeem::{Redemption, Report, Settings};
+use crate::store::{Latched, LedgerStore, Opening, StoreError};
 
 /// Why a site could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +41,28 @@ pub enum SiteError {
     Routes,
 }
 
+/// The books a site works with.
+#[derive(Debug)]
+pub struct Books {
+    accounts: Accounts,
+    opening: Opening,
+}
+
+impl Books {
+    /// Reads the books of a store and starts their writer. Blocks; with a million channels for some seconds.
+    ///
+    /// # Errors
+    /// See [`Accounts::open`].
+    pub fn open(store: impl LedgerStore) -> Result<Self, StoreError> {
+        Accounts::open(store).map(|(accounts, opening)| Self { accounts, opening })
+    }
+
+    /// Books that are gone with the process, for measuring what durable ones cost.
+    pub fn in_memory() -> Self {
+        Self { accounts: Accounts::in_memory(), opening: Opening::default() }
+    }
+}
+
 /// A running proxy.
 #[derive(Debug)]
 pub struct Site {
@@ -57,7 +82,12 @@ impl Site {
     ///
     /// # Errors
     /// See [`SiteError`]; nothing is left running.
-    pub async fn open<C: Chain>(config: &Config, authorizer: LocalKey, chain: Arc<C>) -> Result<Self, SiteError> {
+    pub async fn open<C: Chain>(
+        config: &Config,
+        authorizer: LocalKey,
+        chain: Arc<C>,
+        books: Books,
+    ) -> Result<Self, SiteError> {
         let policy = config.policy(authorizer.address()).map_err(|_| SiteError::Routes)?;
         let upstream = Upstream::new(&UpstreamSettings {
             url: config.upstream.url.clone(),
@@ -76,10 +106,12 @@ impl Site {
         let admin = operators.as_ref().and_then(|socket| socket.local_addr().ok());
 
         let (desk, questions) = Desk::new();
-        let gate = Gate::new(policy, desk);
+        let Books { accounts, opening } = books;
+        let gate = Gate::with_accounts(policy, desk, accounts);
         let settings =
             Settings { interval: config.redeem.interval, max_rows: config.redeem.max_rows, poll: config.chain.poll };
         let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings);
+        let _ = opening;
         let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors));
         let unready = CancellationToken::new();
         let stop_admin = CancellationToken::new();
@@ -126,25 +158,37 @@ impl Site {
         &self.redemption
     }
 
+    /// Waits until the books cannot be written any more; for ever, if all goes well. What is left to do then is
+    /// [`Site::close`].
+    pub async fn latched(&self) -> Latched {
+        self.gate.accounts().journal().latched().await
+    }
+
     /// Stops in order. The report of the last redemption, if there was one.
     pub async fn close(self) -> Option<Report> {
+        let journal = self.gate.accounts().journal().clone();
         self.unready.cancel();
         if let Err(error) = self.listener.await {
             tracing::error!(%error, "the listener did not end well");
         }
-        let report = if self.redeem_at_end {
+        let report = if self.redeem_at_end && journal.latch().is_none() {
             tokio::time::timeout(MAX_LAST_REDEMPTION, self.redemption.redeem()).await.ok().and_then(Result::ok)
         } else {
             None
         };
         let left = report.as_ref().map_or_else(|| unclaimed(&self.gate), |report| report.left);
-        if !left.is_zero() {
+        if !left.is_zero() && journal.is_volatile() {
             tracing::error!(%left, "stopping with vouchers that are not claimed; they are in memory only and will be lost");
+        } else if !left.is_zero() {
+            tracing::info!(%left, "stopping with vouchers that are not claimed; they are in the books for the next start");
         }
         self.redemption.stop().await;
         self.stop_admin.cancel();
         if let Some(operators) = self.operators {
             let _ = operators.await;
+        }
+        if tokio::task::spawn_blocking(move || journal.close()).await.is_err() {
+            tracing::error!("the books were not closed well; what was acknowledged is in them all the same");
         }
         report
     }

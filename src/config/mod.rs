@@ -39,7 +39,7 @@ mod resolve;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::{HeaderValue, Uri};
@@ -68,6 +68,8 @@ pub struct Config {
     pub receiver: Receiver,
     /// What every channel must agree to.
     pub channel: Channel,
+    /// Where the books are kept.
+    pub store: Store,
     /// When vouchers become money.
     pub redeem: Redeem,
     /// Which web pages may pay.
@@ -144,6 +146,14 @@ pub struct Channel {
     pub max_timeout: Duration,
 }
 
+/// `[store]`: where the books are kept.
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// The directory, which belongs to one process at a time. A relative one is beside the config file, so that the same
+    /// file always means the same books, wherever the process was started.
+    pub directory: PathBuf,
+}
+
 /// `[redeem]`: when vouchers become money.
 #[derive(Debug, Clone)]
 pub struct Redeem {
@@ -206,12 +216,20 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let name = path.display().to_string();
         match read(path) {
-            Ok(text) => Self::parse(&text, &name),
+            Ok(text) => Self::parse(&text, &name).map(|config| config.seen_from(path.parent())),
             Err(problem) => Err(ConfigErrors::unreadable(&name, &problem)),
         }
     }
 
-    /// Checks a text; `file_name` is what its errors call it.
+    fn seen_from(mut self, folder: Option<&Path>) -> Self {
+        if let Some(folder) = folder {
+            // An absolute path stays as it is.
+            self.store.directory = folder.join(&self.store.directory);
+        }
+        self
+    }
+
+    /// Checks a text; `file_name` is what its errors call it. Relative paths in it stay relative.
     pub fn parse(text: &str, file_name: &str) -> Result<Self, ConfigErrors> {
         resolve::resolve(text, file_name)
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::{Range, RangeInclusive};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Uri};
@@ -12,7 +13,7 @@ use super::error::ConfigErrors;
 use super::reader::{Given, Problem, Report, Section, closest, quoted};
 use super::{
     Admin, Chain, Channel, Config, Cors, KeyReference, LogFormat, LogLevel, LogOptions, Redeem, RpcReference, Server,
-    Upstream, parse_duration, write_duration,
+    Store, Upstream, parse_duration, write_duration,
 };
 use crate::gate::path::PathPattern;
 use crate::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
@@ -77,6 +78,7 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
     let receiver = receiver(root.section("receiver"), chain.as_ref().map(|chain| chain.token.address));
     let decimals = chain.as_ref().map(|chain| chain.token.decimals);
     let channel = channel(root.section("channel"), decimals, upstream.as_ref());
+    let store = store(root.section("store"));
     let redeem = redeem(root.section("redeem"), channel.as_ref());
     let cors = cors(root.section("cors"));
     let log = log(root.section("log"));
@@ -88,6 +90,7 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
         chain: chain?,
         receiver: receiver?,
         channel: channel?,
+        store: store?,
         redeem: redeem?,
         cors: cors?,
         log: log?,
@@ -297,6 +300,19 @@ fn channel(mut section: Section<'_>, decimals: Option<u8>, upstream: Option<&Ups
     Some(Channel { withdraw_delay: withdraw_delay?, min_deposit: min_deposit.optional()?, max_timeout: max_timeout? })
 }
 
+/// Where the books are, for those who do not say.
+const DEFAULT_STORE: &str = "books";
+
+fn store(mut section: Section<'_>) -> Option<Store> {
+    let directory = section.text("directory", |text| {
+        if text.trim().is_empty() || text.contains('\0') {
+            return Err(Problem::new("is no directory").fix(format!("write a path such as \"{DEFAULT_STORE}\"")));
+        }
+        Ok(PathBuf::from(text))
+    });
+    Some(Store { directory: directory.or(PathBuf::from(DEFAULT_STORE))? })
+}
+
 fn redeem(mut section: Section<'_>, channel: Option<&Channel>) -> Option<Redeem> {
     let interval = duration(&mut section, "interval", SECOND..=30 * DAY);
     let span = interval.span();
@@ -461,7 +477,7 @@ fn route(mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
     // A route whose methods are unknown cannot be compared with another.
     let methods = methods?.into_iter().map(|(method, _)| method).collect();
     let mut route = Route { methods, ..Route::new(pattern?, price.unwrap_or(Price::Free)) };
-    route.name = name.flatten().unwrap_or(route.name);
+    route.name = name.flatten().map_or(route.name, Into::into);
     route.description = description.flatten();
     route.mime_type = mime_type.flatten();
     route.extensions = extensions.unwrap_or_default();

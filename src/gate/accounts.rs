@@ -1,21 +1,26 @@
 //! The accounts: every channel we know, and the one door through which its money changes.
 //!
-//! **Owns** the channels in memory. **Promises** that every change is decided and applied under the channel's lock, in
-//! one private function and nowhere else; that the lock is never held across an await; and that a [`Hold`] or
-//! [`RefundTicket`] is resolved exactly once, however the request ends. **Does not** verify signatures or read chains.
+//! **Owns** the channels in memory. **Promises** that every change is decided, applied and queued for the disk under the
+//! channel's lock, in one private function and nowhere else, so that order on disk is order in memory; that the lock is
+//! never held across an await; that a [`Hold`] or [`RefundTicket`] is resolved exactly once, however the request ends;
+//! and that a charge can only be shown to its payer once it is durable ([`Posted::written`]). **Does not** verify
+//! signatures, read chains or wait for disks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
+use dashmap::mapref::entry::Entry as Place;
 
 use super::clock;
-use crate::ledger::{Channel, Command, Event, HoldNumber, Reject, SentRefund, TermsPool, View};
+use crate::ledger::{Channel, Command, Event, HoldNumber, Reject, SentRefund, Snapshot, TermsPool, View};
 use crate::protocol::claim::ClaimRow;
-use crate::protocol::x402::{ChannelState, VoucherState};
+use crate::protocol::x402::{ChannelState, RefundRequest, VoucherState};
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, VerifiedVoucher};
-use crate::store::{Journal, Latched};
+use crate::store::{
+    Adjustment, Booking, ChannelEntry, ChannelRow, Entry, Journal, LastDeposit, Latched, LedgerStore, Opening, Permit,
+    StoreError, Ticket,
+};
 
 /// How many refunds a channel is given in [`REFUND_WINDOW_S`]. A refund costs us gas, and whoever has seen the last
 /// voucher of a fixed-price channel can ask for one (the money goes to the payer all the same).
@@ -35,6 +40,7 @@ pub struct Accounts {
 
 #[derive(Debug)]
 struct Inner {
+    /// Boxed, because a hash map keeps half of its places free.
     channels: DashMap<ChannelId, Box<Account>>,
     terms: TermsPool,
     journal: Journal,
@@ -44,20 +50,31 @@ struct Inner {
 #[derive(Debug)]
 struct Account {
     channel: Channel,
+    /// The version of its row in the books.
+    version: u64,
     last_deposit: Option<LastDeposit>,
+    /// What is remembered of its payer's behaviour; forgotten with the process.
+    manners: Option<Box<Manners>>,
+}
+
+#[derive(Debug, Default)]
+struct Manners {
+    /// When its payer, who wanted to deposit again, was first shown the last deposit.
+    deposit_shown: Option<u64>,
     refunds: u32,
     refunds_since: u64,
 }
 
-/// The last deposit we relayed for a channel.
-#[derive(Debug, Clone, Copy)]
-struct LastDeposit {
-    /// Its salt, so that the same payload is not relayed again.
-    salt: Hash,
-    /// What was charged in all when it landed, so that another one is not relayed before it is touched.
-    charged: Amount,
-    /// When its payer, who wanted to deposit again, was first shown it.
-    shown: Option<u64>,
+impl Account {
+    fn manners(&mut self) -> &mut Manners {
+        self.manners.get_or_insert_default()
+    }
+
+    /// Its next row.
+    fn row(&mut self) -> ChannelRow {
+        self.version = self.version.checked_add(1).expect("2^64 changes do not happen");
+        ChannelRow { snapshot: self.channel.snapshot(), version: self.version, last_deposit: self.last_deposit }
+    }
 }
 
 /// A channel's books at one moment, for those who read them.
@@ -82,13 +99,31 @@ pub struct Statement {
 impl Accounts {
     /// Accounts without a channel, whose books are kept in memory only.
     pub fn in_memory() -> Self {
-        let inner = Inner {
-            channels: DashMap::new(),
-            terms: TermsPool::default(),
-            journal: Journal::volatile(),
-            abandoning: AtomicBool::new(false),
-        };
-        Self { inner: Arc::new(inner) }
+        Self::with(DashMap::new(), TermsPool::default(), Journal::volatile())
+    }
+
+    /// Opens the books of a store: every channel as it was when the last commit reached the disk. Blocks; with a million
+    /// channels for some seconds.
+    ///
+    /// # Errors
+    /// Books that cannot be read, or a row that breaks an invariant; nothing is started then.
+    pub fn open(mut store: impl LedgerStore) -> Result<(Self, Opening), StoreError> {
+        let (channels, terms) = (DashMap::new(), TermsPool::default());
+        store.channels(&mut |ChannelRow { snapshot, version, last_deposit }| {
+            let id = snapshot.id;
+            let channel = Channel::restore(snapshot)
+                .map_err(|violation| StoreError::Impossible { channel: id, violation })?
+                .pooled(&terms);
+            channels.insert(id, Box::new(Account { channel, version, last_deposit, manners: None }));
+            Ok(())
+        })?;
+        let opening = Opening { unfinished: store.unfinished()?, cursor: store.cursor()? };
+        let journal = Journal::start(store)?;
+        Ok((Self::with(channels, terms, journal), opening))
+    }
+
+    fn with(channels: DashMap<ChannelId, Box<Account>>, terms: TermsPool, journal: Journal) -> Self {
+        Self { inner: Arc::new(Inner { channels, terms, journal, abandoning: AtomicBool::new(false) }) }
     }
 
     /// Where what happens is written down.
@@ -115,11 +150,15 @@ impl Accounts {
     /// account, so that strangers cannot fill the memory.
     pub fn observe(&self, id: ChannelId, config: &ChannelConfig, view: View) -> Result<(), Reject> {
         if !view.balance.is_zero()
-            && let Entry::Vacant(free) = self.inner.channels.entry(id)
+            && let Place::Vacant(free) = self.inner.channels.entry(id)
         {
             let now = clock::now_s();
             let channel = Channel::open(id, *config, view, now)?.pooled(&self.inner.terms);
-            free.insert(Box::new(Account { channel, last_deposit: None, refunds: 0, refunds_since: now }));
+            let account = Account { channel, version: 0, last_deposit: None, manners: None };
+            let mut account = free.insert(Box::new(account));
+            let booking = adjustment(Amount::ZERO, account.channel.charged(), Adjustment::Opened, now);
+            let row = account.row();
+            self.inner.journal.note(Entry::Channel(Box::new(ChannelEntry { row, booking })), None);
             return Ok(());
         }
         self.change(&id, &Command::Observe { view }).map_or(Ok(()), |event| event.map(|_| ()))
@@ -127,10 +166,12 @@ impl Accounts {
 
     /// Notes that a deposit we relayed has landed.
     pub fn note_deposit(&self, id: &ChannelId, salt: Hash) {
-        if let Some(mut account) = self.inner.channels.get_mut(id) {
-            let charged = account.channel.charged();
-            account.last_deposit = Some(LastDeposit { salt, charged, shown: None });
-        }
+        let noted = self.enter(id, Slip::default(), |account| {
+            account.last_deposit = Some(LastDeposit { salt, charged: account.channel.charged() });
+            account.manners().deposit_shown = None;
+            Ok(((), Some(Booking::Nothing)))
+        });
+        drop(noted);
     }
 
     /// Whether this very deposit was the last we relayed for the channel.
@@ -145,8 +186,8 @@ impl Accounts {
         let now = clock::now_s();
         let Some(mut account) = self.inner.channels.get_mut(id) else { return false };
         let charged = account.channel.charged();
-        let Some(last) = account.last_deposit.as_mut().filter(|last| last.charged == charged) else { return false };
-        now.saturating_sub(*last.shown.get_or_insert(now)) < INSISTS_AFTER_S
+        account.last_deposit.is_some_and(|last| last.charged == charged)
+            && now.saturating_sub(*account.manners().deposit_shown.get_or_insert(now)) < INSISTS_AFTER_S
     }
 
     /// Reads a channel.
@@ -154,8 +195,15 @@ impl Accounts {
         self.inner.channels.get(id).map(|account| read(&account.channel))
     }
 
-    /// Lets a request through: the price is held on the channel until the hold is posted or voided.
-    pub(super) fn hold(&self, voucher: &VerifiedVoucher, price: Amount) -> Option<Result<Hold, Reject>> {
+    /// Lets a request through: the price is held on the channel until the hold is posted or voided. Nothing of it is
+    /// written down; the permit is for the entry that will close it.
+    pub(super) fn hold(
+        &self,
+        voucher: &VerifiedVoucher,
+        price: Amount,
+        route: &Arc<str>,
+        permit: Permit,
+    ) -> Option<Result<Hold, Reject>> {
         let event = self.change(&voucher.channel(), &Command::Hold { voucher, price })?;
         Some(event.map(|event| match event {
             Event::Held(open) => Hold {
@@ -163,6 +211,8 @@ impl Accounts {
                 channel: voucher.channel(),
                 number: open.number,
                 price,
+                route: Arc::clone(route),
+                permit: Some(permit),
                 sent: false,
                 resolved: false,
             },
@@ -174,7 +224,7 @@ impl Accounts {
     pub(super) fn begin_refund(
         &self,
         voucher: &VerifiedVoucher,
-        size: crate::protocol::x402::RefundRequest,
+        size: RefundRequest,
     ) -> Option<Result<(RefundTicket, Amount), Reject>> {
         let event = self.change(&voucher.channel(), &Command::BeginRefund { voucher, size })?;
         Some(event.map(|event| match event {
@@ -189,11 +239,12 @@ impl Accounts {
     pub(super) fn allow_refund(&self, id: &ChannelId) -> bool {
         let now = clock::now_s();
         let Some(mut account) = self.inner.channels.get_mut(id) else { return true };
-        if now.saturating_sub(account.refunds_since) >= REFUND_WINDOW_S {
-            (account.refunds, account.refunds_since) = (0, now);
+        let manners = account.manners();
+        if now.saturating_sub(manners.refunds_since) >= REFUND_WINDOW_S {
+            (manners.refunds, manners.refunds_since) = (0, now);
         }
-        account.refunds = account.refunds.saturating_add(1);
-        account.refunds <= MAX_REFUNDS_PER_WINDOW
+        manners.refunds = manners.refunds.saturating_add(1);
+        manners.refunds <= MAX_REFUNDS_PER_WINDOW
     }
 
     /// The books of all channels, for redemption and operators. Each statement is consistent in itself; the list is
@@ -213,27 +264,112 @@ impl Accounts {
     }
 
     fn change(&self, id: &ChannelId, command: &Command<'_>) -> Option<Result<Event, Reject>> {
-        self.change_and_read(id, command, |_| ()).map(|changed| changed.map(|(event, ())| event))
+        self.change_and_read(id, command, Slip::default(), |_| ())
+            .map(|changed| changed.map(|Change { event, .. }| event))
     }
 
-    /// The one door: decides and applies a command under the channel's lock, and reads the channel before anybody else
-    /// can change it again. `None` if the channel is unknown.
+    /// Decides and applies a command, and reads the channel before anybody else can change it again. `None` if the
+    /// channel is unknown.
     fn change_and_read<R>(
         &self,
         id: &ChannelId,
         command: &Command<'_>,
+        slip: Slip<'_>,
         read: impl FnOnce(&Channel) -> R,
-    ) -> Option<Result<(Event, R), Reject>> {
+    ) -> Option<Result<Change<R>, Reject>> {
+        let now = clock::now_s();
+        let route = slip.route;
+        let entered = self.enter(id, slip, |account| {
+            let channel = &mut account.channel;
+            let event = channel.decide(command, now)?;
+            // Nothing is promised before a request is charged, so holds are not written.
+            let booking = match &event {
+                Event::Held(_) | Event::Voided { .. } | Event::RefundBegun { .. } => {
+                    channel.evolve(&event);
+                    None
+                }
+                Event::Posted { charge, .. } => {
+                    channel.evolve(&event);
+                    let route = Arc::clone(route.expect("a hold is posted with the route it was made on"));
+                    Some(Booking::Charge { route, amount: *charge, at: now })
+                }
+                Event::Observed { .. } | Event::RefundSigned { .. } | Event::RefundEnded { .. } => {
+                    let before = channel.snapshot();
+                    channel.evolve(&event);
+                    booking_of(&before, &channel.snapshot(), now)
+                }
+            };
+            Ok(((event, read(channel)), booking))
+        })?;
+        Some(entered.map(|((event, seen), ticket)| Change { event, seen, ticket }))
+    }
+
+    /// The one door: changes an account under its lock, and queues its new row (if it has one to write) before anybody
+    /// else can change it again.
+    fn enter<R>(
+        &self,
+        id: &ChannelId,
+        slip: Slip<'_>,
+        change: impl FnOnce(&mut Account) -> Result<(R, Option<Booking>), Reject>,
+    ) -> Option<Result<(R, Option<Ticket>), Reject>> {
         let mut account = self.inner.channels.get_mut(id)?;
-        let channel = &mut account.channel;
-        let event = match channel.decide(command, clock::now_s()) {
-            Ok(event) => event,
+        let (seen, booking) = match change(&mut account) {
+            Ok(changed) => changed,
             Err(reject) => return Some(Err(reject)),
         };
-        channel.evolve(&event);
-        let seen = read(channel);
-        Some(Ok((event, seen)))
+        let journal = &self.inner.journal;
+        let ticket = match booking {
+            Some(booking) if !journal.is_volatile() => {
+                let entry = Entry::Channel(Box::new(ChannelEntry { row: account.row(), booking }));
+                if slip.awaited {
+                    Some(journal.write(entry, slip.permit))
+                } else {
+                    journal.note(entry, slip.permit);
+                    None
+                }
+            }
+            _ => None,
+        };
+        Some(Ok((seen, ticket)))
     }
+}
+
+/// What goes with a change into the books.
+#[derive(Debug, Default)]
+struct Slip<'a> {
+    /// The route that is charged.
+    route: Option<&'a Arc<str>>,
+    /// The right to close a request.
+    permit: Option<Permit>,
+    /// Whether somebody waits until it is durable.
+    awaited: bool,
+}
+
+/// A change that was made.
+struct Change<R> {
+    event: Event,
+    seen: R,
+    /// Says when it is durable, if anything had to be written and somebody waits.
+    ticket: Option<Ticket>,
+}
+
+/// What has to be written about a change that is no charge: nothing, where only the view's age changed. That is not
+/// worth a write, because an old view is read again before it is used.
+fn booking_of(before: &Snapshot, after: &Snapshot, now: u64) -> Option<Booking> {
+    let refreshed = Snapshot {
+        view: View { block: after.view.block, ..before.view },
+        viewed_at: after.viewed_at,
+        ..before.clone()
+    };
+    if refreshed == *after {
+        return None;
+    }
+    let why = if after.charged > before.charged { Adjustment::ClaimedElsewhere } else { Adjustment::ClaimDropped };
+    Some(adjustment(before.charged, after.charged, why, now))
+}
+
+fn adjustment(from: Amount, to: Amount, why: Adjustment, at: u64) -> Booking {
+    if from == to { Booking::Nothing } else { Booking::Adjustment { from, to, at, why } }
 }
 
 fn statement(channel: &Channel) -> Statement {
@@ -291,17 +427,54 @@ pub struct Hold {
     channel: ChannelId,
     number: HoldNumber,
     price: Amount,
+    route: Arc<str>,
+    permit: Option<Permit>,
     sent: bool,
     resolved: bool,
 }
 
-/// A charge that is in the books: the proof that a paid answer may leave.
+/// A charge that is on its way to the disk.
+#[derive(Debug)]
+pub(super) struct Posted {
+    charged: Charged,
+    ticket: Option<Ticket>,
+}
+
+/// A charge that is in the books for good: the proof that a paid answer may leave.
 #[derive(Debug)]
 pub(super) struct Charged {
     /// What it cost.
     pub(super) charge: Amount,
     /// The channel after it.
     pub(super) state: ChannelState,
+}
+
+/// A charge that never reached the books.
+#[derive(Debug)]
+pub(super) struct NotWritten {
+    /// Why.
+    pub(super) latched: Latched,
+    /// The channel as if the charge had not been.
+    pub(super) state: ChannelState,
+}
+
+impl Posted {
+    /// Waits until the charge is durable.
+    ///
+    /// # Cancellation
+    /// A caller that stops waiting loses the proof; the charge is written all the same.
+    pub(super) async fn written(self) -> Result<Charged, NotWritten> {
+        let Self { charged, ticket } = self;
+        let Some(ticket) = ticket else { return Ok(charged) };
+        match ticket.await {
+            Ok(()) => Ok(charged),
+            Err(latched) => {
+                let Charged { charge, mut state } = charged;
+                state.charged_cumulative_amount = state.charged_cumulative_amount.saturating_sub(charge);
+                Err(NotWritten { latched, state })
+            }
+        }
+    }
 }
 
 impl Hold {
@@ -321,26 +494,27 @@ impl Hold {
     }
 
     /// The request was served and cost `charge`.
-    pub(super) fn post(mut self, charge: Amount) -> Result<Charged, Reject> {
-        self.resolved = true;
-        let state = self.resolve(&Command::Post { hold: self.number, charge })?;
-        Ok(Charged { charge, state })
+    pub(super) fn post(mut self, charge: Amount) -> Result<Posted, Reject> {
+        let Change { seen: state, ticket, .. } = self.resolve(&Command::Post { hold: self.number, charge }, true)?;
+        Ok(Posted { charged: Charged { charge, state }, ticket })
     }
 
     /// The request failed and costs nothing. Returns the channel's state.
     pub(super) fn void(mut self) -> Option<ChannelState> {
-        self.resolved = true;
         // A hold that an observation of the chain removed is void already.
-        self.resolve(&Command::Void { hold: self.number })
+        self.resolve(&Command::Void { hold: self.number }, false)
             .ok()
+            .map(|change| change.seen)
             .or_else(|| self.accounts.read(&self.channel, channel_state))
     }
 
     /// The channel as this very step left it: the next request may already wait for its lock, and what it is charged must
     /// not stand in this one's receipt.
-    fn resolve(&self, command: &Command<'_>) -> Result<ChannelState, Reject> {
-        let resolved = self.accounts.change_and_read(&self.channel, command, channel_state);
-        resolved.unwrap_or(Err(Reject::NoSuchHold)).map(|(_, state)| state)
+    fn resolve(&mut self, command: &Command<'_>, awaited: bool) -> Result<Change<ChannelState>, Reject> {
+        self.resolved = true;
+        let slip = Slip { route: Some(&self.route), permit: self.permit.take(), awaited };
+        let resolved = self.accounts.change_and_read(&self.channel, command, slip, channel_state);
+        resolved.unwrap_or(Err(Reject::NoSuchHold))
     }
 }
 
@@ -355,7 +529,7 @@ impl Drop for Hold {
         } else {
             Command::Void { hold: self.number }
         };
-        if let Err(reject) = self.resolve(&command) {
+        if let Err(reject) = self.resolve(&command, false) {
             tracing::warn!(channel = %self.channel, %reject, "a dropped request could not be settled");
         }
     }
@@ -382,9 +556,15 @@ impl RefundTicket {
     /// # Errors
     /// The books cannot be written; nothing may be signed.
     pub async fn sign(&mut self, refund: SentRefund) -> Result<(), Latched> {
-        let _ = self.accounts.change(&self.channel, &Command::SignRefund { refund });
+        let slip = Slip { awaited: true, ..Slip::default() };
+        let signed = self.accounts.change_and_read(&self.channel, &Command::SignRefund { refund }, slip, |_| ());
+        let change = signed.and_then(Result::ok).expect("a refund in progress can be signed, and its account stays");
         self.sent = true;
-        Ok(())
+        match change.ticket {
+            Some(ticket) => ticket.await,
+            // It was written before: an earlier refund with this nonce is at least as large.
+            None => self.accounts.journal().latch().map_or(Ok(()), |latched| Err(latched.clone())),
+        }
     }
 
     /// What was signed was refused before anybody else saw it.

@@ -5,6 +5,7 @@
 //! voucher goes only to somebody who just signed for that channel, and that a deposit is relayed before anything is
 //! served on it. **Does not** call the upstream.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -54,6 +55,8 @@ struct Claimed<'a> {
     id: ChannelId,
     config: ChannelConfig,
     voucher: SignedVoucher,
+    /// The route's name, for the books.
+    route: &'a Arc<str>,
 }
 
 impl Gate {
@@ -66,6 +69,10 @@ impl Gate {
     ) -> Result<Admission, Refusal> {
         let terms = policy.terms();
         let Some((route, price)) = offer else { return Err(Code::NoMatchingRequirements.into()) };
+        // What cannot be written down cannot be charged, and a deposit would only be locked up.
+        if self.accounts.journal().latch().is_some() {
+            return Err(Code::BooksUnavailable.into());
+        }
         let refund = matches!(payment.action, Action::Refund(_));
         let ours = terms.offer(price);
         let answers = if refund { payment.accepted.answers_terms_of(&ours) } else { payment.accepted.answers(&ours) };
@@ -75,7 +82,8 @@ impl Gate {
         check_extensions(&route.extensions, &payment.extensions)?;
         let settlement = policy.settlement();
         let id = check_terms(terms, settlement, &payment.config, payment.voucher.channel)?;
-        let claimed = Claimed { terms, settlement, id, config: payment.config, voucher: payment.voucher };
+        let claimed =
+            Claimed { terms, settlement, id, config: payment.config, voucher: payment.voucher, route: &route.name };
         match payment.action {
             Action::Pay => self.pay(&claimed, price, None).await.map(Admission::Serve),
             Action::DepositAndPay(deposit) => {
@@ -122,7 +130,11 @@ impl Gate {
                 None => self.verify(claimed).await?,
             };
             let held = match preview {
-                Ok(()) => self.accounts.hold(&proof, price).ok_or(Refusal::from(Code::ChannelNotFound))?,
+                Ok(()) => {
+                    let permit = self.accounts.journal().permit().ok_or(Refusal::from(Code::BooksUnavailable))?;
+                    let held = self.accounts.hold(&proof, price, claimed.route, permit);
+                    held.ok_or(Refusal::from(Code::ChannelNotFound))?
+                }
                 Err(reject) => Err(reject),
             };
             match held {

@@ -122,7 +122,7 @@ pub enum Price {
 #[derive(Debug, Clone)]
 pub struct Route {
     /// Its name in logs and books; its path, if the operator gave none.
-    pub name: String,
+    pub name: Arc<str>,
     /// Which paths.
     pub pattern: PathPattern,
     /// Which methods; empty means all. `GET` covers `HEAD`.
@@ -141,7 +141,7 @@ impl Route {
     /// A route for all methods with nothing but a price.
     pub fn new(pattern: PathPattern, price: Price) -> Self {
         Self {
-            name: pattern.to_string(),
+            name: pattern.to_string().into(),
             pattern,
             methods: Vec::new(),
             price,

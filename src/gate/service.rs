@@ -22,14 +22,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body;
 use tower::{Layer, Service};
 
-use super::accounts::{Charged, Payer};
+use super::accounts::{Charged, NotWritten, Payer};
 use super::admit::{Admission, Admitted};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
 use super::policy::{Policy, Verdict};
 use super::{Gate, meter};
 use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
-use crate::protocol::{Amount, Code};
+use crate::protocol::{Amount, Code, Hash};
 
 /// The account that paid, on the request that reaches the inner service.
 const X_PEAJE_PAYER: HeaderName = HeaderName::from_static("x-peaje-payer");
@@ -136,11 +136,7 @@ impl Gate {
             Ok(Admission::Serve(admitted)) => self.serve_paid(&policy, request, inner, admitted).await,
             Ok(Admission::Refunded { receipt, state }) => Ok(own(&request, answer::refunded(&receipt, &state))),
             Err(refusal) => {
-                tracing::debug!(
-                    route = offer.map(|(route, _)| route.name.as_str()),
-                    error = refusal.error(),
-                    "refused"
-                );
+                tracing::debug!(route = offer.map(|(route, _)| &*route.name), error = refusal.error(), "refused");
                 Ok(own(&request, refusal.into_response(&policy, offer, &target)))
             }
         }
@@ -168,6 +164,7 @@ impl Gate {
     {
         let Admitted { mut hold, payer, deposited } = admitted;
         introduce(request.headers_mut(), payer, hold.price());
+        let head_only = request.method() == Method::HEAD;
         hold.sent();
         // A panic upstream of us is our failure, not the payer's: it voids, where a client that leaves posts.
         let result = match AssertUnwindSafe(inner.call(request)).catch_unwind().await {
@@ -192,15 +189,13 @@ impl Gate {
         strip_payment_headers(response.headers_mut());
         let receipt = if served {
             match hold.post(charge) {
-                Ok(Charged { charge, state }) => {
-                    tracing::debug!(channel = %payer.channel, %charge, charged = %state.charged_cumulative_amount, "charged");
-                    Some(match deposited {
-                        Some((transaction, amount)) => {
-                            Receipt::deposited(&network, payer.address, transaction, amount, charge, &state)
-                        }
-                        None => Receipt::charged(&network, payer.address, charge, &state),
-                    })
-                }
+                Ok(posted) => match posted.written().await {
+                    Ok(charged) => Some(receipt(&network, payer, deposited, charged)),
+                    Err(not_written) => {
+                        let response = not_charged(policy, payer, deposited, not_written);
+                        return Ok(response.map(|body| AnswerBody::own(if head_only { Bytes::new() } else { body })));
+                    }
+                },
                 // The chain moved the channel under the request (our authorizer's key claimed elsewhere). The work is
                 // done and cannot be charged; the client is told nothing it could book.
                 Err(reject) => {
@@ -223,6 +218,35 @@ impl Gate {
         }
         Ok(response.map(AnswerBody::upstream))
     }
+}
+
+/// What tells the payer of a charge that is in the books.
+fn receipt(network: &str, payer: Payer, deposited: Option<(Hash, Amount)>, charged: Charged) -> Receipt {
+    let Charged { charge, state } = charged;
+    tracing::debug!(channel = %payer.channel, %charge, charged = %state.charged_cumulative_amount, "charged");
+    match deposited {
+        Some((transaction, amount)) => Receipt::deposited(network, payer.address, transaction, amount, charge, &state),
+        None => Receipt::charged(network, payer.address, charge, &state),
+    }
+}
+
+/// The answer in place of one whose charge did not reach the books: what is not in them was not charged, and what was
+/// not charged is not shown. A deposit landed all the same.
+fn not_charged(
+    policy: &Policy,
+    payer: Payer,
+    deposited: Option<(Hash, Amount)>,
+    NotWritten { latched, state }: NotWritten,
+) -> Response<Bytes> {
+    tracing::error!(channel = %payer.channel, reason = latched.reason(), "a served request could not be charged");
+    let mut refusal = Refusal::from(Code::BooksUnavailable);
+    if let Some((transaction, amount)) = deposited {
+        let network = policy.terms().network();
+        let nothing = Amount::ZERO;
+        refusal =
+            refusal.with_receipt(Receipt::deposited(&network, payer.address, transaction, amount, nothing, &state));
+    }
+    refusal.into_response(policy, None, "")
 }
 
 /// Takes the payment headers off the request, and every header that only Peaje may set.

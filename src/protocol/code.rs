@@ -108,6 +108,8 @@ codes! {
     DuplicatePayment => "duplicate_payment_header", 400;
     /// The payment header is too long.
     PaymentTooLarge => "payment_header_too_large", 431;
+    /// The books cannot be written at the moment; nothing was charged.
+    BooksUnavailable => "books_unavailable", 503;
     /// Refunds of this channel were asked too often.
     RefundTooOften => "refund_rate_limited", 429;
 }
@@ -117,7 +119,9 @@ impl Code {
     pub fn retry_after_s(self) -> Option<u64> {
         match self {
             Self::ChannelBusy => Some(1),
-            Self::SettlementPending | Self::RpcReadFailed | Self::ChannelStateReadFailed => Some(5),
+            Self::SettlementPending | Self::RpcReadFailed | Self::ChannelStateReadFailed | Self::BooksUnavailable => {
+                Some(5)
+            }
             Self::RefundTooOften => Some(60),
             _ => None,
         }

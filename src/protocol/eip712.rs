@@ -45,7 +45,12 @@ impl Domain {
 
     /// The domain of the x402 batch settlement contract on a chain.
     pub fn settlement(chain_id: u64) -> Self {
-        Self::new("x402 Batch Settlement", "1", chain_id, super::contracts::SETTLEMENT)
+        Self::settlement_at(chain_id, super::contracts::SETTLEMENT)
+    }
+
+    /// The same for a contract at an address of its own.
+    pub fn settlement_at(chain_id: u64, contract: Address) -> Self {
+        Self::new("x402 Batch Settlement", "1", chain_id, contract)
     }
 
     /// The hash that stands for the domain.

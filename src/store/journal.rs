@@ -136,7 +136,7 @@ impl Journal {
     ///
     /// # Errors
     /// The system has no thread for it.
-    pub fn start(store: impl LedgerStore) -> std::io::Result<Self> {
+    pub fn start(store: impl LedgerStore) -> Result<Self, StoreError> {
         let desk = Arc::new(Desk {
             queue: Mutex::default(),
             arrived: Condvar::new(),
@@ -148,8 +148,10 @@ impl Journal {
             entries: AtomicU64::new(0),
         });
         let at_work = Arc::clone(&desk);
-        let writer =
-            std::thread::Builder::new().name("peaje-books".to_owned()).spawn(move || write(&at_work, store))?;
+        let writer = std::thread::Builder::new()
+            .name("peaje-books".to_owned())
+            .spawn(move || write(&at_work, store))
+            .map_err(|error| StoreError::Io { doing: "written", source: Box::new(error) })?;
         *desk.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
         Ok(Self { desk: Some(desk) })
     }

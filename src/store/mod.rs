@@ -25,6 +25,7 @@ mod entry;
 mod error;
 mod journal;
 mod lines;
+pub mod sqlite;
 
 pub use entry::{
     Adjustment, Booking, ChannelEntry, ChannelRow, ClaimedRow, Cursor, Entry, Fate, LastDeposit, Moved, Outcome,
@@ -33,6 +34,15 @@ pub use entry::{
 pub use error::StoreError;
 pub use journal::{Journal, Latched, MAX_ENTRIES_PER_COMMIT, MAX_UNWRITTEN_CHARGES, Permit, Ticket};
 pub use lines::{AdjustmentLine, ChargeLine, Filter, Identity, MovementLine, TransactionLine};
+
+/// What the last process left to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Opening {
+    /// Transactions whose fate is not known, oldest first.
+    pub unfinished: Vec<Transaction>,
+    /// How far the chain was followed.
+    pub cursor: Option<Cursor>,
+}
 
 /// Where books are kept. All calls are made by one thread and may block.
 pub trait LedgerStore: Send + 'static {

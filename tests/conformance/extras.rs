@@ -18,7 +18,7 @@ use axum::response::IntoResponse as _;
 use bytes::Bytes;
 use http::StatusCode;
 use peaje::chain::{AlloyChain, Call, Chain as _, KeyRef, Mined};
-use peaje::cli::site::Site;
+use peaje::cli::site::{Books, Site};
 use peaje::devnet::genesis;
 use peaje::gate::Statement;
 use peaje::protocol::claim::{ClaimRow, claim_batch_digest, refund_digest};
@@ -26,13 +26,14 @@ use peaje::protocol::x402::PAYMENT_SIGNATURE;
 use peaje::protocol::{Address, Amount, LocalKey};
 use peaje::redeem::Report;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use super::harness::{Answered, PATIENCE, PREFIX, PURSE, Payer, Payment, World};
+use super::harness::{Answered, PATIENCE, PREFIX, PURSE, Payer, Payment, World, books_in};
 
-/// A section for [`super::harness::WorldOptions::more`]: the proxy ends as after a power cut.
+/// A section for [`super::harness::WorldOptions::more`]: the proxy ends without claiming, as after a power cut.
 pub const FORGETFUL: &str = "[redeem]\non_shutdown = false";
 
 /// A development key.
@@ -72,8 +73,20 @@ impl World {
         self.site.redemption().redeem().await.unwrap()
     }
 
-    /// Closes the proxy and opens another one with the world's config on the same chain: whatever was in memory is
-    /// gone. The report of the first one's last redemption.
+    /// Closes the proxy and opens another one with the world's config on the same books. The report of the first one's
+    /// last redemption.
+    pub async fn restart(&mut self) -> Option<Report> {
+        let chain = Arc::clone(&self.chain);
+        // Two cannot have the same books, so one with new ones is in its place meanwhile.
+        let (books, report) = self.replace(Arc::clone(&chain)).await;
+        let next = self.open_on(chain, books_in(books.path())).await;
+        std::mem::replace(&mut self.site, next).close().await;
+        self.folder = books;
+        report
+    }
+
+    /// Closes the proxy and opens another one with the world's config on the same chain, with new books: all that was
+    /// written is lost. The report of the first one's last redemption.
     pub async fn reopen(&mut self) -> Option<Report> {
         let chain = Arc::clone(&self.chain);
         self.reopen_on(chain).await
@@ -81,8 +94,18 @@ impl World {
 
     /// The same, with another way to the chain.
     pub async fn reopen_on(&mut self, chain: Arc<AlloyChain>) -> Option<Report> {
-        let next = Site::open(&self.config, dev("authorizer"), chain).await.unwrap();
-        std::mem::replace(&mut self.site, next).close().await
+        self.replace(chain).await.1
+    }
+
+    async fn replace(&mut self, chain: Arc<AlloyChain>) -> (TempDir, Option<Report>) {
+        let folder = tempfile::tempdir().unwrap();
+        let next = self.open_on(chain, books_in(folder.path())).await;
+        let report = std::mem::replace(&mut self.site, next).close().await;
+        (std::mem::replace(&mut self.folder, folder), report)
+    }
+
+    async fn open_on(&self, chain: Arc<AlloyChain>, books: Books) -> Site {
+        Site::open(&self.config, dev("authorizer"), chain, books).await.unwrap()
     }
 
     /// A way to the chain for another account.

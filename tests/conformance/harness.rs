@@ -15,8 +15,9 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
@@ -24,20 +25,23 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
 
 use peaje::chain::{AlloyChain, Chain as _, Happening, KeyRef, RpcUrl};
-use peaje::cli::site::Site;
+use peaje::cli::site::{Books, Site};
 use peaje::config::Config;
 use peaje::devnet::{Devnet, DevnetConfig, Mining, genesis};
 use peaje::gate::Statement;
 use peaje::gate::policy::Terms;
-use peaje::protocol::bytes::keccak256;
-use peaje::protocol::deposit::Authorization;
+use peaje::protocol::contracts::SETTLEMENT;
 use peaje::protocol::x402;
-use peaje::protocol::{Address, Amount, ChannelConfig, ChannelId, Domain, Hash, LocalKey, SignedVoucher, Voucher};
+use peaje::protocol::{Address, Amount, ChannelId, LocalKey};
+use peaje::store::Identity;
+use peaje::store::sqlite::SqliteStore;
+
+pub(crate) use super::payer::{Payer, Payment, now_s};
 
 /// What `/paid` costs, atomic units.
 pub const PRICE: u128 = 2_000;
@@ -85,6 +89,8 @@ pub struct World {
     pub terms: Terms,
     /// The config the proxy runs with.
     pub config: Config,
+    /// The proxy's books are in here.
+    pub folder: tempfile::TempDir,
     http: reqwest::Client,
 }
 
@@ -112,8 +118,9 @@ impl World {
         let chain = Arc::new(AlloyChain::connect(url, Some(dev_key("dev:gas"))).await.unwrap());
         let authorizer = dev_key("dev:authorizer");
         let terms = config.terms(authorizer.address());
-        let site = Site::open(&config, authorizer, Arc::clone(&chain)).await.unwrap();
-        Self { devnet, upstream, site, chain, terms, config, http: client(false) }
+        let folder = tempfile::tempdir().unwrap();
+        let site = Site::open(&config, authorizer, Arc::clone(&chain), books_in(folder.path())).await.unwrap();
+        Self { devnet, upstream, site, chain, terms, config, folder, http: client(false) }
     }
 
     /// The proxy's URL of a path.
@@ -160,14 +167,12 @@ impl World {
 
     /// The `n`th payer, with [`PURSE`] test dollars and an unopened channel. Asking again gives the same account.
     pub fn payer(&self, n: u8) -> Payer {
-        let key = LocalKey::from_bytes(&keccak256(&[b'p', n]).0).unwrap();
-        let account = alloy::primitives::Address::new(key.address().0);
+        let payer = Payer::new(n, &self.terms, PRICE);
+        let account = alloy::primitives::Address::new(payer.address().0);
         if self.devnet.dollar_balance(account).unwrap() == 0 {
             self.devnet.mint_dollars(account, PURSE).unwrap();
         }
-        let config = self.terms.channel_of(key.address());
-        let (terms, offer) = (self.terms.clone(), json!(self.terms.offer(Amount::new(PRICE))));
-        Payer { key, config, terms, offer, extensions: Map::new() }
+        payer
     }
 
     /// A payer who has paid once: `deposit` on the channel, [`PRICE`] of it charged.
@@ -268,7 +273,7 @@ impl World {
     /// the case, to the unit.
     pub async fn finish(self, earned: u128) {
         self.devnet.set_mining(Mining::OnDemand);
-        let Self { devnet, site, http, .. } = self;
+        let Self { devnet, site, http, folder, .. } = self;
         drop(http);
         let report = tokio::time::timeout(PATIENCE, site.close()).await.expect("the proxy stops in time");
         let report = report.expect("stopping redeems");
@@ -277,7 +282,14 @@ impl World {
         let received = devnet.dollar_balance(alloy::primitives::Address::new(pay_to.0)).unwrap();
         assert_eq!(received, earned, "what the provider received is what was charged");
         devnet.shutdown().await;
+        drop(folder);
     }
+}
+
+/// The books in a directory, new ones if there are none.
+pub fn books_in(directory: &Path) -> Books {
+    let identity = Identity { chain_id: 84_532, settlement: SETTLEMENT };
+    Books::open(SqliteStore::open(directory, identity).unwrap()).unwrap()
 }
 
 fn dev_key(name: &str) -> LocalKey {
@@ -327,11 +339,6 @@ fn config_text(options: &WorldOptions, rpc: &str, upstream: SocketAddr) -> Strin
         {more}
         "#
     )
-}
-
-/// Unix seconds.
-pub fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
 // ---- the client
@@ -511,182 +518,6 @@ impl Answered {
     #[track_caller]
     pub fn state(&self) -> Value {
         self.receipt().expect("there is a receipt")["extra"]["channelState"].clone()
-    }
-}
-
-// ---- the paying side
-
-/// A wallet, and the channel it would pay from.
-#[derive(Debug, Clone)]
-pub struct Payer {
-    /// Its key.
-    pub key: LocalKey,
-    /// The channel's terms. Whatever is signed afterwards follows a change.
-    pub config: ChannelConfig,
-    /// What the proxy asks for.
-    pub terms: Terms,
-    /// The offer it echoes.
-    pub offer: Value,
-    /// The extensions it echoes.
-    pub extensions: Map<String, Value>,
-}
-
-/// A deposit before it is signed. The defaults are what a stock client signs.
-#[derive(Debug, Clone)]
-pub struct DepositWish {
-    /// How much is deposited.
-    pub amount: u128,
-    /// The voucher's ceiling.
-    pub max: u128,
-    /// Unix seconds.
-    pub valid_after: u64,
-    /// Unix seconds.
-    pub valid_before: u64,
-    /// The salt the payload shows.
-    pub salt: Hash,
-    /// The salt that goes into the nonce that is signed.
-    pub signed_salt: Hash,
-    /// The token's domain.
-    pub domain: Domain,
-    /// Who signs the authorization.
-    pub signer: LocalKey,
-}
-
-impl Payer {
-    /// The account.
-    pub fn address(&self) -> Address {
-        self.key.address()
-    }
-
-    /// The channel.
-    pub fn id(&self) -> ChannelId {
-        self.config.id(&self.settlement())
-    }
-
-    /// The domain vouchers are signed under.
-    pub fn settlement(&self) -> Domain {
-        self.terms.settlement()
-    }
-
-    /// The same wallet with another channel: everything equal but the salt.
-    pub fn with_salt(&self, salt: u8) -> Self {
-        Self { config: ChannelConfig { salt: Hash([salt; 32]), ..self.config }, ..self.clone() }
-    }
-
-    /// A signed voucher for `max` in all.
-    pub fn signed(&self, max: u128) -> SignedVoucher {
-        Voucher { channel: self.id(), max_claimable: Amount::new(max) }.sign(&self.settlement(), &self.key)
-    }
-
-    /// A payment by voucher, for `max` in all.
-    pub fn voucher(&self, max: u128) -> Payment {
-        self.payment(json!({"type": "voucher", "channelConfig": self.config, "voucher": self.signed(max)}))
-    }
-
-    /// A refund of `amount`, or of all that is left. `max` is what was charged, as the payer knows it.
-    pub fn refund(&self, max: u128, amount: Option<&str>) -> Payment {
-        let mut payload = json!({"type": "refund", "channelConfig": self.config, "voucher": self.signed(max)});
-        if let Some(amount) = amount {
-            payload["amount"] = json!(amount);
-        }
-        self.payment(payload)
-    }
-
-    /// A payment with a deposit of `amount`, for `max` in all.
-    pub fn deposit(&self, amount: u128, max: u128) -> Payment {
-        self.deposit_with(amount, max, |_| ())
-    }
-
-    /// The same, changed before it is signed. Every call takes a salt of its own.
-    pub fn deposit_with(&self, amount: u128, max: u128, change: impl FnOnce(&mut DepositWish)) -> Payment {
-        let salt = fresh_salt();
-        let mut wish = DepositWish {
-            amount,
-            max,
-            valid_after: 0,
-            valid_before: now_s() + self.terms.max_timeout_s,
-            salt,
-            signed_salt: salt,
-            domain: self.terms.token_domain(),
-            signer: self.key.clone(),
-        };
-        change(&mut wish);
-        // A change of the salt alone is meant for both.
-        let signed_salt = if wish.signed_salt == salt { wish.salt } else { wish.signed_salt };
-        let digest = Authorization::digest(
-            &wish.domain,
-            self.config.payer,
-            Amount::new(wish.amount),
-            wish.valid_after,
-            wish.valid_before,
-            Authorization::nonce(self.id(), signed_salt),
-        );
-        self.payment(json!({
-            "type": "deposit",
-            "channelConfig": self.config,
-            "voucher": self.signed(wish.max),
-            "deposit": {"amount": wish.amount.to_string(), "authorization": {"erc3009Authorization": {
-                "validAfter": wish.valid_after.to_string(),
-                "validBefore": wish.valid_before.to_string(),
-                "salt": wish.salt,
-                "signature": wish.signer.sign(digest),
-            }}},
-        }))
-    }
-
-    /// A payment with this payload, echoing the offer.
-    pub fn payment(&self, payload: Value) -> Payment {
-        let mut payment = json!({
-            "x402Version": 2,
-            "resource": {"url": format!("{PUBLIC_URL}/paid")},
-            "accepted": self.offer,
-            "payload": payload,
-        });
-        if !self.extensions.is_empty() {
-            payment["extensions"] = json!(self.extensions);
-        }
-        Payment(payment)
-    }
-}
-
-fn fresh_salt() -> Hash {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    keccak256(&NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes())
-}
-
-/// A payment header's JSON, open to any change.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Payment(pub Value);
-
-impl Payment {
-    /// Sets what a JSON pointer names; its parent must exist.
-    #[track_caller]
-    pub fn set(mut self, pointer: &str, value: impl Into<Value>) -> Self {
-        let (parent, key) = pointer.rsplit_once('/').unwrap();
-        let parent = self.0.pointer_mut(parent).unwrap_or_else(|| panic!("no {pointer}"));
-        parent[key] = value.into();
-        self
-    }
-
-    /// Removes what a JSON pointer names.
-    #[track_caller]
-    pub fn without(mut self, pointer: &str) -> Self {
-        let (parent, key) = pointer.rsplit_once('/').unwrap();
-        let parent = self.0.pointer_mut(parent).and_then(Value::as_object_mut);
-        parent.and_then(|parent| parent.remove(key)).unwrap_or_else(|| panic!("no {pointer}"));
-        self
-    }
-
-    /// What a JSON pointer names.
-    #[track_caller]
-    pub fn at(&self, pointer: &str) -> Value {
-        self.0.pointer(pointer).unwrap_or_else(|| panic!("no {pointer}")).clone()
-    }
-
-    /// The header's text.
-    pub fn header(&self) -> String {
-        x402::encode(&self.0)
     }
 }
 

@@ -8,6 +8,8 @@
 
 mod extras;
 mod harness;
+#[path = "../support/payer.rs"]
+mod payer;
 
 mod deposit;
 mod failure;

@@ -26,6 +26,29 @@ fn earned(world: &World) -> u128 {
 }
 
 #[tokio::test]
+async fn case_34_a_restart_forgets_nothing() {
+    let mut world = forgetful().await;
+    let payer = world.payer(1);
+    let deposit = payer.deposit(DEPOSIT, PRICE);
+    world.pay("/paid", &deposit).await.assert_served();
+    world.pay("/paid", &payer.voucher(2 * PRICE)).await.assert_served();
+    let books = world.book(&payer);
+    assert_eq!(world.restart().await, None, "nothing is redeemed on the way down");
+    let again = world.book(&payer);
+    assert_eq!((again.charged, again.unclaimed, &again.row), (books.charged, books.unclaimed, &books.row));
+
+    // The deposit is remembered too: its payload is not relayed a second time.
+    let before = world.tally().await;
+    world.pay("/paid", &deposit).await.assert_corrective(2 * PRICE, DEPOSIT, Some(2 * PRICE));
+    world.pay("/paid", &payer.voucher(2 * PRICE)).await.assert_corrective(2 * PRICE, DEPOSIT, Some(2 * PRICE));
+    world.assert_untouched(&before).await;
+    world.pay("/paid", &payer.voucher(3 * PRICE)).await.assert_served().assert_voucher_receipt(PRICE, 3 * PRICE);
+    world.config.redeem.on_shutdown = true;
+    world.restart().await;
+    world.finish(3 * PRICE).await;
+}
+
+#[tokio::test]
 async fn case_35_after_a_total_loss_the_chain_is_the_base_and_a_stale_client_recovers() {
     let mut world = forgetful().await;
     let payer = world.opened(1, DEPOSIT).await;

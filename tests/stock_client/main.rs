@@ -15,6 +15,7 @@ mod client;
 #[path = "../support/npm.rs"]
 mod npm;
 mod package;
+#[path = "../support/serve.rs"]
 mod proxy;
 mod upstream;
 
@@ -64,7 +65,8 @@ on_both_chains! {
     a_client_without_memory_reads_the_chain_after_a_claim,
     a_client_without_memory_gets_its_rest_back,
     a_restarted_proxy_goes_on_where_its_redemption_ended,
-    after_a_crash_the_client_follows_the_chain,
+    after_a_crash_nobody_notices_and_nothing_is_lost,
+    after_a_total_loss_the_client_follows_the_chain,
     a_channel_refunded_behind_the_clients_back_is_topped_up,
     a_channel_refunded_before_its_first_charge_is_funded_again,
     a_channel_drained_before_a_restart_is_topped_up,
@@ -138,6 +140,10 @@ impl Stage {
             pay_to: receiver().to_string(),
             price: "$0.002",
             min_deposit: "$0.15",
+            log: "debug",
+            books: None,
+            redeem: "",
+            within: None,
         };
         let peaje = Peaje::start(&settings).await;
         let client = agent(&chain).await;
@@ -362,21 +368,34 @@ async fn a_restarted_proxy_goes_on_where_its_redemption_ended(mut stage: Stage) 
     say("told to stop: the call in flight was served, everything claimed and settled");
 
     stage.peaje.start_again().await;
-    assert!(stage.peaje.channels().await.is_empty(), "it remembers nothing");
     stage.pay_by_voucher(3).await;
     assert_eq!(stage.chain.deposits().await, [DEPOSIT]);
     say("started again: the client did not notice");
     stage.strike(7).await;
 }
 
-async fn after_a_crash_the_client_follows_the_chain(mut stage: Stage) {
+async fn after_a_crash_nobody_notices_and_nothing_is_lost(mut stage: Stage) {
     stage.open_with_three().await;
     stage.peaje.redeem();
     stage.pay_by_voucher(2).await;
     stage.peaje.crash();
     stage.peaje.start_again().await;
-    say("the proxy crashed with two calls unclaimed");
-    // The books are in memory: what was not claimed is the provider's loss, never the client's.
+    say("the proxy was killed with two calls unclaimed, and started again");
+    stage.pay_by_voucher(2).await;
+    assert_eq!(stage.chain.deposits().await, [DEPOSIT]);
+    say("the client did not notice");
+    stage.strike(7).await;
+}
+
+async fn after_a_total_loss_the_client_follows_the_chain(mut stage: Stage) {
+    stage.open_with_three().await;
+    stage.peaje.redeem();
+    stage.pay_by_voucher(2).await;
+    stage.peaje.crash();
+    stage.peaje.lose_books();
+    stage.peaje.start_again().await;
+    say("the proxy was killed with two calls unclaimed, and its disk is gone");
+    // What was not claimed is the provider's loss, never the client's.
     let answer = stage.pay().await;
     answer.served_by(&["nothing 402", "voucher corrected by chain", "voucher 200"]);
     assert_eq!(units(answer.last().max.as_deref().unwrap()), 4 * PRICE);
@@ -423,7 +442,7 @@ async fn a_channel_drained_before_a_restart_is_topped_up(mut stage: Stage) {
     stage.peaje.stop().await;
     stage.peaje.start_again().await;
     say("another client took the rest out, and the proxy was restarted");
-    stage.pay().await.served_by(&["nothing 402", "voucher corrected by chain", "deposit 200"]);
+    stage.pay().await.served_by(&["nothing 402", "voucher corrected by voucher", "deposit 200"]);
     stage.pay_by_voucher(1).await;
     assert_eq!(stage.chain.deposits().await, [DEPOSIT, DEPOSIT]);
     stage.strike(5).await;

@@ -1,8 +1,10 @@
 //! `peaje serve`, the real binary, and what an operator can ask it.
+#![allow(dead_code, reason = "a toolbox: not every test needs every tool")]
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use peaje::admin::ChannelLine;
@@ -21,6 +23,8 @@ pub(crate) struct Peaje {
     listen: SocketAddr,
     admin: SocketAddr,
     client: reqwest::Client,
+    /// A process whose file systems it sees instead of ours.
+    within: Option<u32>,
 }
 
 /// What the config of a test says.
@@ -31,11 +35,20 @@ pub(crate) struct Settings<'a> {
     /// Such as `$0.002`.
     pub(crate) price: &'a str,
     pub(crate) min_deposit: &'a str,
+    /// `debug` says what happened; `warn` keeps the log of a long test short.
+    pub(crate) log: &'a str,
+    /// Where the books are: beside the config, by default.
+    pub(crate) books: Option<PathBuf>,
+    /// Lines of `[redeem]`.
+    pub(crate) redeem: &'a str,
+    /// A process whose file systems the proxy sees instead of ours.
+    pub(crate) within: Option<u32>,
 }
 
 impl Settings<'_> {
     fn config(&self, listen: SocketAddr, admin: SocketAddr) -> String {
-        let Self { rpc, upstream, pay_to, price, min_deposit } = self;
+        let Self { rpc, upstream, pay_to, price, min_deposit, log, books, redeem, .. } = self;
+        let books = books.as_deref().unwrap_or(Path::new("books")).display();
         format!(
             r#"
             [server]
@@ -55,8 +68,12 @@ impl Settings<'_> {
             gas_key = "dev:gas"
             [channel]
             min_deposit = "{min_deposit}"
+            [store]
+            directory = "{books}"
+            [redeem]
+            {redeem}
             [log]
-            level = "debug"
+            level = "{log}"
             format = "text"
             [[route]]
             path = "/*"
@@ -67,18 +84,29 @@ impl Settings<'_> {
 }
 
 impl Peaje {
-    /// Starts the proxy on free ports, and waits until it is ready.
-    pub(crate) async fn start(settings: &Settings<'_>) -> Self {
+    /// A proxy with a config that is not started yet.
+    pub(crate) fn prepare(settings: &Settings<'_>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let [listen, admin] = free_ports();
-        let mut peaje = Self { directory, child: None, listen, admin, client };
+        let peaje = Self { directory, child: None, listen, admin, client, within: settings.within };
+        peaje.configure(settings);
+        peaje
+    }
+
+    fn configure(&self, settings: &Settings<'_>) {
+        fs::write(self.directory.path().join("peaje.toml"), settings.config(self.listen, self.admin)).unwrap();
+    }
+
+    /// Starts the proxy on free ports, and waits until it is ready.
+    pub(crate) async fn start(settings: &Settings<'_>) -> Self {
+        let mut peaje = Self::prepare(settings);
         for _ in 0..MAX_STARTS {
-            fs::write(peaje.directory.path().join("peaje.toml"), settings.config(peaje.listen, peaje.admin)).unwrap();
             if peaje.run().await {
                 return peaje;
             }
             [peaje.listen, peaje.admin] = free_ports();
+            peaje.configure(settings);
         }
         panic!("peaje serve does not start");
     }
@@ -95,10 +123,28 @@ impl Peaje {
         panic!("peaje serve does not start again");
     }
 
-    /// Runs the binary until it is ready; false if it ended instead.
-    async fn run(&mut self) -> bool {
+    /// Starts it where it was, to see it end by itself: its exit code, and what it said.
+    pub(crate) async fn fail_to_start(&mut self) -> (Option<i32>, String) {
+        assert!(self.child.is_none(), "it runs");
+        let said_before = self.log().len();
+        self.spawn();
+        let status = self.ended().await;
+        (status.code(), self.log().split_off(said_before))
+    }
+
+    fn spawn(&mut self) {
         let log = File::options().create(true).append(true).open(self.directory.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_peaje"))
+        let binary = env!("CARGO_BIN_EXE_peaje");
+        let mut command = match self.within {
+            None => Command::new(binary),
+            Some(process) => {
+                let mut command = Command::new("nsenter");
+                let process = process.to_string();
+                command.args(["--user", "--preserve-credentials", "--mount", "--target", &process, "--", binary]);
+                command
+            }
+        };
+        let child = command
             .args(["serve", "--config", "peaje.toml"])
             .current_dir(self.directory.path())
             .env_clear()
@@ -108,6 +154,11 @@ impl Peaje {
             .spawn()
             .expect("the binary was built for this test");
         self.child = Some(child);
+    }
+
+    /// Runs the binary until it is ready; false if it ended instead.
+    async fn run(&mut self) -> bool {
+        self.spawn();
         let deadline = Instant::now() + PATIENCE;
         loop {
             if self.child.as_mut().unwrap().try_wait().unwrap().is_some() {
@@ -121,6 +172,27 @@ impl Peaje {
             assert!(Instant::now() < deadline, "peaje serve is not ready after {PATIENCE:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// The directory of its books, as the config says by default.
+    pub(crate) fn books(&self) -> PathBuf {
+        self.directory.path().join("books")
+    }
+
+    /// What it said so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Another command of the binary, with the same config.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_peaje"))
+            .args(arguments)
+            .args(["--config", "peaje.toml"])
+            .current_dir(self.directory.path())
+            .env_clear()
+            .output()
+            .expect("the binary was built for this test")
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -181,11 +253,28 @@ impl Peaje {
         assert_eq!(status.code(), Some(0), "{status}");
     }
 
+    /// Ends it without warning, and does not wait.
+    pub(crate) fn kill(&self) {
+        let child = self.child.as_ref().expect("it runs");
+        let status = Command::new("kill").args(["-KILL", &child.id().to_string()]).status().expect("kill runs");
+        assert!(status.success());
+    }
+
+    /// Waits until it is gone after [`Peaje::kill`].
+    pub(crate) fn crash_is_over(&mut self) {
+        self.child.take().expect("it was killed").wait().unwrap();
+    }
+
     /// Ends it without warning, as a crash would.
     pub(crate) fn crash(&mut self) {
         let mut child = self.child.take().expect("it runs");
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Its disk is gone.
+    pub(crate) fn lose_books(&self) {
+        fs::remove_dir_all(self.books()).unwrap();
     }
 }
 
@@ -196,7 +285,7 @@ impl Drop for Peaje {
             let _ = child.wait();
         }
         if std::thread::panicking() {
-            let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+            let log = self.log();
             println!("---- the proxy's log\n{log}----");
         }
     }

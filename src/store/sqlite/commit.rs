@@ -1,0 +1,402 @@
+//! Entries into tables.
+
+use std::collections::HashMap;
+use std::hash::Hash as Key;
+use std::sync::Arc;
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
+
+use super::failure::{damaged, refused, writing};
+use super::read;
+use super::row::{Decimal, Written, seal_of_channel, seal_of_cursor, seal_of_transaction};
+use crate::protocol::{Address, Amount, ChannelConfig, Domain};
+use crate::store::{
+    Booking, ChannelEntry, ChannelRow, Cursor, Entry, Fate, Moved, Outcome, Purpose, StoreError, Transaction,
+};
+
+/// How many terms and how many routes the writer remembers the numbers of. A provider has a few of each.
+const MAX_REMEMBERED: usize = 1_024;
+
+/// Charges are added up by the minute.
+const MINUTE_S: u64 = 60;
+
+const FIND_CHANNEL: &str = "SELECT number, version, opened_at FROM channels WHERE id = ?1";
+
+const INSERT_CHANNEL: &str = "INSERT INTO channels (version, id, payer, payer_authorizer, salt, terms_number, charged, \
+     max_claimable, signature, view_block, balance, total_claimed, withdrawal_amount, withdrawal_at, refund_nonce, \
+     viewed_at, open_refund_nonce, open_refund_amount, last_deposit_salt, last_deposit_charged, opened_at, changed_at, \
+     seal) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, \
+     ?22, ?23)";
+
+const REPLACE_CHANNEL: &str = "UPDATE channels SET version = ?1, payer = ?3, payer_authorizer = ?4, salt = ?5, \
+     terms_number = ?6, charged = ?7, max_claimable = ?8, signature = ?9, view_block = ?10, balance = ?11, \
+     total_claimed = ?12, withdrawal_amount = ?13, withdrawal_at = ?14, refund_nonce = ?15, viewed_at = ?16, \
+     open_refund_nonce = ?17, open_refund_amount = ?18, last_deposit_salt = ?19, last_deposit_charged = ?20, \
+     opened_at = ?21, changed_at = ?22, seal = ?23 WHERE number = ?24 AND id = ?2";
+
+/// `add_amounts` is ours: SQLite's own sums are of 64 bits, or floats.
+const ADD_CHARGE: &str = "INSERT INTO charges (minute, channel_number, route_number, requests, amount) \
+     VALUES (?1, ?2, ?3, 1, ?4) ON CONFLICT DO UPDATE SET requests = requests + 1, \
+     amount = add_amounts(amount, excluded.amount)";
+
+const ADD_ADJUSTMENT: &str =
+    "INSERT INTO adjustments (at, channel_number, sum_before, sum_after, why) VALUES (?1, ?2, ?3, ?4, ?5)";
+
+const FIND_TERMS: &str = "SELECT number FROM terms \
+     WHERE receiver = ?1 AND receiver_authorizer = ?2 AND token = ?3 AND withdraw_delay = ?4";
+const ADD_TERMS: &str =
+    "INSERT INTO terms (receiver, receiver_authorizer, token, withdraw_delay) VALUES (?1, ?2, ?3, ?4)";
+
+const FIND_ROUTE: &str = "SELECT number FROM routes WHERE name = ?1";
+const ADD_ROUTE: &str = "INSERT INTO routes (name) VALUES (?1)";
+
+const ADD_TRANSACTION: &str = "INSERT INTO transactions (hash, sender, nonce, signed_at, raw, purpose, channel, amount, \
+     receiver, token, payer, payer_authorizer, receiver_authorizer, withdraw_delay, channel_salt, deposit_salt, \
+     valid_before, refund_nonce, seal) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)";
+const ADD_CLAIM_ROW: &str =
+    "INSERT INTO claim_rows (transaction_number, position, channel, total_claimed) VALUES (?1, ?2, ?3, ?4)";
+
+const END_TRANSACTION: &str = "UPDATE transactions SET state = ?2, ended_at = ?3, block = ?4, gas_used = ?5, \
+     fee_wei = ?6 WHERE hash = ?1 RETURNING number";
+const FORGET_MOVEMENTS: &str = "DELETE FROM movements WHERE transaction_number = ?1";
+const ADD_MOVEMENT: &str =
+    "INSERT INTO movements (at, transaction_number, kind, channel, amount) VALUES (?1, ?2, ?3, ?4, ?5)";
+
+const SET_CURSOR: &str = "INSERT INTO cursor (only_row, next_block, seal) VALUES (1, ?1, ?2) \
+     ON CONFLICT DO UPDATE SET next_block = excluded.next_block, seal = excluded.seal";
+
+/// The numbers of what is written once and named often. Only what a commit in progress wrote can be wrong in it, and
+/// after a commit that failed nothing is written any more.
+#[derive(Debug, Default)]
+pub(super) struct Numbers {
+    terms: Remembered<TermsKey>,
+    routes: Remembered<Arc<str>>,
+}
+
+type TermsKey = (Address, Address, Address, u64);
+
+#[derive(Debug)]
+struct Remembered<K>(HashMap<K, i64>);
+
+impl<K> Default for Remembered<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Key + Eq> Remembered<K> {
+    fn keep(&mut self, key: K, number: i64) {
+        if self.0.len() >= MAX_REMEMBERED {
+            self.0.clear();
+        }
+        self.0.insert(key, number);
+    }
+}
+
+/// The entries of one commit. The statements of the hot path are looked up once for all of them.
+pub(super) struct Batch<'c> {
+    connection: &'c Connection,
+    numbers: &'c mut Numbers,
+    domain: &'c Domain,
+    find_channel: CachedStatement<'c>,
+    replace_channel: CachedStatement<'c>,
+    add_charge: CachedStatement<'c>,
+}
+
+impl<'c> Batch<'c> {
+    pub(super) fn of(
+        connection: &'c Connection,
+        numbers: &'c mut Numbers,
+        domain: &'c Domain,
+    ) -> Result<Self, StoreError> {
+        let prepare = |sql| connection.prepare_cached(sql).map_err(writing);
+        Ok(Self {
+            connection,
+            numbers,
+            domain,
+            find_channel: prepare(FIND_CHANNEL)?,
+            replace_channel: prepare(REPLACE_CHANNEL)?,
+            add_charge: prepare(ADD_CHARGE)?,
+        })
+    }
+
+    pub(super) fn add(&mut self, entry: &Entry) -> Result<(), StoreError> {
+        match entry {
+            Entry::Channel(entry) => self.channel(entry),
+            Entry::Signed(transaction) => self.signed(transaction),
+            Entry::Ended(outcome) => self.ended(outcome),
+            Entry::Cursor(cursor) => self.cursor(*cursor),
+        }
+    }
+
+    fn channel(&mut self, entry: &ChannelEntry) -> Result<(), StoreError> {
+        let ChannelEntry { row, booking } = entry;
+        let at = match booking {
+            Booking::Charge { at, .. } | Booking::Adjustment { at, .. } => *at,
+            Booking::Nothing => row.snapshot.viewed_at,
+        };
+        let number = self.channel_row(row, at)?;
+        match booking {
+            Booking::Nothing => {}
+            Booking::Charge { route, amount, at } => {
+                let minute = at - at % MINUTE_S;
+                let route = self.route(route)?;
+                self.add_charge
+                    .execute(params![minute.cast_signed(), number, route, Decimal::from(*amount)])
+                    .map_err(writing)?;
+            }
+            Booking::Adjustment { from, to, at, why } => {
+                let values = params![at.cast_signed(), number, Decimal::from(*from), Decimal::from(*to), why.as_str()];
+                self.execute(ADD_ADJUSTMENT, values)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares and sets a channel's row; returns its number.
+    fn channel_row(&mut self, row: &ChannelRow, changed_at: u64) -> Result<i64, StoreError> {
+        let ChannelRow { snapshot, version, last_deposit } = row;
+        let id = snapshot.id;
+        let Some(expected) = version.checked_sub(1) else {
+            return Err(refused("written", format!("channel {id}: a row's first version is 1, not 0")));
+        };
+        let found = self
+            .find_channel
+            .query_row(params![id.0], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
+            .optional()
+            .map_err(writing)?
+            .map(|(number, version, opened_at)| (number, version.cast_unsigned(), opened_at.cast_unsigned()));
+        if found.map_or(0, |(_, version, _)| version) != expected || (found.is_some() && expected == 0) {
+            return Err(StoreError::Conflict { channel: id, expected, found: found.map(|(_, version, _)| version) });
+        }
+        let written = Written { opened_at: found.map_or(changed_at, |(_, _, opened_at)| opened_at), changed_at };
+        let config = &snapshot.config;
+        let terms = self.terms(config)?;
+        let view = &snapshot.view;
+        let known = found.map(|(number, ..)| number);
+        let values = params![
+            version.cast_signed(),
+            id.0,
+            config.payer.0,
+            config.payer_authorizer.0,
+            config.salt.0,
+            terms,
+            Decimal::from(snapshot.charged),
+            snapshot.latest.as_ref().map(|latest| Decimal::from(latest.max_claimable)),
+            snapshot.latest.as_ref().map(|latest| latest.signature.as_bytes()),
+            view.block.cast_signed(),
+            Decimal::from(view.balance),
+            Decimal::from(view.total_claimed),
+            view.withdrawal.map(|withdrawal| Decimal::from(withdrawal.amount)),
+            view.withdrawal.map(|withdrawal| withdrawal.initiated_at.cast_signed()),
+            Decimal(view.refund_nonce),
+            snapshot.viewed_at.cast_signed(),
+            snapshot.open_refund.map(|refund| Decimal(refund.nonce)),
+            snapshot.open_refund.map(|refund| Decimal::from(refund.amount)),
+            last_deposit.map(|deposit| deposit.salt.0),
+            last_deposit.map(|deposit| Decimal::from(deposit.charged)),
+            written.opened_at.cast_signed(),
+            changed_at.cast_signed(),
+            i64::from(seal_of_channel(row, written)),
+            known,
+        ];
+        match known {
+            Some(number) => match self.replace_channel.execute(values).map_err(writing)? {
+                1 => Ok(number),
+                _ => Err(damaged(format!("channel {id}: the index of ids leads to a row that is not its"))),
+            },
+            None => {
+                let values = values.get(..23).expect("all but the number, which is the last of 24");
+                self.execute(INSERT_CHANNEL, values)?;
+                Ok(self.connection.last_insert_rowid())
+            }
+        }
+    }
+
+    fn signed(&mut self, transaction: &Transaction) -> Result<(), StoreError> {
+        let Transaction { hash, sender, nonce, raw, signed_at, purpose } = transaction;
+        if let Some((_, known)) = read::transaction(self.connection, *hash)? {
+            // Whoever is not sure that it is written may write it again; it is the same, for the hash is of its bytes.
+            return if known == *transaction {
+                Ok(())
+            } else {
+                Err(refused("written", format!("transaction {hash} is already there, and is another")))
+            };
+        }
+        let mut columns = Columns::default();
+        match purpose {
+            Purpose::Claim { .. } => {}
+            Purpose::Settle { receiver, token } => {
+                columns.receiver = Some(receiver.0);
+                columns.token = Some(token.0);
+            }
+            Purpose::Deposit { config, amount, salt, valid_before } => {
+                columns = Columns {
+                    channel: Some(config.id(self.domain).0),
+                    amount: Some(*amount),
+                    receiver: Some(config.receiver.0),
+                    token: Some(config.token.0),
+                    payer: Some(config.payer.0),
+                    payer_authorizer: Some(config.payer_authorizer.0),
+                    receiver_authorizer: Some(config.receiver_authorizer.0),
+                    withdraw_delay: Some(config.withdraw_delay.cast_signed()),
+                    channel_salt: Some(config.salt.0),
+                    deposit_salt: Some(salt.0),
+                    valid_before: Some(valid_before.cast_signed()),
+                    refund_nonce: None,
+                };
+            }
+            Purpose::Refund { channel, amount, nonce, .. } => {
+                columns.channel = Some(channel.0);
+                columns.amount = Some(*amount);
+                columns.refund_nonce = Some(*nonce);
+            }
+        }
+        let values = params![
+            hash.0,
+            sender.0,
+            nonce.cast_signed(),
+            signed_at.cast_signed(),
+            raw,
+            purpose.as_str(),
+            columns.channel,
+            columns.amount.map(Decimal::from),
+            columns.receiver,
+            columns.token,
+            columns.payer,
+            columns.payer_authorizer,
+            columns.receiver_authorizer,
+            columns.withdraw_delay,
+            columns.channel_salt,
+            columns.deposit_salt,
+            columns.valid_before,
+            columns.refund_nonce.map(Decimal),
+            i64::from(seal_of_transaction(transaction)),
+        ];
+        self.execute(ADD_TRANSACTION, values)?;
+        let number = self.connection.last_insert_rowid();
+        for (position, row) in (0i64..).zip(purpose.rows()) {
+            self.execute(ADD_CLAIM_ROW, params![number, position, row.channel.0, Decimal::from(row.total_claimed)])?;
+        }
+        Ok(())
+    }
+
+    /// An outcome replaces the one before it: what was given up may be mined after all, and a block that a
+    /// reorganisation dropped may be followed by another.
+    fn ended(&mut self, outcome: &Outcome) -> Result<(), StoreError> {
+        let Outcome { hash, at, fate } = outcome;
+        let (state, block, gas_used, fee_wei, moved) = match fate {
+            Fate::Mined { block, success, gas_used, fee_wei, moved } => {
+                let state = if *success { read::MINED } else { read::REVERTED };
+                (state, Some(block.cast_signed()), Some(gas_used.cast_signed()), fee_wei.map(Decimal), moved.as_slice())
+            }
+            Fate::NeverSent => (read::NEVER_SENT, None, None, None, [].as_slice()),
+            Fate::GivenUp => (read::GIVEN_UP, None, None, None, [].as_slice()),
+        };
+        let number: Option<i64> = self
+            .connection
+            .prepare_cached(END_TRANSACTION)
+            .and_then(|mut statement| {
+                let values = params![hash.0, state, at.cast_signed(), block, gas_used, fee_wei];
+                statement.query_row(values, |row| row.get(0)).optional()
+            })
+            .map_err(writing)?;
+        let Some(number) = number else {
+            return Err(refused("written", format!("transaction {hash} ended and was never written down as signed")));
+        };
+        self.execute(FORGET_MOVEMENTS, params![number])?;
+        for moved in moved {
+            let (kind, channel, amount) = match moved {
+                Moved::Deposited(channel, amount) => (read::DEPOSITED, Some(channel), amount),
+                Moved::Claimed(channel, amount) => (read::CLAIMED, Some(channel), amount),
+                Moved::Refunded(channel, amount) => (read::REFUNDED, Some(channel), amount),
+                Moved::Settled(amount) => (read::SETTLED, None, amount),
+            };
+            let values =
+                params![at.cast_signed(), number, kind, channel.map(|channel| channel.0), Decimal::from(*amount)];
+            self.execute(ADD_MOVEMENT, values)?;
+        }
+        Ok(())
+    }
+
+    fn cursor(&mut self, cursor: Cursor) -> Result<(), StoreError> {
+        let Cursor { next_block } = cursor;
+        self.execute(SET_CURSOR, params![next_block.cast_signed(), i64::from(seal_of_cursor(next_block))])
+    }
+
+    fn terms(&mut self, config: &ChannelConfig) -> Result<i64, StoreError> {
+        let ChannelConfig { receiver, receiver_authorizer, token, withdraw_delay, .. } = *config;
+        let key = (receiver, receiver_authorizer, token, withdraw_delay);
+        if let Some(number) = self.numbers.terms.0.get(&key) {
+            return Ok(*number);
+        }
+        let values = params![receiver.0, receiver_authorizer.0, token.0, withdraw_delay.cast_signed()];
+        let number = self.number_of(FIND_TERMS, ADD_TERMS, values)?;
+        self.numbers.terms.keep(key, number);
+        Ok(number)
+    }
+
+    fn route(&mut self, name: &Arc<str>) -> Result<i64, StoreError> {
+        if let Some(number) = self.numbers.routes.0.get(name) {
+            return Ok(*number);
+        }
+        let number = self.number_of(FIND_ROUTE, ADD_ROUTE, params![name])?;
+        self.numbers.routes.keep(Arc::clone(name), number);
+        Ok(number)
+    }
+
+    fn number_of(&self, find: &str, add: &str, values: &[&dyn rusqlite::ToSql]) -> Result<i64, StoreError> {
+        let found = self
+            .connection
+            .prepare_cached(find)
+            .and_then(|mut statement| statement.query_row(values, |row| row.get(0)).optional())
+            .map_err(writing)?;
+        if let Some(number) = found {
+            return Ok(number);
+        }
+        self.execute(add, values)?;
+        Ok(self.connection.last_insert_rowid())
+    }
+
+    fn execute(&self, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.execute(values))
+            .map(drop)
+            .map_err(writing)
+    }
+}
+
+/// What only some purposes have.
+#[derive(Default)]
+struct Columns {
+    channel: Option<[u8; 32]>,
+    amount: Option<Amount>,
+    receiver: Option<[u8; 20]>,
+    token: Option<[u8; 20]>,
+    payer: Option<[u8; 20]>,
+    payer_authorizer: Option<[u8; 20]>,
+    receiver_authorizer: Option<[u8; 20]>,
+    withdraw_delay: Option<i64>,
+    channel_salt: Option<[u8; 32]>,
+    deposit_salt: Option<[u8; 32]>,
+    valid_before: Option<i64>,
+    refund_nonce: Option<u128>,
+}
+
+/// `add_amounts(a, b)`: the exact sum of two amounts. A text that is none, or a sum beyond 128 bits, is damage.
+pub(super) fn register_functions(connection: &Connection) -> rusqlite::Result<()> {
+    use rusqlite::functions::FunctionFlags;
+    let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC | FunctionFlags::SQLITE_DIRECTONLY;
+    connection.create_scalar_function("add_amounts", 2, flags, |context| {
+        let amount = |index| context.get_raw(index).as_str().ok().and_then(|text| text.parse::<Amount>().ok());
+        let sum = amount(0).zip(amount(1)).and_then(|(one, other)| one.checked_add(other));
+        sum.map(|sum| sum.to_string()).ok_or_else(|| {
+            rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
+                Some("charges.amount is no amount, or cannot grow by another".to_owned()),
+            )
+        })
+    })
+}

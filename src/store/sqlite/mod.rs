@@ -1,0 +1,223 @@
+//! The books in a directory of their own, in SQLite.
+//!
+//! **Owns** the directory (one process at a time), the schema and its migrations, and the only connection that writes.
+//! **Promises** what [`LedgerStore`] asks for, with an fsync in every commit; that a row that is not as it was written
+//! is noticed when it is read; that the file can be read beside the running proxy, with [`Reader`] or the `sqlite3`
+//! shell. **Does not** judge what the rows say: a channel's invariants are the ledger's.
+//!
+//! # Why so
+//!
+//! * *Write-ahead log, `synchronous=FULL`*: a commit appends to one file and waits for one fsync; readers do not wait
+//!   for the writer, nor it for them.
+//! * *Small pages*: a commit changes a few hundred bytes on each of many pages, and writes whole pages.
+//! * *A small cache and no memory map*: the channels live in the proxy's memory already. Pages that are not in the cache
+//!   are in the system's, which gives them up when memory is short; and a failing disk is an error here, where behind a
+//!   map it is a signal.
+//! * *No recovery of our own*: SQLite replays the log at the next start. What it cannot see (a bit that flips at rest) is
+//!   what the seals are for, see [`Reader::channels_checked`] and [`Reader::page_problems`].
+
+mod commit;
+mod directory;
+mod failure;
+mod read;
+mod reader;
+mod row;
+mod schema;
+
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, params};
+
+use self::commit::{Batch, Numbers};
+use self::directory::DirectoryLock;
+use self::failure::{opening, repeat, writing};
+pub use self::reader::Reader;
+use super::{ChannelRow, Cursor, Entry, Identity, LedgerStore, StoreError, Transaction};
+use crate::protocol::Domain;
+
+/// How many pages the log grows to before they are copied into the database. More means fewer copies of pages that
+/// change again and again, and a longer pause for each.
+pub const CHECKPOINT_PAGES: u32 = 8_192;
+
+/// The size of a page in bytes, of books that are made new.
+const PAGE_BYTES: u32 = 4_096;
+
+/// How much memory the writer's page cache may take, KiB.
+const CACHE_KIB: i64 = 16_384;
+
+/// How large the log may stay on disk once it is copied, bytes; a long-running reader can make it grow beyond.
+const MAX_IDLE_LOG_BYTES: i64 = 64 * 1_024 * 1_024;
+
+/// How long the writer waits for somebody else's write: a shell that was told to change the books. Requests wait
+/// meanwhile; after it the commit has failed.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(1_000);
+
+/// How many statements are kept ready; there are not that many.
+const MAX_STATEMENTS: usize = 64;
+
+/// How SQLite is told to work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SqliteOptions {
+    /// The name of a registered VFS; nothing for the system's.
+    pub vfs: Option<String>,
+    /// See [`CHECKPOINT_PAGES`].
+    pub checkpoint_pages: u32,
+    /// Nobody else reads the file while it is open. A VFS without shared memory needs this.
+    pub exclusive: bool,
+}
+
+impl Default for SqliteOptions {
+    fn default() -> Self {
+        Self { vfs: None, checkpoint_pages: CHECKPOINT_PAGES, exclusive: false }
+    }
+}
+
+/// The books of one chain and contract. After a commit that failed it writes nothing any more.
+#[derive(Debug)]
+pub struct SqliteStore {
+    // Before the lock: fields are dropped in this order, and the last writes are made when the connection closes.
+    connection: Connection,
+    numbers: Numbers,
+    domain: Domain,
+    latched: Option<StoreError>,
+    _lock: Option<DirectoryLock>,
+}
+
+impl SqliteStore {
+    /// Opens the books in a directory; makes both where there are none. They are this process's until it drops them.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`], [`StoreError::OtherBooks`], [`StoreError::TooNew`]; [`StoreError::Full`],
+    /// [`StoreError::ReadOnly`] and [`StoreError::Path`] where nothing could be written later, for a row is written now.
+    pub fn open(directory: &Path, identity: Identity) -> Result<Self, StoreError> {
+        // SQLite would read a relative path that begins with "file:" as a URI.
+        let directory = std::path::absolute(directory).map_err(directory::unusable(directory))?;
+        directory::create(&directory)?;
+        let lock = directory::lock(&directory)?;
+        let path = directory::books_file(&directory)?;
+        Self::open_path(&path, identity, &SqliteOptions::default(), Some(lock))
+    }
+
+    /// Opens books in a file of any VFS, without a directory and its lock: whoever calls sees to it that nobody else
+    /// writes.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`], without [`StoreError::InUse`].
+    pub fn open_file(path: &str, identity: Identity, options: &SqliteOptions) -> Result<Self, StoreError> {
+        Self::open_path(Path::new(path), identity, options, None)
+    }
+
+    fn open_path(
+        path: &Path,
+        identity: Identity,
+        options: &SqliteOptions,
+        lock: Option<DirectoryLock>,
+    ) -> Result<Self, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = match &options.vfs {
+            Some(vfs) => Connection::open_with_flags_and_vfs(path, flags, vfs.as_str()),
+            None => Connection::open_with_flags(path, flags),
+        }
+        .map_err(opening(path))?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(opening(path))?;
+        if options.exclusive {
+            // Before the file is looked at: in this mode the log's index is in memory, not in a shared file.
+            schema::set(&connection, "locking_mode", "exclusive")?;
+        }
+        // Looked at before anything of it is changed: it may be somebody else's.
+        let version = schema::version_of(&connection, path, schema::newest(schema::MIGRATIONS))?;
+        if version > 0 {
+            schema::check_identity(schema::identity(&connection)?, identity)?;
+        }
+        configure(&connection, options).map_err(opening(path))?;
+        schema::set(&connection, "journal_mode", "wal")?;
+        schema::migrate(&mut connection, version, schema::MIGRATIONS)?;
+        schema::note_start(&mut connection, identity, now())?;
+        commit::register_functions(&connection).map_err(opening(path))?;
+        let domain = Domain::settlement_at(identity.chain_id, identity.settlement);
+        Ok(Self { connection, numbers: Numbers::default(), domain, latched: None, _lock: lock })
+    }
+
+    fn try_commit(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
+        self.execute("BEGIN IMMEDIATE")?;
+        let mut batch = Batch::of(&self.connection, &mut self.numbers, &self.domain)?;
+        for entry in entries {
+            batch.add(entry)?;
+        }
+        drop(batch);
+        self.execute("COMMIT")
+    }
+
+    fn execute(&self, sql: &str) -> Result<(), StoreError> {
+        self.connection.prepare_cached(sql).and_then(|mut statement| statement.execute([])).map(drop).map_err(writing)
+    }
+
+    /// Leaves the file so that nothing of a commit that failed can come back.
+    ///
+    /// When an fsync fails, the frames of that commit may be in the log already, commit mark and checksums and all. Here
+    /// they are rolled back and their payers are told that they were not charged; but a restart replays the log, and
+    /// would find them. The next commit is written over them, and the rest of their chain of checksums is broken by it;
+    /// so one more is made, of a single row, and whether it succeeds does not matter as long as it reaches the file.
+    /// Nothing may be copied into the database from a log that the disk did not confirm, so checkpoints end here.
+    fn abandon(&mut self, error: &StoreError) {
+        if !self.connection.is_autocommit() {
+            drop(self.execute("ROLLBACK"));
+        }
+        drop(self.connection.pragma_update(None, "wal_autocheckpoint", 0));
+        drop(self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true));
+        let what = error.to_string();
+        drop(
+            self.connection
+                .execute("INSERT INTO incidents (at, what) VALUES (?1, ?2)", params![now().cast_signed(), what]),
+        );
+    }
+}
+
+/// What holds for the connection that writes.
+fn configure(connection: &Connection, options: &SqliteOptions) -> rusqlite::Result<()> {
+    let set = |name, value: i64| connection.pragma_update(None, name, value);
+    set("page_size", i64::from(PAGE_BYTES))?;
+    set("cache_size", -CACHE_KIB)?;
+    set("wal_autocheckpoint", i64::from(options.checkpoint_pages))?;
+    set("journal_size_limit", MAX_IDLE_LOG_BYTES)?;
+    connection.pragma_update(None, "synchronous", "full")?;
+    // Some systems report an fsync done while the data is in the drive's cache; they have another one that is true.
+    connection.pragma_update(None, "fullfsync", true)?;
+    connection.pragma_update(None, "checkpoint_fullfsync", true)?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.set_prepared_statement_cache_capacity(MAX_STATEMENTS);
+    Ok(())
+}
+
+/// Unix seconds, for what is noted for people; a clock before 1970 is none.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
+}
+
+impl LedgerStore for SqliteStore {
+    fn channels(&mut self, each: &mut dyn FnMut(ChannelRow) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        read::channels(&self.connection, &mut |row| each(row?))
+    }
+
+    fn unfinished(&mut self) -> Result<Vec<Transaction>, StoreError> {
+        read::unfinished(&self.connection)
+    }
+
+    fn cursor(&mut self) -> Result<Option<Cursor>, StoreError> {
+        read::cursor(&self.connection)
+    }
+
+    fn commit(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
+        if let Some(latched) = &self.latched {
+            return Err(repeat(latched));
+        }
+        self.try_commit(entries).inspect_err(|error| {
+            self.abandon(error);
+            self.latched = Some(repeat(error));
+        })
+    }
+}

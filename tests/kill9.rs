@@ -1,0 +1,245 @@
+//! The real binary, killed without warning while 32 agents pay, again and again.
+//!
+//! An agent keeps what a payer keeps: the receipts it was given, and whether a request of its was on its way. After each
+//! kill the books are read as the next start will read them, and compared with that: no charge that was acknowledged may
+//! be missing, and beyond those there may be one at most, of the request that was on its way. At the end everything that
+//! was charged is claimed.
+//!
+//! `cargo test --test kill9` kills 20 times, `-- --ignored` a hundred. `PEAJE_SEED` repeats a run's waiting times.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "in a test a panic is the report")]
+#![allow(clippy::print_stdout, reason = "the result")]
+
+#[path = "support/payer.rs"]
+mod payer;
+#[path = "support/serve.rs"]
+mod serve;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use alloy::primitives::Address as EvmAddress;
+use peaje::chain::{AlloyChain, Chain as _};
+use peaje::config::Config;
+use peaje::devnet::{Devnet, DevnetConfig};
+use peaje::protocol::x402::{self, PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE};
+use peaje::protocol::{Address, ChannelId};
+use peaje::store::sqlite::Reader;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use payer::{Payer, Payment};
+use serve::{Peaje, Settings};
+
+const AGENTS: u8 = 32;
+const PRICE: u128 = 2_000;
+const DEPOSIT: u128 = 50_000_000;
+const PAY_TO: &str = "0x00000000000000000000000000000000c0ffee01";
+
+/// How long a proxy lives, milliseconds: from before its first answer to well into its second redemption.
+const SHORTEST_LIFE_MS: u64 = 20;
+const LONGEST_LIFE_MS: u64 = 1_200;
+
+/// A payer and what it knows.
+struct Agent {
+    payer: Payer,
+    /// The sum in the last receipt it holds.
+    acknowledged: u128,
+    /// Whether a request was on its way when the connection broke, so that it may have been charged.
+    in_doubt: bool,
+    served: u64,
+    /// Charges of requests whose answer it never saw.
+    unseen: u64,
+}
+
+impl Agent {
+    /// Pays until it is told to stop or the proxy is gone.
+    async fn spend(mut self, client: reqwest::Client, url: String, stop: CancellationToken) -> Self {
+        while !stop.is_cancelled() {
+            let ceiling = self.acknowledged + PRICE;
+            let doubted = std::mem::replace(&mut self.in_doubt, true);
+            let answer = match ask(&client, &url, &self.payer.voucher(ceiling)).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    // A request that could not even connect changes nothing.
+                    self.in_doubt = doubted || !error.is_connect();
+                    return self;
+                }
+            };
+            self.in_doubt = false;
+            match answer.status().as_u16() {
+                200 => {
+                    let receipt = decoded(&answer, PAYMENT_RESPONSE);
+                    assert_eq!(sum_in(&receipt["extra"]["channelState"]), ceiling, "{receipt}");
+                    self.acknowledged = ceiling;
+                    self.served += 1;
+                }
+                402 => {
+                    let quote = decoded(&answer, PAYMENT_REQUIRED);
+                    let state = &quote["accepts"][0]["extra"]["channelState"];
+                    assert!(state.is_object(), "{}: {quote}", self.payer.id());
+                    assert!(doubted && sum_in(state) == ceiling, "charged without a request in doubt: {state}");
+                    self.acknowledged = ceiling;
+                    self.unseen += 1;
+                }
+                // It asks the chain again after its start, and a node under this load may be slow.
+                503 => {
+                    self.in_doubt = doubted;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                other => panic!("{other}"),
+            }
+        }
+        self
+    }
+}
+
+async fn ask(client: &reqwest::Client, url: &str, payment: &Payment) -> reqwest::Result<reqwest::Response> {
+    client.get(url).header(PAYMENT_SIGNATURE, payment.header()).send().await
+}
+
+fn decoded(answer: &reqwest::Response, header: &str) -> Value {
+    let value = answer.headers().get(header).unwrap_or_else(|| panic!("no {header}: {answer:?}"));
+    x402::decode(value.as_bytes()).unwrap()
+}
+
+fn sum_in(state: &Value) -> u128 {
+    state["chargedCumulativeAmount"].as_str().unwrap().parse().unwrap()
+}
+
+/// What the next start will find.
+fn charged_in_books(peaje: &Peaje) -> HashMap<ChannelId, u128> {
+    let mut charged = HashMap::new();
+    let books = Reader::open(&peaje.books()).unwrap();
+    books
+        .channels(&mut |row| {
+            charged.insert(row.snapshot.id, row.snapshot.charged.units());
+            Ok(())
+        })
+        .unwrap();
+    charged
+}
+
+/// A generator for waiting times; good randomness is not needed, repeating it is.
+struct Waits(u64);
+
+impl Waits {
+    fn seeded() -> Self {
+        let seed = std::env::var("PEAJE_SEED").ok().and_then(|text| text.parse().ok());
+        let seed = seed.unwrap_or_else(|| payer::now_s());
+        println!("kill9: PEAJE_SEED={seed}");
+        Self(seed | 1)
+    }
+
+    fn next(&mut self) -> Duration {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        Duration::from_millis(SHORTEST_LIFE_MS + self.0 % (LONGEST_LIFE_MS - SHORTEST_LIFE_MS))
+    }
+}
+
+async fn kill(times: usize) {
+    let devnet = Devnet::start(DevnetConfig::default()).await.unwrap();
+    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = socket.local_addr().unwrap();
+    let api = axum::Router::new().fallback(|| async { "served" });
+    let api = tokio::spawn(async move { axum::serve(socket, api).await });
+    let rpc = devnet.rpc_url();
+    let settings = Settings {
+        rpc: &rpc,
+        upstream,
+        pay_to: PAY_TO.to_owned(),
+        price: "$0.002",
+        min_deposit: "$0.15",
+        log: "warn",
+        books: None,
+        // Claims and settlements are on their way when the kill comes.
+        redeem: "interval = \"1s\"",
+        within: None,
+    };
+    let mut peaje = Peaje::start(&settings).await;
+    let config = Config::load(&peaje.books().with_file_name("peaje.toml")).unwrap();
+    let authorizer: Address = "dev:authorizer".parse::<peaje::chain::KeyRef>().unwrap().load(true).unwrap().address();
+    let terms = config.terms(authorizer);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+
+    let mut agents = Vec::new();
+    for number in 1..=AGENTS {
+        let payer = Payer::new(number, &terms, PRICE);
+        devnet.mint_dollars(EvmAddress::new(payer.address().0), DEPOSIT).unwrap();
+        let answer = ask(&client, &peaje.url("/thing"), &payer.deposit(DEPOSIT, PRICE)).await.unwrap();
+        assert_eq!(answer.status(), 200, "{answer:?}");
+        agents.push(Agent { payer, acknowledged: PRICE, in_doubt: false, served: 1, unseen: 0 });
+    }
+
+    let mut waits = Waits::seeded();
+    for round in 1..=times {
+        agents = spend(agents, &client, &peaje, waits.next(), true).await;
+        peaje.crash_is_over();
+        let charged = charged_in_books(&peaje);
+        for agent in &agents {
+            let (id, known) = (agent.payer.id(), agent.acknowledged);
+            let found = charged.get(&id).copied().unwrap_or_else(|| panic!("round {round}: channel {id} is missing"));
+            let most = if agent.in_doubt { known + PRICE } else { known };
+            assert!(
+                (known..=most).contains(&found),
+                "round {round}: {id} acknowledged {known}, found {found} of {most}"
+            );
+        }
+        peaje.start_again().await;
+    }
+    // The last doubts are cleared up, and then everything is claimed.
+    agents = spend(agents, &client, &peaje, Duration::from_millis(300), false).await;
+    let verified = peaje.command(&["ledger", "verify", "--chain"]);
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+    let report = peaje.redeem();
+    assert!(report.is_complete(), "{report:?}");
+
+    let chain = AlloyChain::connect(rpc.parse().unwrap(), None).await.unwrap();
+    let mut sum = 0;
+    for agent in &agents {
+        assert!(!agent.in_doubt);
+        let view = chain.channel(agent.payer.id()).await.unwrap();
+        assert_eq!(view.total_claimed.units(), agent.acknowledged, "every voucher is claimed");
+        sum += agent.acknowledged;
+    }
+    let pay_to: Address = PAY_TO.parse().unwrap();
+    assert_eq!(devnet.dollar_balance(EvmAddress::new(pay_to.0)).unwrap(), sum, "and settled");
+    let (served, unseen) = agents.iter().fold((0, 0), |sum, agent| (sum.0 + agent.served, sum.1 + agent.unseen));
+    assert_eq!(sum, u128::from(served + unseen) * PRICE);
+    println!("kill9: {times} kills, {served} receipts, {unseen} charged without an answer, {sum} units claimed");
+    peaje.stop().await;
+    api.abort();
+    devnet.shutdown().await;
+}
+
+/// All agents pay for a while; then the proxy is killed, or the agents are told to stop.
+async fn spend(agents: Vec<Agent>, client: &reqwest::Client, peaje: &Peaje, life: Duration, kill: bool) -> Vec<Agent> {
+    let stop = CancellationToken::new();
+    let url = peaje.url("/thing");
+    let tasks: Vec<_> =
+        agents.into_iter().map(|agent| tokio::spawn(agent.spend(client.clone(), url.clone(), stop.clone()))).collect();
+    tokio::time::sleep(life).await;
+    if kill {
+        peaje.kill();
+    } else {
+        stop.cancel();
+    }
+    let mut agents = Vec::new();
+    for task in tasks {
+        agents.push(task.await.unwrap());
+    }
+    agents
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_kills_lose_no_acknowledged_charge_and_invent_none() {
+    kill(20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes"]
+async fn a_hundred_kills_lose_no_acknowledged_charge_and_invent_none() {
+    kill(100).await;
+}
