@@ -18,6 +18,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "in a test a panic is the report")]
 
+mod books;
 mod dice;
 mod disk;
 mod history;
@@ -49,13 +50,23 @@ const COMMITS_OF_A_HABIT: usize = 48;
 #[test]
 fn every_stop_point_recovers_to_exactly_what_was_acknowledged() {
     let seed = std::env::var("CRASH_POINTS_SEED").map_or(SEED, |seed| seed.parse().expect("a seed is a number"));
-    let workload = stand_in::workload(seed, COMMITS + 1, Habits::good());
+    survives("the books", &books::workload(seed, COMMITS + 1), COMMITS, seed);
+}
+
+/// The simulator asks for nothing that a careful store cannot do.
+#[test]
+fn a_store_with_good_habits_survives_every_stop_point() {
+    let workload = stand_in::workload(SEED, COMMITS_OF_A_HABIT + 1, Habits::good());
+    survives("the stand-in", &workload, COMMITS_OF_A_HABIT, SEED);
+}
+
+fn survives<S: Store>(what: &str, workload: &Workload<S>, commits: usize, seed: u64) {
     let started = Instant::now();
-    let sessions = history::record(&Machine::new(), &workload, COMMITS);
-    let tally = sweep(&workload, &sessions, &Stop::ALL, seed);
+    let sessions = history::record(&Machine::new(), workload, commits);
+    let tally = sweep(workload, &sessions, &Stop::ALL, seed);
     let variants: Vec<_> = tally.points.iter().map(|(variant, points)| format!("{variant} {points}")).collect();
     say(&format!(
-        "crash_points: {} points tried ({}), {COMMITS} commits, {} recoveries, seed {seed}, {:.1} s",
+        "crash_points: {what}: {} points tried ({}) of {commits} commits, {} recoveries, seed {seed}, {:.1} s",
         tally.total(),
         variants.join(", "),
         tally.images,

@@ -214,7 +214,7 @@ impl Store for StandIn {
         Err(Refusal::NotInTheBooks)
     }
 
-    fn state(&self) -> Result<State, String> {
+    fn state(&mut self) -> Result<State, String> {
         let read = || -> Result<State, rusqlite::Error> {
             let mut state = State::default();
             let db = &self.connection;
@@ -242,7 +242,7 @@ impl Store for StandIn {
         read().map_err(|error| error.to_string())
     }
 
-    fn check(&self) -> Result<(), String> {
+    fn check(&mut self) -> Result<(), String> {
         let verdict: Result<String, _> = self.connection.query_row("PRAGMA integrity_check", [], |row| row.get(0));
         match verdict {
             Ok(verdict) if verdict == "ok" => {}

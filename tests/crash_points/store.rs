@@ -26,10 +26,10 @@ pub(crate) trait Store: Sized {
     fn commit(&mut self, batch: &Self::Batch) -> Result<(), Refusal>;
 
     /// Reads the books from the disk.
-    fn state(&self) -> Result<Self::State, String>;
+    fn state(&mut self) -> Result<Self::State, String>;
 
     /// Whether the database is sound and the books are consistent in themselves.
-    fn check(&self) -> Result<(), String>;
+    fn check(&mut self) -> Result<(), String>;
 }
 
 /// How books are opened in the root of a file system of SQLite, by its name.
