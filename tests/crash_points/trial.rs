@@ -121,9 +121,7 @@ impl<'a, S: Store> Trial<'a, S> {
             Stop::Outside => trial.stop_from_outside(session),
             _ => {
                 for (at, operation) in session.record.iter().enumerate() {
-                    for (variant, fault) in faults(stop, at, operation) {
-                        trial.fail(session, variant, fault);
-                    }
+                    trial.fail_at(session, stop, at, operation);
                 }
             }
         }
@@ -179,7 +177,33 @@ impl<'a, S: Store> Trial<'a, S> {
 
     // --------------------------------------------------------------------------------------------------- an operation fails
 
-    fn fail(&mut self, session: &Session, variant: &'static str, fault: Fault) {
+    /// Each fate of a sync is tried, with one of the ways to go on; of the two ways in which a change can fail one, or
+    /// the other if that one does not strike here.
+    fn fail_at(&mut self, session: &Session, stop: Stop, at: usize, operation: &Operation) {
+        let either = self.dice.once_in(2);
+        match (stop, operation) {
+            (Stop::Sync, Operation::Sync { .. }) => {
+                for fate in FATES {
+                    let again = AGAIN[self.dice.below(AGAIN.len())];
+                    self.fail(session, "sync error", Fault::Sync { at, fate, again });
+                }
+            }
+            (_, Operation::Sync { .. } | Operation::Change(Change::Delete { .. })) => {}
+            (Stop::Full, Operation::Change(_)) => {
+                let full = [Fault::NoRoomToGrow { from: at }, Fault::NoRoom { from: at }];
+                if !self.fail(session, "disk full", full[usize::from(either)]) {
+                    self.fail(session, "disk full", full[usize::from(!either)]);
+                }
+            }
+            (Stop::Write, Operation::Change(_)) => {
+                self.fail(session, "write error", Fault::Change { at, again: either });
+            }
+            _ => {}
+        }
+    }
+
+    /// False if the fault does not strike.
+    fn fail(&mut self, session: &Session, variant: &'static str, fault: Fault) -> bool {
         match self.play(session, fault) {
             Ok(Some(Aftermath { images, acknowledged, next })) => {
                 self.tally.count(variant);
@@ -192,12 +216,13 @@ impl<'a, S: Store> Trial<'a, S> {
                     }
                 }
             }
-            Ok(None) => {}
+            Ok(None) => return false,
             Err(why) => {
                 self.tally.count(variant);
                 self.contradiction(session, variant, &format!("{fault:?}"), &why);
             }
         }
+        true
     }
 
     /// Plays the session again with a fault in it. `None` if the fault did not strike.
@@ -301,25 +326,5 @@ impl<'a, S: Store> Trial<'a, S> {
     fn contradiction(&mut self, session: &Session, variant: &str, place: &str, why: &str) {
         let first = session.first;
         self.tally.contradiction(format!("{variant}, session from batch {first}, {place}: {why}"));
-    }
-}
-
-/// What can go wrong with this operation.
-fn faults(stop: Stop, at: usize, operation: &Operation) -> Vec<(&'static str, Fault)> {
-    let change = match operation {
-        Operation::Sync { .. } => false,
-        Operation::Change(Change::Delete { .. }) => return Vec::new(),
-        Operation::Change(_) => true,
-    };
-    match (stop, change) {
-        (Stop::Sync, false) => FATES
-            .into_iter()
-            .flat_map(|fate| AGAIN.map(|again| ("sync error", Fault::Sync { at, fate, again })))
-            .collect(),
-        (Stop::Full, true) => {
-            vec![("disk full", Fault::NoRoomToGrow { from: at }), ("disk full", Fault::NoRoom { from: at })]
-        }
-        (Stop::Write, true) => [false, true].map(|again| ("write error", Fault::Change { at, again })).to_vec(),
-        _ => Vec::new(),
     }
 }
