@@ -168,7 +168,9 @@ impl<'a, S: Store> Trial<'a, S> {
                         continue;
                     }
                 }
-                if let Err(why) = self.judge(image, acknowledged, next) {
+                // What a kill leaves is all going to be synced with the next commit; that is asked now and then.
+                let cut_again = variant == "kept" && self.dice.once_in(4);
+                if let Err(why) = self.judge(image, acknowledged, next, cut_again) {
                     self.contradiction(session, variant, &format!("before operation {point}"), &why);
                 }
             }
@@ -211,7 +213,7 @@ impl<'a, S: Store> Trial<'a, S> {
                     if images.iter().take(index).any(|(_, judged)| judged.is_same(image)) {
                         continue;
                     }
-                    if let Err(why) = self.judge(image.clone(), acknowledged, next) {
+                    if let Err(why) = self.judge(image.clone(), acknowledged, next, !image.is_durable()) {
                         self.contradiction(session, variant, &format!("{fault:?}, then {ending}"), &why);
                     }
                 }
@@ -273,16 +275,15 @@ impl<'a, S: Store> Trial<'a, S> {
     // ------------------------------------------------------------------------------------------------------------ judgement
 
     /// Opens an image and compares it with what was acknowledged, and goes on from there.
-    fn judge(&mut self, image: Disk, acknowledged: usize, next: Next) -> Result<(), String> {
+    fn judge(&mut self, image: Disk, acknowledged: usize, next: Next, cut_again: bool) -> Result<(), String> {
         self.tally.images += 1;
-        let durable = image.is_durable();
         self.machine.start(image);
-        let verdict = self.go_on(acknowledged, next, durable);
+        let verdict = self.go_on(acknowledged, next, cut_again);
         self.machine.stop();
         verdict
     }
 
-    fn go_on(&mut self, acknowledged: usize, next: Next, durable: bool) -> Result<(), String> {
+    fn go_on(&mut self, acknowledged: usize, next: Next, cut_again: bool) -> Result<(), String> {
         let mut store = self.open()?;
         let found = store.state()?;
         let expected = |batches: usize| self.workload.states.get(batches).ok_or("the workload is too short");
@@ -307,7 +308,7 @@ impl<'a, S: Store> Trial<'a, S> {
         if store.state()? != *expected(there + 1)? {
             return Err("what was committed after the recovery does not read back".to_owned());
         }
-        if durable {
+        if !cut_again {
             return Ok(());
         }
         let later = self.machine.stop().after_power_cut();
