@@ -1,6 +1,6 @@
 //! One undisturbed run of a workload, recorded operation by operation.
 //!
-//! The run is cut into sessions: the books are opened, a few dozen batches are committed, and the process ends, by
+//! The run is cut into sessions: the books are opened, a dozen or so batches are committed, and the process ends, by
 //! closing them, by being killed or with the power, each in turn. So the record holds recoveries and closings as well as
 //! commits and checkpoints, and a stop point is reached again by replaying one short session from its first disk.
 
@@ -9,7 +9,7 @@ use crate::store::{Store, Workload};
 use crate::vfs::Machine;
 
 /// How many commits a session has.
-const SESSION: usize = 24;
+pub(crate) const SESSION: usize = 15;
 
 /// The length of a WAL's header; frames follow it.
 const WAL_HEADER: usize = 32;

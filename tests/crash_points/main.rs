@@ -45,7 +45,7 @@ const SEED: u64 = 0x70ea_6e00;
 const COMMITS: usize = 300;
 
 /// How many a bad habit is given to show itself in.
-const COMMITS_OF_A_HABIT: usize = 48;
+const COMMITS_OF_A_HABIT: usize = 45;
 
 #[test]
 fn every_stop_point_recovers_to_exactly_what_was_acknowledged() {

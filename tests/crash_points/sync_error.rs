@@ -6,14 +6,14 @@
 //! left of the refused frames behind it can never be read again.
 
 use crate::disk::{Change, Disk, Fate, Fault, Operation};
-use crate::history::{self, Session};
+use crate::history::{self, SESSION, Session};
 use crate::stand_in::{self, Entry, Habits, StandIn};
 use crate::store::{Refusal, Store, Workload};
 use crate::vfs::Machine;
 
 /// The seed does not matter here, only that the runs are short.
 const SEED: u64 = 7;
-const COMMITS: usize = 24;
+const COMMITS: usize = SESSION;
 
 /// What is left when the sync of one commit failed, and where the WAL was written from then on.
 struct Failed {
