@@ -36,7 +36,7 @@ use rusqlite::{Connection, OpenFlags, params};
 
 use self::commit::{Batch, Numbers};
 use self::directory::DirectoryLock;
-use self::failure::{opening, repeat, writing};
+use self::failure::{opening, refused, repeat, writing};
 pub use self::reader::Reader;
 use super::{ChannelRow, Cursor, Entry, Identity, LedgerStore, StoreError, Transaction};
 use crate::protocol::Domain;
@@ -137,8 +137,10 @@ impl SqliteStore {
         }
         configure(&connection, options).map_err(opening(path))?;
         schema::set(&connection, "journal_mode", "wal")?;
+        settle(&connection)?;
         schema::migrate(&mut connection, version, schema::MIGRATIONS)?;
         schema::note_start(&mut connection, identity, now())?;
+        schema::insist(&connection, "journal_mode", "wal")?;
         commit::register_functions(&connection).map_err(opening(path))?;
         let domain = Domain::settlement_at(identity.chain_id, identity.settlement);
         Ok(Self { connection, numbers: Numbers::default(), domain, latched: None, _lock: lock })
@@ -176,6 +178,20 @@ impl SqliteStore {
             self.connection
                 .execute("INSERT INTO incidents (at, what) VALUES (?1, ?2)", params![now().cast_signed(), what]),
         );
+    }
+}
+
+/// Copies what the log holds into the database and starts the log anew, before anything is built on it.
+///
+/// After an fsync that failed, Linux shows what it could not write to every later process and never writes it again.
+/// A commit that is appended to such frames is lost with them when power fails, though its own fsync succeeded. Copied
+/// pages are written anew, and synced.
+fn settle(connection: &Connection) -> Result<(), StoreError> {
+    let held: i64 = connection.query_row("PRAGMA wal_checkpoint(truncate)", [], |row| row.get(0)).map_err(writing)?;
+    if held == 0 {
+        Ok(())
+    } else {
+        Err(refused("opened", "somebody reads them, and the log cannot be started anew meanwhile; try again later"))
     }
 }
 

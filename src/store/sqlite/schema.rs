@@ -112,3 +112,18 @@ pub(super) fn set(connection: &Connection, pragma: &'static str, value: &'static
         became => Err(refused("opened", format!("{pragma} is {became:?} here and cannot be {value}"))),
     }
 }
+
+/// Looks again at a pragma that was set, once something was written. The switch to a write-ahead log answers that it is
+/// done before it commits, and nobody hears that the commit failed; the rollback journal that is then used instead loses
+/// the last commit when power fails, because its deletion is not synced.
+///
+/// # Errors
+/// It is something else.
+pub(super) fn insist(connection: &Connection, pragma: &'static str, value: &'static str) -> Result<(), StoreError> {
+    let is: String = connection.pragma_query_value(None, pragma, |row| row.get(0)).map_err(writing)?;
+    if is.eq_ignore_ascii_case(value) {
+        Ok(())
+    } else {
+        Err(refused("opened", format!("{pragma} is {is} here and cannot be {value}")))
+    }
+}
