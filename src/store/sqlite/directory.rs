@@ -1,7 +1,7 @@
 //! The directory of books: made, and owned by one process at a time.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::store::StoreError;
@@ -72,6 +72,29 @@ pub(super) fn books_file(directory: &Path) -> Result<PathBuf, StoreError> {
         Err(error) => return Err(unusable(&path)(error)),
     }
     Ok(path)
+}
+
+/// Gives the log beside a database its full length at once. What is beyond its last frame means nothing to SQLite, as after
+/// every time it starts the log anew.
+pub(super) fn reserve_log(database: &Path, length: u64) -> Result<(), StoreError> {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-wal");
+    let path = PathBuf::from(path);
+    let extend = || {
+        let mut log = OpenOptions::new().write(true).open(&path)?;
+        let mut missing = length.saturating_sub(log.seek(SeekFrom::End(0))?);
+        let zeros = [0; 1 << 16];
+        while missing > 0 {
+            let piece = usize::try_from(missing).map_or(zeros.len(), |missing| missing.min(zeros.len()));
+            log.write_all(zeros.get(..piece).unwrap_or(&zeros))?;
+            missing = missing.saturating_sub(u64::try_from(piece).unwrap_or(missing));
+        }
+        log.sync_all()
+    };
+    extend().map_err(|error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => StoreError::Full(error.into()),
+        _ => unusable(&path)(error),
+    })
 }
 
 /// Makes names in a directory durable, where the system can.

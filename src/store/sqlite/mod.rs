@@ -9,6 +9,8 @@
 //!
 //! * *Write-ahead log, `synchronous=FULL`*: a commit appends to one file and waits for one fsync; readers do not wait
 //!   for the writer, nor it for them.
+//! * *The log's room is taken at the start*: a file that grows has to be entered into the file system's own journal at
+//!   every fsync, one that is written over does not; and the room is there when the disk is full.
 //! * *One page a charge*: what a commit costs is the pages it changes. A channel's latest line of charges is kept in the
 //!   channel's own row, which every charge writes anyway, and goes to the table of charges once a minute or when the
 //!   route changes. That saves every second page, and a third of the time.
@@ -43,7 +45,7 @@ use crate::protocol::Domain;
 
 /// How many pages the log grows to before they are copied into the database. More means fewer copies of pages that
 /// change again and again, and a longer pause for each.
-pub const CHECKPOINT_PAGES: u32 = 8_192;
+pub const CHECKPOINT_PAGES: u32 = 4_096;
 
 /// The size of a page in bytes, of books that are made new: a block of most file systems. Smaller ones were not faster.
 const PAGE_BYTES: u32 = 4_096;
@@ -101,7 +103,10 @@ impl SqliteStore {
         directory::create(&directory)?;
         let lock = directory::lock(&directory)?;
         let path = directory::books_file(&directory)?;
-        Self::open_path(&path, identity, &SqliteOptions::default(), Some(lock))
+        let options = SqliteOptions::default();
+        let store = Self::open_path(&path, identity, &options, Some(lock))?;
+        directory::reserve_log(&path, log_bytes(options.checkpoint_pages))?;
+        Ok(store)
     }
 
     /// Opens books in a file of any VFS, without a directory and its lock: whoever calls sees to it that nobody else
@@ -193,6 +198,13 @@ fn settle(connection: &Connection) -> Result<(), StoreError> {
     } else {
         Err(refused("opened", "somebody reads them, and the log cannot be started anew meanwhile; try again later"))
     }
+}
+
+/// How long the log is when it is copied into the database: a header, and a frame with a header of its own for each page.
+fn log_bytes(checkpoint_pages: u32) -> u64 {
+    const HEADER: u64 = 32;
+    const FRAME_HEADER: u64 = 24;
+    HEADER + u64::from(checkpoint_pages) * (FRAME_HEADER + u64::from(PAGE_BYTES))
 }
 
 /// What holds for the connection that writes.
