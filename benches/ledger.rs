@@ -1,9 +1,10 @@
 //! What durable books cost: throughput and latency with and without them, and a million channels.
 //!
 //! `cargo bench --bench ledger` prints tables and, as its last line, one JSON object. The proxy, its upstream and the
-//! agents run in this process and talk over loopback sockets; vouchers are signed before the clock starts. Runs with and
-//! without durable books alternate, and each ratio is of two neighbours: the machine may be noisy. The million channels
-//! are opened by the real binary.
+//! agents run in this process and talk over loopback sockets, agents and upstream on threads of their own, as they would
+//! in life; but all of them share the machine's cores. Vouchers are signed before the clock starts. Runs with and without
+//! durable books alternate, and each ratio is of two neighbours: the machine may be noisy. The million channels are opened
+//! by the real binary.
 //!
 //! * `durable_ratio_N`: paid requests a second of N agents with durable books, as a part of those without. Higher is
 //!   better.
@@ -19,7 +20,7 @@ use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -42,6 +43,7 @@ use peaje::protocol::{Address, Amount, ChannelConfig, LocalKey, Voucher};
 use peaje::store::sqlite::SqliteStore;
 use peaje::store::{Booking, ChannelEntry, ChannelRow, Entry, Identity, LedgerStore as _};
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 const PRICE: u128 = 2_000;
 const CHAIN_ID: u64 = 84_532;
@@ -148,7 +150,12 @@ impl Booth {
             let config = terms.channel_of(key.address());
             let view = View { block: 1, balance: Amount::new(u128::MAX / 2), ..View::default() };
             site.gate().accounts().observe(config.id(&terms.settlement()), &config, view).unwrap();
-            all.push(Agent { key, config, charged: 0, connection: connect(site.address()).await });
+            all.push(Agent {
+                key,
+                config,
+                charged: 0,
+                connection: outside().spawn(connect(site.address())).await.unwrap(),
+            });
         }
         Self { site, terms, agents: all }
     }
@@ -172,7 +179,7 @@ impl Booth {
             ready.push((agent, headers));
         }
         let begun = Instant::now();
-        let tasks: Vec<_> = ready.into_iter().map(|(agent, headers)| tokio::spawn(agent.spend(headers))).collect();
+        let tasks: Vec<_> = ready.into_iter().map(|(agent, headers)| outside().spawn(agent.spend(headers))).collect();
         let mut times = Vec::with_capacity(requests);
         for task in tasks {
             let (agent, took) = task.await.unwrap();
@@ -206,6 +213,13 @@ impl Agent {
     }
 }
 
+/// Where agents and upstream run: not on the proxy's threads.
+fn outside() -> &'static Runtime {
+    static OUTSIDE: LazyLock<Runtime> =
+        LazyLock::new(|| tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap());
+    &OUTSIDE
+}
+
 async fn connect(address: SocketAddr) -> SendRequest<Empty<Bytes>> {
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     stream.set_nodelay(true).unwrap();
@@ -216,9 +230,9 @@ async fn connect(address: SocketAddr) -> SendRequest<Empty<Bytes>> {
 
 /// An API that answers at once.
 async fn upstream() -> SocketAddr {
-    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let socket = outside().spawn(tokio::net::TcpListener::bind("127.0.0.1:0")).await.unwrap().unwrap();
     let address = socket.local_addr().unwrap();
-    tokio::spawn(async move {
+    outside().spawn(async move {
         loop {
             let (stream, _) = socket.accept().await.unwrap();
             stream.set_nodelay(true).unwrap();

@@ -186,8 +186,15 @@ impl Model {
                 }
             }
             Entry::Signed(transaction) => {
-                if self.transactions.iter().all(|(known, _)| known.hash != transaction.hash) {
-                    self.transactions.push(((**transaction).clone(), None));
+                match self.transactions.iter_mut().find(|(known, _)| known.hash == transaction.hash) {
+                    None => self.transactions.push(((**transaction).clone(), None)),
+                    // What was refused may be signed again to the byte; then it is open again.
+                    Some((_, end))
+                        if end.as_ref().is_some_and(|end| matches!(end.fate, Fate::NeverSent | Fate::GivenUp)) =>
+                    {
+                        *end = None;
+                    }
+                    Some(_) => {}
                 }
             }
             Entry::Ended(outcome) => {
@@ -773,6 +780,9 @@ fn an_overwritten_page_is_found() {
             Err(error) => matches!(error, StoreError::Damaged { .. }),
         };
         assert!(found, "page {number}");
+        // No start goes on with such a file either.
+        let started = SqliteStore::open(directory.path(), IDENTITY);
+        assert!(matches!(started, Err(StoreError::Damaged { .. } | StoreError::OtherBooks { .. })), "page {number}");
     }
     assert_eq!(Reader::open(original.path()).unwrap().page_problems().unwrap(), Vec::<String>::new());
 }

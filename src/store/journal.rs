@@ -2,6 +2,10 @@
 //!
 //! A disk takes about as long to make one row durable as a hundred. So entries queue while a commit is on its way, and
 //! the next commit takes all of them. Whoever needs to know waits for a [`Ticket`]; nobody else is held up.
+//!
+//! A fast disk alone would not group much: it is done before the next few entries come, and then the work around a commit
+//! is what costs. So a commit waits a moment ([`MAX_GATHER`]) as long as more requests are being served than wait for it.
+//! A request that is alone waits for nobody.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,14 +13,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{Entry, LedgerStore, StoreError};
 
 /// How many entries one commit takes at most, so that the first of them does not wait for thousands.
 pub const MAX_ENTRIES_PER_COMMIT: usize = 1_024;
+
+/// How long a commit waits for company at most.
+pub const MAX_GATHER: Duration = Duration::from_micros(1_000);
 
 /// How many requests may be between being let through and having their charge written. Each has one [`Permit`] from
 /// beginning to end; taking a second one for the closing entry could wait for requests that wait for it.
@@ -42,10 +50,12 @@ struct Desk {
     entries: AtomicU64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
     waiting: Vec<Item>,
     closed: bool,
+    /// How many must wait before the writer wants to be woken.
+    wanted: usize,
 }
 
 #[derive(Debug)]
@@ -138,7 +148,7 @@ impl Journal {
     /// The system has no thread for it.
     pub fn start(store: impl LedgerStore) -> Result<Self, StoreError> {
         let desk = Arc::new(Desk {
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue { waiting: Vec::new(), closed: false, wanted: 1 }),
             arrived: Condvar::new(),
             latch: OnceLock::new(),
             latched: CancellationToken::new(),
@@ -148,9 +158,10 @@ impl Journal {
             entries: AtomicU64::new(0),
         });
         let at_work = Arc::clone(&desk);
+        let herald = Herald::new();
         let writer = std::thread::Builder::new()
             .name("peaje-books".to_owned())
-            .spawn(move || write(&at_work, store))
+            .spawn(move || write(&at_work, store, &herald))
             .map_err(|error| StoreError::Io { doing: "written", source: Box::new(error) })?;
         *desk.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
         Ok(Self { desk: Some(desk) })
@@ -236,8 +247,11 @@ impl Desk {
             return Err(Latched::ended());
         }
         queue.waiting.push(item);
+        let enough = queue.waiting.len() >= queue.wanted;
         drop(queue);
-        self.arrived.notify_one();
+        if enough {
+            self.arrived.notify_one();
+        }
         Ok(())
     }
 
@@ -248,12 +262,28 @@ impl Desk {
             if queue.closed {
                 return None;
             }
+            queue.wanted = 1;
             queue = self.arrived.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
+        queue = self.gather(queue);
         if queue.waiting.len() <= MAX_ENTRIES_PER_COMMIT {
             return Some(std::mem::take(&mut queue.waiting));
         }
         Some(queue.waiting.drain(..MAX_ENTRIES_PER_COMMIT).collect())
+    }
+
+    /// Waits until half of the requests that are being served are here, or a moment.
+    fn gather<'a>(&'a self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+        let deadline = Instant::now() + MAX_GATHER;
+        loop {
+            let served = MAX_UNWRITTEN_CHARGES.saturating_sub(self.permits.available_permits());
+            queue.wanted = served.div_ceil(2).clamp(1, MAX_ENTRIES_PER_COMMIT);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if queue.waiting.len() >= queue.wanted || queue.closed || left.is_zero() {
+                return queue;
+            }
+            queue = self.arrived.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Final: what waits fails, and whatever comes later too.
@@ -272,7 +302,7 @@ impl Desk {
 }
 
 /// The writer's thread.
-fn write(desk: &Desk, mut store: impl LedgerStore) {
+fn write(desk: &Desk, mut store: impl LedgerStore, herald: &Herald) {
     let _guard = LatchOnPanic(desk);
     while let Some(items) = desk.take() {
         let (mut entries, mut closing) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
@@ -284,7 +314,7 @@ fn write(desk: &Desk, mut store: impl LedgerStore) {
             Ok(()) => {
                 desk.commits.fetch_add(1, Ordering::Relaxed);
                 desk.entries.fetch_add(u64::try_from(entries.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
-                closing.into_iter().for_each(|(done, _permit)| answer(done, Ok(())));
+                herald.tell(closing);
             }
             Err(error) => {
                 let latched = Latched::by(&error);
@@ -294,6 +324,37 @@ fn write(desk: &Desk, mut store: impl LedgerStore) {
                 return;
             }
         }
+    }
+}
+
+/// Tells those who waited that their entries are durable.
+///
+/// The writer's thread is none of the runtime's. To wake many tasks from outside costs a system call for nearly each, one
+/// after the other; so one task is woken, and wakes the others from inside.
+#[derive(Debug)]
+struct Herald(Option<mpsc::UnboundedSender<Vec<Closing>>>);
+
+type Closing = (Option<oneshot::Sender<Result<(), Latched>>>, Option<Permit>);
+
+impl Herald {
+    fn new() -> Self {
+        Self(tokio::runtime::Handle::try_current().ok().map(|runtime| {
+            let (sender, mut news) = mpsc::unbounded_channel::<Vec<Closing>>();
+            runtime.spawn(async move {
+                while let Some(closing) = news.recv().await {
+                    closing.into_iter().for_each(|(done, _permit)| answer(done, Ok(())));
+                }
+            });
+            sender
+        }))
+    }
+
+    fn tell(&self, closing: Vec<Closing>) {
+        let untold = match &self.0 {
+            Some(sender) => sender.send(closing).err().map(|error| error.0),
+            None => Some(closing),
+        };
+        untold.into_iter().flatten().for_each(|(done, _permit)| answer(done, Ok(())));
     }
 }
 

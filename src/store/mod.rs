@@ -34,7 +34,7 @@ pub use entry::{
     Purpose, Transaction,
 };
 pub use error::StoreError;
-pub use journal::{Journal, Latched, MAX_ENTRIES_PER_COMMIT, MAX_UNWRITTEN_CHARGES, Permit, Ticket};
+pub use journal::{Journal, Latched, MAX_ENTRIES_PER_COMMIT, MAX_GATHER, MAX_UNWRITTEN_CHARGES, Permit, Ticket};
 pub use lines::{AdjustmentLine, ChargeLine, Filter, Identity, MovementLine, TransactionLine};
 
 /// What the last process left to be done.

@@ -12,6 +12,9 @@ pub(super) const BOOKS_FILE: &str = "books.sqlite3";
 /// The file whose lock is the right to write the directory.
 const LOCK_FILE: &str = "lock";
 
+/// How much of the log is read or written at a time, bytes.
+const LOG_PIECE_BYTES: usize = 1 << 16;
+
 /// The longest process id that is read from a lock file, in bytes.
 const MAX_PROCESS_ID_BYTES: u64 = 20;
 
@@ -55,10 +58,7 @@ pub(super) fn lock(directory: &Path) -> Result<DirectoryLock, StoreError> {
         Err(TryLockError::Error(error)) => return Err(unusable(&path)(error)),
     }
     // The number is for people, and for the refusal above; only the lock counts.
-    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(|error| match error.kind() {
-        std::io::ErrorKind::StorageFull => StoreError::Full(error.into()),
-        _ => unusable(&path)(error),
-    })?;
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(unwritable(&path))?;
     Ok(DirectoryLock { _file: file })
 }
 
@@ -74,27 +74,58 @@ pub(super) fn books_file(directory: &Path) -> Result<PathBuf, StoreError> {
     Ok(path)
 }
 
+/// Writes every byte of the log beside a database once more, and syncs it: what an fsync that failed under another process
+/// left behind is durable then. To those who read it meanwhile nothing changes.
+pub(super) fn rewrite_log(database: &Path) -> Result<(), StoreError> {
+    let path = log_of(database);
+    let rewrite = || {
+        let mut log = OpenOptions::new().read(true).write(true).open(&path)?;
+        let mut piece = vec![0; LOG_PIECE_BYTES];
+        let mut at = 0;
+        loop {
+            log.seek(SeekFrom::Start(at))?;
+            let length = log.read(&mut piece)?;
+            if length == 0 {
+                return log.sync_all();
+            }
+            log.seek(SeekFrom::Start(at))?;
+            log.write_all(piece.get(..length).unwrap_or_default())?;
+            at = at.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+        }
+    };
+    rewrite().map_err(unwritable(&path))
+}
+
 /// Gives the log beside a database its full length at once. What is beyond its last frame means nothing to SQLite, as after
 /// every time it starts the log anew.
 pub(super) fn reserve_log(database: &Path, length: u64) -> Result<(), StoreError> {
-    let mut path = database.as_os_str().to_owned();
-    path.push("-wal");
-    let path = PathBuf::from(path);
+    let path = log_of(database);
     let extend = || {
         let mut log = OpenOptions::new().write(true).open(&path)?;
         let mut missing = length.saturating_sub(log.seek(SeekFrom::End(0))?);
-        let zeros = [0; 1 << 16];
+        let zeros = vec![0; LOG_PIECE_BYTES];
         while missing > 0 {
             let piece = usize::try_from(missing).map_or(zeros.len(), |missing| missing.min(zeros.len()));
-            log.write_all(zeros.get(..piece).unwrap_or(&zeros))?;
+            log.write_all(zeros.get(..piece).unwrap_or_default())?;
             missing = missing.saturating_sub(u64::try_from(piece).unwrap_or(missing));
         }
         log.sync_all()
     };
-    extend().map_err(|error: std::io::Error| match error.kind() {
+    extend().map_err(unwritable(&path))
+}
+
+fn log_of(database: &Path) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-wal");
+    path.into()
+}
+
+/// For `map_err` of what writes a file.
+fn unwritable(path: &Path) -> impl Fn(std::io::Error) -> StoreError {
+    move |error| match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => StoreError::Full(error.into()),
-        _ => unusable(&path)(error),
-    })
+        _ => unusable(path)(error),
+    }
 }
 
 /// Makes names in a directory durable, where the system can.

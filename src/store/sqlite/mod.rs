@@ -38,7 +38,7 @@ use rusqlite::{Connection, OpenFlags, params};
 
 use self::commit::{Batch, Numbers};
 use self::directory::DirectoryLock;
-use self::failure::{opening, refused, repeat, writing};
+use self::failure::{opening, reading, refused, repeat, writing};
 pub use self::reader::Reader;
 use super::{ChannelRow, Cursor, Entry, Identity, LedgerStore, StoreError, Transaction};
 use crate::protocol::Domain;
@@ -55,6 +55,10 @@ const CACHE_KIB: i64 = 16_384;
 
 /// How large the log may stay on disk once it is copied, bytes; a long-running reader can make it grow beyond.
 const MAX_IDLE_LOG_BYTES: i64 = 64 * 1_024 * 1_024;
+
+/// How large books may be for all their pages to be looked at by every start, bytes; about a second's work. Larger ones
+/// are `peaje ledger verify`'s.
+const MAX_BYTES_CHECKED_AT_START: i64 = 256 * 1_024 * 1_024;
 
 /// How long the writer waits for somebody else's write: a shell that was told to change the books. Requests wait
 /// meanwhile; after it the commit has failed.
@@ -105,6 +109,7 @@ impl SqliteStore {
         let path = directory::books_file(&directory)?;
         let options = SqliteOptions::default();
         let store = Self::open_path(&path, identity, &options, Some(lock))?;
+        store.check_pages()?;
         directory::reserve_log(&path, log_bytes(options.checkpoint_pages))?;
         Ok(store)
     }
@@ -142,13 +147,33 @@ impl SqliteStore {
         }
         configure(&connection, options).map_err(opening(path))?;
         schema::set(&connection, "journal_mode", "wal")?;
-        settle(&connection)?;
+        if !settle(&connection)? {
+            match lock {
+                Some(_) => directory::rewrite_log(path)?,
+                None => return Err(refused("opened", "somebody reads them, and the log cannot be started anew")),
+            }
+        }
         schema::migrate(&mut connection, version, schema::MIGRATIONS)?;
         schema::note_start(&mut connection, identity, now())?;
         schema::insist(&connection, "journal_mode", "wal")?;
         commit::register_functions(&connection).map_err(opening(path))?;
         let domain = Domain::settlement_at(identity.chain_id, identity.settlement);
         Ok(Self { connection, numbers: Numbers::default(), domain, latched: None, _lock: lock })
+    }
+
+    /// Looks at the structure of every page, where that does not take long. Whatever the start relies on is read anyway;
+    /// this finds damage in old charges before a commit does.
+    fn check_pages(&self) -> Result<(), StoreError> {
+        let bytes: i64 = self
+            .connection
+            .query_row("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size", [], |row| row.get(0))
+            .map_err(reading)?;
+        if bytes > MAX_BYTES_CHECKED_AT_START {
+            return Ok(());
+        }
+        let found: String =
+            self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(reading)?;
+        if found == "ok" { Ok(()) } else { Err(failure::damaged(found)) }
     }
 
     fn try_commit(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
@@ -186,18 +211,15 @@ impl SqliteStore {
     }
 }
 
-/// Copies what the log holds into the database and starts the log anew, before anything is built on it.
+/// Copies what the log holds into the database and starts the log anew, before anything is built on it. False where
+/// somebody reads the books, so that it could not be started anew.
 ///
 /// After an fsync that failed, Linux shows what it could not write to every later process and never writes it again.
 /// A commit that is appended to such frames is lost with them when power fails, though its own fsync succeeded. Copied
-/// pages are written anew, and synced.
-fn settle(connection: &Connection) -> Result<(), StoreError> {
+/// pages are written anew, and synced; where a reader is in the way, the log itself is ([`directory::rewrite_log`]).
+fn settle(connection: &Connection) -> Result<bool, StoreError> {
     let held: i64 = connection.query_row("PRAGMA wal_checkpoint(truncate)", [], |row| row.get(0)).map_err(writing)?;
-    if held == 0 {
-        Ok(())
-    } else {
-        Err(refused("opened", "somebody reads them, and the log cannot be started anew meanwhile; try again later"))
-    }
+    Ok(held == 0)
 }
 
 /// How long the log is when it is copied into the database: a header, and a frame with a header of its own for each page.
