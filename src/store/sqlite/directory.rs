@@ -77,9 +77,7 @@ pub(super) fn books_file(directory: &Path) -> Result<PathBuf, StoreError> {
 /// Gives the log beside a database its full length at once. What is beyond its last frame means nothing to SQLite, as after
 /// every time it starts the log anew.
 pub(super) fn reserve_log(database: &Path, length: u64) -> Result<(), StoreError> {
-    let mut path = database.as_os_str().to_owned();
-    path.push("-wal");
-    let path = PathBuf::from(path);
+    let path = log_of(database);
     let extend = || {
         let mut log = OpenOptions::new().write(true).open(&path)?;
         let mut missing = length.saturating_sub(log.seek(SeekFrom::End(0))?);
@@ -91,10 +89,35 @@ pub(super) fn reserve_log(database: &Path, length: u64) -> Result<(), StoreError
         }
         log.sync_all()
     };
-    extend().map_err(|error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => StoreError::Full(error.into()),
-        _ => unusable(&path)(error),
-    })
+    extend().map_err(not_written(&path))
+}
+
+/// Writes the log beside a database over with what is in it, and syncs it; whoever reads it meanwhile sees no change. Nobody
+/// may append to it.
+pub(super) fn rewrite_log(database: &Path) -> Result<(), StoreError> {
+    let path = log_of(database);
+    let rewrite = || {
+        let mut log = OpenOptions::new().read(true).write(true).open(&path)?;
+        let mut piece = vec![0; 1 << 16];
+        let mut place = 0u64;
+        loop {
+            log.seek(SeekFrom::Start(place))?;
+            let length = log.read(&mut piece)?;
+            if length == 0 {
+                return log.sync_all();
+            }
+            log.seek(SeekFrom::Start(place))?;
+            log.write_all(piece.get(..length).unwrap_or(&piece))?;
+            place = place.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+        }
+    };
+    rewrite().map_err(not_written(&path))
+}
+
+fn log_of(database: &Path) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-wal");
+    PathBuf::from(path)
 }
 
 /// Makes names in a directory durable, where the system can.
@@ -108,6 +131,14 @@ pub(super) fn sync_directory(directory: &Path) -> Result<(), StoreError> {
 /// For `map_err`.
 pub(super) fn unusable(path: &Path) -> impl Fn(std::io::Error) -> StoreError {
     move |source| StoreError::Path { path: path.to_owned(), source }
+}
+
+/// The same, for what takes room.
+fn not_written(path: &Path) -> impl Fn(std::io::Error) -> StoreError {
+    move |error| match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => StoreError::Full(error.into()),
+        _ => unusable(path)(error),
+    }
 }
 
 fn private() -> OpenOptions {
