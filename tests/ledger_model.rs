@@ -319,3 +319,26 @@ fn what_a_sent_refund_gives_back_is_not_served_on_until_its_nonce_is_used_up() {
     run(&mut channel, &Command::Observe { view: paid }).unwrap();
     assert_eq!((hold(&channel, 30), hold(&channel, 31)), (Ok(()), Err(Reject::ExceedsBalance)));
 }
+
+/// The live nonce is read when a refund is signed, and may be ahead of the view in the books.
+#[test]
+fn a_refund_with_a_later_nonce_is_reckoned_with_though_the_one_before_it_was_larger() {
+    let (mut channel, config, key, domain) = channel();
+    let view = View { block: 1, balance: Amount::new(100), refund_nonce: 4, ..View::default() };
+    run(&mut channel, &Command::Observe { view }).unwrap();
+    let proof = signed(&config, &key, &domain, 0);
+    let mut last = None;
+    for (nonce, sum) in [(4, 60), (5, 20)] {
+        let size = RefundRequest::Amount(Amount::new(sum));
+        run(&mut channel, &Command::BeginRefund { voucher: &proof, size }).unwrap();
+        let refund = SentRefund { nonce, amount: Amount::new(sum) };
+        run(&mut channel, &Command::SignRefund { refund }).unwrap();
+        assert_eq!(channel.snapshot().open_refund, Some(refund), "it is written down before it is signed");
+        run(&mut channel, &Command::EndRefund { sent: true }).unwrap();
+        last = Some(refund);
+    }
+    // The first one is seen paid, the second is still on its way.
+    let paid = View { block: 2, balance: Amount::new(40), refund_nonce: 5, ..view };
+    run(&mut channel, &Command::Observe { view: paid }).unwrap();
+    assert_eq!((channel.snapshot().open_refund, channel.ceiling()), (last, Amount::new(20)));
+}

@@ -167,9 +167,10 @@ struct Refunding {
     signed: Option<SentRefund>,
 }
 
-/// Of two refunds with one nonce only one can be paid; the larger is reckoned with.
+/// Of two refunds with one nonce only one can be paid; the larger is reckoned with. Of two nonces the lower was used up
+/// when the higher was signed, whatever our view of the chain says.
 fn larger(one: Option<SentRefund>, other: Option<SentRefund>) -> Option<SentRefund> {
-    one.into_iter().chain(other).max_by_key(|refund| refund.amount)
+    one.into_iter().chain(other).max_by_key(|refund| (refund.nonce, refund.amount))
 }
 
 /// What can be asked of a channel.
