@@ -289,6 +289,24 @@ fn an_old_view_lets_nobody_through() {
     assert_eq!(channel.decide(&command, 301), Err(Reject::ViewTooOld));
 }
 
+/// The time of a view is in the books, and a machine's clock may be wrong when they are written or when they are opened.
+#[test]
+fn a_view_from_the_future_lets_nobody_through_until_the_chain_is_read_again() {
+    const BOOTED: u64 = 1_000;
+    let (mut channel, config, key, domain) = channel();
+    let view = View { block: 1, balance: Amount::new(100), ..View::default() };
+    let late = channel.decide(&Command::Observe { view }, 1_000_000).unwrap();
+    channel.evolve(&late);
+    let mut channel = Channel::restore(channel.snapshot()).unwrap();
+    let voucher = signed(&config, &key, &domain, 10);
+    let command = Command::Hold { voucher: &voucher, price: Amount::new(10) };
+    assert_eq!(channel.decide(&command, BOOTED), Err(Reject::ViewTooOld));
+    let now = channel.decide(&Command::Observe { view: View { block: 2, ..view } }, BOOTED).unwrap();
+    channel.evolve(&now);
+    assert!(channel.decide(&command, BOOTED + 1).is_ok());
+    assert_eq!(channel.decide(&command, BOOTED + 301), Err(Reject::ViewTooOld));
+}
+
 /// Whoever saw the signature of a refund that reverted or got stuck can bring it to the contract later, when what it
 /// gives back was already spent on requests that nobody has claimed yet.
 #[test]
