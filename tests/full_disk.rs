@@ -30,8 +30,8 @@ const PRICE: u128 = 2_000;
 const DEPOSIT: u128 = 50_000_000;
 const PAY_TO: &str = "0x00000000000000000000000000000000c0ffee01";
 
-/// Enough for the books of a few channels and their write-ahead log.
-const DISK_MIB: u32 = 16;
+/// Enough for the books of a few channels and their write-ahead log, whose room is taken at the start: 16.1 MiB.
+const DISK_MIB: u32 = 24;
 
 /// Payments after which a full disk must have shown: what is allocated already can still be written to.
 const MAX_PAYMENTS: u128 = 5_000;

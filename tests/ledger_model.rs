@@ -289,6 +289,24 @@ fn an_old_view_lets_nobody_through() {
     assert_eq!(channel.decide(&command, 301), Err(Reject::ViewTooOld));
 }
 
+/// The time of a view is in the books, and a machine's clock may be wrong when they are written or when they are opened.
+#[test]
+fn a_view_from_the_future_lets_nobody_through_until_the_chain_is_read_again() {
+    const BOOTED: u64 = 1_000;
+    let (mut channel, config, key, domain) = channel();
+    let view = View { block: 1, balance: Amount::new(100), ..View::default() };
+    let late = channel.decide(&Command::Observe { view }, 1_000_000).unwrap();
+    channel.evolve(&late);
+    let mut channel = Channel::restore(channel.snapshot()).unwrap();
+    let voucher = signed(&config, &key, &domain, 10);
+    let command = Command::Hold { voucher: &voucher, price: Amount::new(10) };
+    assert_eq!(channel.decide(&command, BOOTED), Err(Reject::ViewTooOld));
+    let now = channel.decide(&Command::Observe { view: View { block: 2, ..view } }, BOOTED).unwrap();
+    channel.evolve(&now);
+    assert!(channel.decide(&command, BOOTED + 1).is_ok());
+    assert_eq!(channel.decide(&command, BOOTED + 301), Err(Reject::ViewTooOld));
+}
+
 /// Whoever saw the signature of a refund that reverted or got stuck can bring it to the contract later, when what it
 /// gives back was already spent on requests that nobody has claimed yet.
 #[test]
@@ -318,4 +336,27 @@ fn what_a_sent_refund_gives_back_is_not_served_on_until_its_nonce_is_used_up() {
     let paid = View { block: 3, balance: Amount::new(30), refund_nonce: 5, ..view };
     run(&mut channel, &Command::Observe { view: paid }).unwrap();
     assert_eq!((hold(&channel, 30), hold(&channel, 31)), (Ok(()), Err(Reject::ExceedsBalance)));
+}
+
+/// The live nonce is read when a refund is signed, and may be ahead of the view in the books.
+#[test]
+fn a_refund_with_a_later_nonce_is_reckoned_with_though_the_one_before_it_was_larger() {
+    let (mut channel, config, key, domain) = channel();
+    let view = View { block: 1, balance: Amount::new(100), refund_nonce: 4, ..View::default() };
+    run(&mut channel, &Command::Observe { view }).unwrap();
+    let proof = signed(&config, &key, &domain, 0);
+    let mut last = None;
+    for (nonce, sum) in [(4, 60), (5, 20)] {
+        let size = RefundRequest::Amount(Amount::new(sum));
+        run(&mut channel, &Command::BeginRefund { voucher: &proof, size }).unwrap();
+        let refund = SentRefund { nonce, amount: Amount::new(sum) };
+        run(&mut channel, &Command::SignRefund { refund }).unwrap();
+        assert_eq!(channel.snapshot().open_refund, Some(refund), "it is written down before it is signed");
+        run(&mut channel, &Command::EndRefund { sent: true }).unwrap();
+        last = Some(refund);
+    }
+    // The first one is seen paid, the second is still on its way.
+    let paid = View { block: 2, balance: Amount::new(40), refund_nonce: 5, ..view };
+    run(&mut channel, &Command::Observe { view: paid }).unwrap();
+    assert_eq!((channel.snapshot().open_refund, channel.ceiling()), (last, Amount::new(20)));
 }

@@ -899,6 +899,30 @@ fn a_reader_sees_one_moment_beside_a_writer() {
     assert_eq!(reader.channel(&ChannelId([1; 32])).unwrap(), Some(row(1, 1, 5)));
 }
 
+/// A backup or an audit takes its time, and a proxy that is restarted meanwhile does not wait for it.
+#[test]
+fn books_open_again_while_somebody_reads_them() {
+    let directory = TempDir::new().unwrap();
+    let mut store = open(directory.path());
+    store.commit(&[charge(row(1, 1, 5), 5, NOON)]).unwrap();
+    let reader = Reader::open(directory.path()).unwrap();
+    drop(store);
+    let mut store = open(directory.path());
+    assert_eq!(rows_of(&mut store).unwrap(), BTreeMap::from([(ChannelId([1; 32]), row(1, 1, 5))]));
+    store.commit(&[charge(row(1, 2, 9), 4, NOON)]).unwrap();
+    assert_eq!(reader.channel(&ChannelId([1; 32])).unwrap(), Some(row(1, 1, 5)));
+    // As a crash leaves them, with the log that was not started anew.
+    let copy = TempDir::new().unwrap();
+    for name in ["books.sqlite3", "books.sqlite3-wal"] {
+        std::fs::copy(directory.path().join(name), copy.path().join(name)).unwrap();
+    }
+    let mut crashed = open(copy.path());
+    assert_eq!(rows_of(&mut crashed).unwrap(), BTreeMap::from([(ChannelId([1; 32]), row(1, 2, 9))]));
+    drop((store, reader));
+    let mut store = open(directory.path());
+    assert_eq!(rows_of(&mut store).unwrap(), BTreeMap::from([(ChannelId([1; 32]), row(1, 2, 9))]));
+}
+
 #[test]
 fn lines_are_filtered() {
     let directory = TempDir::new().unwrap();

@@ -70,28 +70,37 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
         "open"
     );
     let hangups = tokio::spawn(outlive_hangups());
-    let latched = tokio::select! {
-        () = told_to_stop() => None,
-        latched = site.latched() => Some(latched),
+    let told = tokio::select! {
+        () = told_to_stop() => true,
+        _ = site.latched() => false,
     };
     hangups.abort();
-    if let Some(latched) = latched {
+    if told {
+        tracing::info!("stopping; a second signal ends at once");
+    } else {
         tracing::error!("stopping, because the books cannot be written");
-        let advice = latched.advice();
-        site.close().await;
-        return Err(Failure::new(Exit::Books, latched).hint(advice));
     }
-    tracing::info!("stopping; a second signal ends at once");
-    tokio::select! {
-        report = site.close() => match report {
-            Some(report) if !report.is_complete() => {
-                let message = format!("stopped with {} atomic units of vouchers not claimed", report.left);
-                Err(Failure::message(Exit::Chain, message).hint("they are in the books; the next start claims them"))
-            }
-            _ => Ok(()),
-        },
+    let accounts = site.gate().accounts().clone();
+    let closed = tokio::select! {
+        report = site.close() => Some(report),
         () = told_to_stop() => {
+            // What is being served ends with the process: it is we who end it.
+            accounts.abandon();
+            None
+        }
+    };
+    // However it came to the end: the books may also have failed on the way there.
+    if let Some(latched) = accounts.journal().latch() {
+        return Err(Failure::new(Exit::Books, latched.clone()).hint(latched.advice()));
+    }
+    match closed {
+        None => {
             Err(Failure::message(Exit::Failed, "ended at once; unclaimed vouchers are in the books for the next start"))
         }
+        Some(Some(report)) if !report.is_complete() => {
+            let message = format!("stopped with {} atomic units of vouchers not claimed", report.left);
+            Err(Failure::message(Exit::Chain, message).hint("they are in the books; the next start claims them"))
+        }
+        Some(_) => Ok(()),
     }
 }

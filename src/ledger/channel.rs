@@ -167,9 +167,10 @@ struct Refunding {
     signed: Option<SentRefund>,
 }
 
-/// Of two refunds with one nonce only one can be paid; the larger is reckoned with.
+/// Of two refunds with one nonce only one can be paid; the larger is reckoned with. Of two nonces the lower was used up
+/// when the higher was signed, whatever our view of the chain says.
 fn larger(one: Option<SentRefund>, other: Option<SentRefund>) -> Option<SentRefund> {
-    one.into_iter().chain(other).max_by_key(|refund| refund.amount)
+    one.into_iter().chain(other).max_by_key(|refund| (refund.nonce, refund.amount))
 }
 
 /// What can be asked of a channel.
@@ -465,10 +466,11 @@ impl Channel {
         self.balance.saturating_sub(self.charged)
     }
 
-    /// Whether the latest view is too old to let a request through.
+    /// Whether the latest view is too old to let a request through. So is one from the future: a clock was wrong when it
+    /// was written down, or is wrong now, and nobody can say how old it is.
     pub fn view_too_old(&self, now: u64) -> bool {
         let trusted_for = (self.terms.withdraw_delay() / 3).clamp(MIN_VIEW_AGE_S, MAX_VIEW_AGE_S);
-        now.saturating_sub(self.viewed_at) > trusted_for
+        now.abs_diff(self.viewed_at) > trusted_for
     }
 
     /// Judges a command at `now` (Unix seconds). Pure: the channel is not changed.
@@ -568,7 +570,7 @@ impl Channel {
         if view.block < self.block {
             Event::Observed { view: self.view(), at: self.viewed_at }
         } else {
-            Event::Observed { view, at: now.max(self.viewed_at) }
+            Event::Observed { view, at: now }
         }
     }
 

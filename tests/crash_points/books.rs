@@ -186,15 +186,17 @@ fn read_lines(auditor: &Connection, state: &mut State) -> rusqlite::Result<()> {
         Ok(Amount::new(text.parse().expect("amounts are decimal")))
     };
     let mut lines = auditor.prepare_cached(
-        "SELECT c.id, r.name, h.minute, h.requests, h.amount FROM charges h
+        "SELECT c.id, r.name, h.minute, h.requests, h.amount FROM all_charges h
          JOIN channels c ON c.number = h.channel_number JOIN routes r ON r.number = h.route_number",
     )?;
     for line in lines.query_map([], |row| {
         let (minute, requests) = (row.get::<_, i64>(2)?.cast_unsigned(), row.get::<_, i64>(3)?.cast_unsigned());
         Ok(((ChannelId(row.get(0)?), row.get(1)?, minute), (requests, amount(row, 4)?)))
     })? {
-        let (key, line) = line?;
-        state.charges.insert(key, line);
+        let (key, (requests, amount)) = line?;
+        // A line may be in two places, in part.
+        let sums = state.charges.entry(key).or_default();
+        *sums = (sums.0 + requests, sums.1.checked_add(amount).expect("sums fit"));
     }
     let mut lines = auditor.prepare_cached(
         "SELECT c.id, a.sum_before, a.sum_after, a.why FROM adjustments a

@@ -58,7 +58,7 @@ pub(super) fn lock(directory: &Path) -> Result<DirectoryLock, StoreError> {
         Err(TryLockError::Error(error)) => return Err(unusable(&path)(error)),
     }
     // The number is for people, and for the refusal above; only the lock counts.
-    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(unwritable(&path))?;
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(not_written(&path))?;
     Ok(DirectoryLock { _file: file })
 }
 
@@ -72,28 +72,6 @@ pub(super) fn books_file(directory: &Path) -> Result<PathBuf, StoreError> {
         Err(error) => return Err(unusable(&path)(error)),
     }
     Ok(path)
-}
-
-/// Writes every byte of the log beside a database once more, and syncs it: what an fsync that failed under another process
-/// left behind is durable then. To those who read it meanwhile nothing changes.
-pub(super) fn rewrite_log(database: &Path) -> Result<(), StoreError> {
-    let path = log_of(database);
-    let rewrite = || {
-        let mut log = OpenOptions::new().read(true).write(true).open(&path)?;
-        let mut piece = vec![0; LOG_PIECE_BYTES];
-        let mut at = 0;
-        loop {
-            log.seek(SeekFrom::Start(at))?;
-            let length = log.read(&mut piece)?;
-            if length == 0 {
-                return log.sync_all();
-            }
-            log.seek(SeekFrom::Start(at))?;
-            log.write_all(piece.get(..length).unwrap_or_default())?;
-            at = at.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
-        }
-    };
-    rewrite().map_err(unwritable(&path))
 }
 
 /// Gives the log beside a database its full length at once. What is beyond its last frame means nothing to SQLite, as after
@@ -111,21 +89,35 @@ pub(super) fn reserve_log(database: &Path, length: u64) -> Result<(), StoreError
         }
         log.sync_all()
     };
-    extend().map_err(unwritable(&path))
+    extend().map_err(not_written(&path))
+}
+
+/// Writes the log beside a database over with what is in it, and syncs it; whoever reads it meanwhile sees no change. Nobody
+/// may append to it.
+pub(super) fn rewrite_log(database: &Path) -> Result<(), StoreError> {
+    let path = log_of(database);
+    let rewrite = || {
+        let mut log = OpenOptions::new().read(true).write(true).open(&path)?;
+        let mut piece = vec![0; LOG_PIECE_BYTES];
+        let mut place = 0u64;
+        loop {
+            log.seek(SeekFrom::Start(place))?;
+            let length = log.read(&mut piece)?;
+            if length == 0 {
+                return log.sync_all();
+            }
+            log.seek(SeekFrom::Start(place))?;
+            log.write_all(piece.get(..length).unwrap_or_default())?;
+            place = place.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+        }
+    };
+    rewrite().map_err(not_written(&path))
 }
 
 fn log_of(database: &Path) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
     path.push("-wal");
-    path.into()
-}
-
-/// For `map_err` of what writes a file.
-fn unwritable(path: &Path) -> impl Fn(std::io::Error) -> StoreError {
-    move |error| match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => StoreError::Full(error.into()),
-        _ => unusable(path)(error),
-    }
+    PathBuf::from(path)
 }
 
 /// Makes names in a directory durable, where the system can.
@@ -139,6 +131,14 @@ pub(super) fn sync_directory(directory: &Path) -> Result<(), StoreError> {
 /// For `map_err`.
 pub(super) fn unusable(path: &Path) -> impl Fn(std::io::Error) -> StoreError {
     move |source| StoreError::Path { path: path.to_owned(), source }
+}
+
+/// The same, for what takes room.
+fn not_written(path: &Path) -> impl Fn(std::io::Error) -> StoreError {
+    move |error| match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => StoreError::Full(error.into()),
+        _ => unusable(path)(error),
+    }
 }
 
 fn private() -> OpenOptions {

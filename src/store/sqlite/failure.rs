@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use rusqlite::ffi::SQLITE_IOERR_SHMSIZE;
 use rusqlite::{Error, ErrorCode};
 
 use crate::store::StoreError;
@@ -40,6 +41,10 @@ pub(super) fn damaged(what: impl Into<String>) -> StoreError {
 fn failed(doing: &'static str, error: Error) -> StoreError {
     match (&error, error.sqlite_error_code()) {
         (_, Some(ErrorCode::DiskFull)) => StoreError::Full(error.into()),
+        // The index of the log lies on the same disk, and has a code of its own for finding no room there.
+        (Error::SqliteFailure(failure, _), _) if failure.extended_code == SQLITE_IOERR_SHMSIZE => {
+            StoreError::Full(error.into())
+        }
         (_, Some(ErrorCode::ReadOnly)) => StoreError::ReadOnly(error.into()),
         (_, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
         | (

@@ -147,12 +147,7 @@ impl SqliteStore {
         }
         configure(&connection, options).map_err(opening(path))?;
         schema::set(&connection, "journal_mode", "wal")?;
-        if !settle(&connection)? {
-            match lock {
-                Some(_) => directory::rewrite_log(path)?,
-                None => return Err(refused("opened", "somebody reads them, and the log cannot be started anew")),
-            }
-        }
+        settle(&connection, lock.is_some().then_some(path))?;
         schema::migrate(&mut connection, version, schema::MIGRATIONS)?;
         schema::note_start(&mut connection, identity, now())?;
         schema::insist(&connection, "journal_mode", "wal")?;
@@ -211,15 +206,30 @@ impl SqliteStore {
     }
 }
 
-/// Copies what the log holds into the database and starts the log anew, before anything is built on it. False where
-/// somebody reads the books, so that it could not be started anew.
+/// Copies what the log holds into the database and starts the log anew, before anything is built on it.
 ///
 /// After an fsync that failed, Linux shows what it could not write to every later process and never writes it again.
 /// A commit that is appended to such frames is lost with them when power fails, though its own fsync succeeded. Copied
-/// pages are written anew, and synced; where a reader is in the way, the log itself is ([`directory::rewrite_log`]).
-fn settle(connection: &Connection) -> Result<bool, StoreError> {
+/// pages are written anew, and synced.
+///
+/// Somebody who reads the books (a backup that is being made, an audit) keeps the log from being started anew, for as long
+/// as that takes; a proxy does not wait for it. Then the log itself is written anew, frame by frame as it is, and synced:
+/// what is appended to it is built on what is on disk.
+fn settle(connection: &Connection, on_disk: Option<&Path>) -> Result<(), StoreError> {
     let held: i64 = connection.query_row("PRAGMA wal_checkpoint(truncate)", [], |row| row.get(0)).map_err(writing)?;
-    Ok(held == 0)
+    if held == 0 {
+        return Ok(());
+    }
+    let busy = || refused("opened", "another program works with them; try again once it is done");
+    let database = on_disk.ok_or_else(busy)?;
+    // Nobody appends meanwhile.
+    connection.execute_batch("BEGIN IMMEDIATE").map_err(|error| match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DatabaseBusy) => busy(),
+        _ => writing(error),
+    })?;
+    let rewritten = directory::rewrite_log(database);
+    connection.execute_batch("ROLLBACK").map_err(writing)?;
+    rewritten
 }
 
 /// How long the log is when it is copied into the database: a header, and a frame with a header of its own for each page.
