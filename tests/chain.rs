@@ -435,8 +435,10 @@ async fn an_account_without_gas_sends_nothing() {
     let stage = Stage::set().await;
     let poor = stage.chain_of(LocalKey::from_bytes(&[7; 32]).unwrap()).await;
     assert_eq!(poor.gas_balance(poor.sender().unwrap()).await.unwrap(), 0);
-    let error = poor.send(&stage.deposit(1, 1)).await.unwrap_err();
+    let notary = Notary::of(&stage, true);
+    let error = poor.send_witnessed(&stage.deposit(1, 1), &notary).await.unwrap_err();
     assert!(matches!(&error, SendError::Refused(ChainError::Refused { .. })), "{error:?}");
+    assert_eq!(notary.shown(), [], "what is never sent is not written down either");
 }
 
 #[tokio::test]

@@ -43,6 +43,9 @@ const MAX_FAREWELL: Duration = Duration::from_secs(2);
 /// After this long without a word from the chain the view of it is stale and readiness fails.
 pub const MAX_CHAIN_SILENCE: Duration = Duration::from_secs(60);
 
+/// A commit that takes longer than this is one on a disk that hangs; paid requests wait for it.
+pub const MAX_COMMIT: Duration = Duration::from_secs(5);
+
 /// A channel in the books, as operators see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -129,18 +132,22 @@ pub async fn serve(
 }
 
 async fn readyz(State(operators): State<Operators>) -> Response {
-    let latch = operators.gate.accounts().journal().latch();
-    match unreadiness(operators.unready.is_cancelled(), latch, operators.redemption.chain_silence()) {
+    let journal = operators.gate.accounts().journal();
+    let commit = journal.commit_in_progress().unwrap_or_default();
+    let silence = operators.redemption.chain_silence();
+    match unreadiness(operators.unready.is_cancelled(), journal.latch(), commit, silence) {
         None => "ready\n".into_response(),
         Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")).into_response(),
     }
 }
 
-fn unreadiness(stopping: bool, latch: Option<&Latched>, silence: Duration) -> Option<String> {
+fn unreadiness(stopping: bool, latch: Option<&Latched>, commit: Duration, silence: Duration) -> Option<String> {
     if let Some(latched) = latch {
         Some(latched.to_string())
     } else if stopping {
         Some("the proxy is stopping".to_owned())
+    } else if commit > MAX_COMMIT {
+        Some(format!("the disk of the books has not answered for {} s", commit.as_secs()))
     } else if silence > MAX_CHAIN_SILENCE {
         Some(format!("the chain has not answered for {} s", silence.as_secs()))
     } else {
@@ -197,10 +204,12 @@ mod tests {
 
     #[test]
     fn a_proxy_that_stops_or_whose_chain_is_silent_is_unready() {
-        assert_eq!(unreadiness(false, None, Duration::ZERO), None);
-        assert_eq!(unreadiness(false, None, MAX_CHAIN_SILENCE), None);
-        let silent = unreadiness(false, None, MAX_CHAIN_SILENCE + Duration::from_secs(1));
+        assert_eq!(unreadiness(false, None, Duration::ZERO, Duration::ZERO), None);
+        assert_eq!(unreadiness(false, None, MAX_COMMIT, MAX_CHAIN_SILENCE), None);
+        let silent = unreadiness(false, None, MAX_COMMIT, MAX_CHAIN_SILENCE + Duration::from_secs(1));
         assert_eq!(silent.as_deref(), Some("the chain has not answered for 61 s"));
-        assert_eq!(unreadiness(true, None, Duration::ZERO).as_deref(), Some("the proxy is stopping"));
+        let hanging = unreadiness(false, None, MAX_COMMIT + Duration::from_secs(1), Duration::ZERO);
+        assert_eq!(hanging.as_deref(), Some("the disk of the books has not answered for 6 s"));
+        assert_eq!(unreadiness(true, None, Duration::ZERO, Duration::ZERO).as_deref(), Some("the proxy is stopping"));
     }
 }

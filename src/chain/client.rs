@@ -67,6 +67,8 @@ const MAX_TRANSACTION_GAS: u64 = 1 << 24;
 const CALL_GAS: u64 = 2_000_000;
 /// The most a claimed row may take beside its payer's wallet, in such a call.
 const ROW_GAS: u64 = 60_000;
+/// What nodes answer where a sender cannot pay.
+const INSUFFICIENT_FUNDS: i64 = -32_000;
 /// For so long after a transaction our own count of nonces is believed more than a node's, which may not have seen it
 /// yet. After that the node's is right: it knows of transactions that were dropped.
 const NONCE_TRUST: Duration = Duration::from_secs(30);
@@ -217,6 +219,18 @@ impl AlloyChain {
             Err(error) => return Err(error),
         };
         Ok(Fees { max_fee: base.saturating_mul(BASE_FEE_HEADROOM).saturating_add(tip), tip })
+    }
+
+    /// Whether the sender can pay for so much gas. The node would say so too, but only after the transaction was shown to a
+    /// witness, who writes it down; strangers could fill a disk with what is never sent.
+    async fn can_pay(&self, gas: u64, fees: &Fees) -> Result<(), ChainError> {
+        let (balance, most) =
+            (self.gas_balance(self.gas_key()?.address()).await?, fees.max_fee.saturating_mul(u128::from(gas)));
+        if balance >= most {
+            return Ok(());
+        }
+        let message = format!("insufficient funds for gas: {most} wei may be needed, {balance} are there");
+        Err(ChainError::Refused { code: INSUFFICIENT_FUNDS, message })
     }
 
     fn sign(&self, call: &Call, nonce: u64, gas_limit: u64, fees: &Fees) -> Result<SignedTransaction, ChainError> {
@@ -397,6 +411,7 @@ impl Chain for AlloyChain {
         let estimate = self.simulate(call).await.map_err(SendError::Refused)?;
         let gas = gas_limit(call, estimate);
         let fees = self.fees().await.map_err(SendError::Refused)?;
+        self.can_pay(gas, &fees).await.map_err(SendError::Refused)?;
 
         let mut known = self.nonce.lock().await;
         // What is known is taken out first: where this future is dropped or fails, the next one asks the node.

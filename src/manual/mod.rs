@@ -91,7 +91,7 @@ pub mod money_on_chain {
     //!
     //! Every transaction is in the books, bytes and purpose, before it leaves. A process that starts broadcasts what the
     //! last one left unfinished again, the same bytes in the same order, before it signs anything new; books what landed;
-    //! and writes each one's end down. So a crash at any moment sends nothing twice and forgets nothing that was sent.
+    //! and writes each one's end down. So a crash at any moment forgets nothing that was sent, and what is sent again is the same to the byte.
     //!
     //! The books move by what the chain says after a transaction is mined, never by what was sent. A view of a channel is
     //! trusted for a third of its withdraw delay, 30 s at least and 300 s at most; then it is read again.

@@ -58,6 +58,13 @@ impl Audit {
         self.problems == 0
     }
 
+    /// Whether a copy of these books is worth keeping: nothing is wrong, or nothing but claims that count twice, as a
+    /// reorganisation leaves them.
+    pub fn is_sound(&self) -> bool {
+        let twice = self.findings.iter().filter(|finding| finding.fault == Fault::Claims).count();
+        self.problems == count(twice)
+    }
+
     /// How many findings were not kept.
     pub fn left_out(&self) -> u64 {
         self.problems.saturating_add(self.notes).saturating_sub(count(self.findings.len()))

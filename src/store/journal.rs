@@ -48,6 +48,8 @@ struct Desk {
     writer: Mutex<Option<JoinHandle<()>>>,
     commits: AtomicU64,
     entries: AtomicU64,
+    /// When the commit that is on its way began.
+    committing: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -75,7 +77,7 @@ pub struct Permit {
 
 /// The books cannot be written any more, and never will be by this process.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the books cannot be written: {reason}")]
+#[error("{reason}")]
 pub struct Latched {
     reason: Arc<str>,
     advice: &'static str,
@@ -156,6 +158,7 @@ impl Journal {
             writer: Mutex::new(None),
             commits: AtomicU64::new(0),
             entries: AtomicU64::new(0),
+            committing: Mutex::new(None),
         });
         let at_work = Arc::clone(&desk);
         let herald = Herald::new();
@@ -211,6 +214,13 @@ impl Journal {
             return desk.latch.get().cloned().unwrap_or_else(Latched::ended);
         }
         std::future::pending().await
+    }
+
+    /// How long the commit that is on its way has taken so far: a disk that hangs reports no error.
+    pub fn commit_in_progress(&self) -> Option<Duration> {
+        let desk = self.desk.as_ref()?;
+        let since = *desk.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        since.map(|since| since.elapsed())
     }
 
     /// Commits and entries so far; their ratio is what grouping saves.
@@ -310,7 +320,11 @@ fn write(desk: &Desk, mut store: impl LedgerStore, herald: &Herald) {
             entries.push(entry);
             closing.push((done, _permit));
         }
-        match store.commit(&entries) {
+        let committing = |since| *desk.committing.lock().unwrap_or_else(PoisonError::into_inner) = since;
+        committing(Some(Instant::now()));
+        let outcome = store.commit(&entries);
+        committing(None);
+        match outcome {
             Ok(()) => {
                 desk.commits.fetch_add(1, Ordering::Relaxed);
                 desk.entries.fetch_add(u64::try_from(entries.len()).unwrap_or(u64::MAX), Ordering::Relaxed);

@@ -86,7 +86,7 @@ pub(super) fn run(args: &BackupArgs, output: &Output) -> Outcome {
     });
     let audit = audit.map_err(damaged)?;
     drop((reader, ticker));
-    if !audit.is_clean() {
+    if !audit.is_sound() {
         let message = format!("the copy has {}, as the books have; it is not kept", counted(audit.problems, "problem"));
         return Err(Failure::message(Exit::Books, message).hint(
             "peaje ledger verify lists them; to keep damaged books, stop peaje and copy the directory as it is",

@@ -47,7 +47,8 @@ impl Reader {
     pub fn open_file(path: &Path) -> Result<Self, StoreError> {
         let path = std::path::absolute(path).map_err(unusable(path))?;
         // SQLite would say no more than that it cannot open it.
-        std::fs::File::open(&path).map_err(unusable(&path))?;
+        // Without opening it: a process that closes a file loses all its locks on it, SQLite's too.
+        std::fs::metadata(&path).map_err(unusable(&path))?;
         match Self::open_connection(&path, Connection::open_with_flags(&path, READ_ONLY)) {
             // To read a file with a log, SQLite needs an index of the log beside it, and may not be allowed to make one.
             Err(StoreError::Path { .. } | StoreError::ReadOnly(_)) => Self::open_unshared(&path),
