@@ -132,7 +132,10 @@ impl Stage {
         let config = Config::parse(&config_text(args, &devnet.rpc_url(), api_address), "the built-in config")?;
         let (chain, authorizer) = connect(&config).await?;
         // The chain is gone when this ends, and its books with it.
-        let folder = tempfile::tempdir().map_err(|error| failed("there is no place for the books")(error.into()))?;
+        let folder = tempfile::Builder::new()
+            .prefix("peaje-dev-")
+            .tempdir()
+            .map_err(|error| failed("there is no place for the books")(error.into()))?;
         let books = open_books(folder.path(), config.chain.chain_id).await?;
         let site = Site::open(&config, authorizer, Arc::clone(&chain), books).await.map_err(|error| {
             Failure::new(Exit::Failed, error).hint("is the port taken? --listen 127.0.0.1:0 takes any")

@@ -11,8 +11,9 @@ use crate::redeem::Report;
 
 const MORE: &str = "\
 A running proxy redeems by itself, every redeem.interval. This asks it to do so
-now, over its admin listener, and waits for the outcome; only the running proxy
-holds the vouchers, so it must be up, and on this machine.
+now, over its admin listener, and waits for the outcome. The books belong to the
+running proxy, so it must be up, and on this machine; one that was stopped with
+something unclaimed claims it after its next start.
 
 Examples:
   peaje redeem
