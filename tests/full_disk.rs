@@ -34,7 +34,7 @@ const PAY_TO: &str = "0x00000000000000000000000000000000c0ffee01";
 const DISK_MIB: u32 = 24;
 
 /// Payments after which a full disk must have shown: what is allocated already can still be written to.
-const MAX_PAYMENTS: u128 = 5_000;
+const MAX_PAYMENTS: u128 = 10_000;
 
 /// A disk of its own, and the process that keeps it.
 struct Disk {
