@@ -27,8 +27,10 @@
 
 pub mod admin;
 pub mod agent;
+mod causes;
 pub mod chain;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod devnet;
 pub mod gate;

@@ -221,18 +221,6 @@ impl AlloyChain {
         Ok(Fees { max_fee: base.saturating_mul(BASE_FEE_HEADROOM).saturating_add(tip), tip })
     }
 
-    /// Whether the sender can pay for so much gas. The node would say so too, but only after the transaction was shown to a
-    /// witness, who writes it down; strangers could fill a disk with what is never sent.
-    async fn can_pay(&self, gas: u64, fees: &Fees) -> Result<(), ChainError> {
-        let (balance, most) =
-            (self.gas_balance(self.gas_key()?.address()).await?, fees.max_fee.saturating_mul(u128::from(gas)));
-        if balance >= most {
-            return Ok(());
-        }
-        let message = format!("insufficient funds for gas: {most} wei may be needed, {balance} are there");
-        Err(ChainError::Refused { code: INSUFFICIENT_FUNDS, message })
-    }
-
     fn sign(&self, call: &Call, nonce: u64, gas_limit: u64, fees: &Fees) -> Result<SignedTransaction, ChainError> {
         let key = self.gas_key()?;
         let transaction = TxEip1559 {
@@ -410,8 +398,9 @@ impl Chain for AlloyChain {
     async fn send_witnessed<W: Witness>(&self, call: &Call, witness: &W) -> Result<Hash, SendError> {
         let estimate = self.simulate(call).await.map_err(SendError::Refused)?;
         let gas = gas_limit(call, estimate);
-        let fees = self.fees().await.map_err(SendError::Refused)?;
-        self.can_pay(gas, &fees).await.map_err(SendError::Refused)?;
+        let payer = self.gas_key().map_err(SendError::Refused)?.address();
+        let (fees, balance) = tokio::try_join!(self.fees(), self.gas_balance(payer)).map_err(SendError::Refused)?;
+        can_pay(balance, gas, &fees).map_err(SendError::Refused)?;
 
         let mut known = self.nonce.lock().await;
         // What is known is taken out first: where this future is dropped or fails, the next one asks the node.
@@ -519,6 +508,17 @@ impl fmt::Debug for AlloyChain {
             .field("gas_key", &self.gas_key)
             .finish_non_exhaustive()
     }
+}
+
+/// Whether a sender with this balance, wei, can pay for so much gas. The node would say so too, but only after the
+/// transaction was shown to a witness, who writes it down; strangers could fill a disk with what is never sent.
+fn can_pay(balance: u128, gas: u64, fees: &Fees) -> Result<(), ChainError> {
+    let most = fees.max_fee.saturating_mul(u128::from(gas));
+    if balance >= most {
+        return Ok(());
+    }
+    let message = format!("insufficient funds for gas: {most} wei may be needed, {balance} are there");
+    Err(ChainError::Refused { code: INSUFFICIENT_FUNDS, message })
 }
 
 /// Why a broadcast did not simply succeed.

@@ -12,7 +12,9 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{ConfigArgs, Exit, Failure, Outcome, Output};
+use crate::causes::causes;
 use crate::chain::{self, AlloyChain, Chain as _, ChainError, Head, KeyRef, RpcUrl, TokenDomain};
+use crate::clock;
 use crate::config::{Config, ConfigErrors, KeyReference, Upstream};
 use crate::gate::policy::{Price, Route, TokenTerms};
 use crate::protocol::contracts::{ERC3009_COLLECTOR, SETTLEMENT};
@@ -342,7 +344,7 @@ async fn chain_findings(config: &Config, rpc: Result<RpcUrl, Finding>, gas: Opti
             }
         },
     );
-    findings.push(head_finding(config, head, unix_now()));
+    findings.push(head_finding(config, head, clock::now_s()));
     findings.push(contract_finding("settlement contract", SETTLEMENT, settlement));
     findings.push(contract_finding("deposit collector", ERC3009_COLLECTOR, collector));
     findings.extend(token_findings(token, config.chain.chain_id, token_code, domain));
@@ -538,21 +540,6 @@ fn as_checklist(file: &str, findings: &[Finding], output: &Output) -> String {
     };
     out.push_str(&format!("{verdict}\n"));
     out
-}
-
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
-}
-
-fn unix_now() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

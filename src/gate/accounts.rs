@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Place;
 
-use super::clock;
+use crate::clock;
 use crate::ledger::{Channel, Command, Event, HoldNumber, Reject, SentRefund, Snapshot, TermsPool, View};
 use crate::protocol::claim::ClaimRow;
 use crate::protocol::x402::{ChannelState, RefundRequest, VoucherState};
@@ -71,10 +71,12 @@ impl Account {
         self.manners.get_or_insert_default()
     }
 
-    /// Its next row.
-    fn row(&mut self) -> ChannelRow {
+    /// What is written of it: its next row, and why its sum changed.
+    fn entry(&mut self, booking: Booking) -> Entry {
         self.version = self.version.checked_add(1).expect("2^64 changes do not happen");
-        ChannelRow { snapshot: self.channel.snapshot(), version: self.version, last_deposit: self.last_deposit }
+        let row =
+            ChannelRow { snapshot: self.channel.snapshot(), version: self.version, last_deposit: self.last_deposit };
+        Entry::Channel(Box::new(ChannelEntry { row, booking }))
     }
 }
 
@@ -158,8 +160,7 @@ impl Accounts {
             let account = Account { channel, version: 0, last_deposit: None, manners: None };
             let mut account = free.insert(Box::new(account));
             let booking = adjustment(Amount::ZERO, account.channel.charged(), Adjustment::Opened, now);
-            let row = account.row();
-            self.inner.journal.note(Entry::Channel(Box::new(ChannelEntry { row, booking })), None);
+            self.inner.journal.note(account.entry(booking), None);
             return Ok(());
         }
         self.change(&id, &Command::Observe { view }).map_or(Ok(()), |event| event.map(|_| ()))
@@ -335,7 +336,7 @@ impl Accounts {
         let journal = &self.inner.journal;
         let ticket = match booking {
             Some(booking) if !journal.is_volatile() => {
-                let entry = Entry::Channel(Box::new(ChannelEntry { row: account.row(), booking }));
+                let entry = account.entry(booking);
                 if slip.awaited {
                     Some(journal.write(entry, slip.permit))
                 } else {

@@ -52,7 +52,6 @@ pub mod accounts;
 mod admit;
 mod answer;
 mod body;
-pub mod clock;
 pub mod desk;
 pub mod meter;
 pub mod path;

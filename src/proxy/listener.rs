@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceBuilder;
 
 use super::{Peer, Stack};
+use crate::causes::causes;
 
 /// How many connections are served at once; further ones wait in the kernel's queue.
 pub const MAX_CONNECTIONS: usize = 16_384;
@@ -102,7 +103,7 @@ impl Listener {
                 let connection = watcher.watch(connection(stream, peer, stack, header_time, heard));
                 tokio::select! {
                     ended = connection => if let Err(error) = ended {
-                        tracing::debug!(error = %super::causes(&*error), "a connection ended badly");
+                        tracing::debug!(error = %causes(&*error), "a connection ended badly");
                     },
                     () = silent => tracing::debug!("a connection without a request was closed"),
                     () = cut_off.cancelled() => {}

@@ -93,18 +93,6 @@ fn panicked(_: Box<dyn std::any::Any + Send>) -> Response<Full<Bytes>> {
     refusal(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the request could not be served").map(Full::new)
 }
 
-/// An error and what caused it, in one line for the log.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

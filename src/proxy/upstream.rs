@@ -21,6 +21,7 @@ use tower::Service;
 
 use super::body::{BodyBroken, RequestBody};
 use super::headers;
+use crate::causes::causes;
 use crate::gate::refusal;
 use crate::tls;
 
@@ -133,7 +134,7 @@ impl Upstream {
             if is_the_clients(&error) {
                 return UpstreamError::Body;
             }
-            tracing::warn!(error = %super::causes(&error), "the upstream gave no answer");
+            tracing::warn!(error = %causes(&error), "the upstream gave no answer");
             UpstreamError::Unreachable
         })?;
         if response.status().is_informational() {

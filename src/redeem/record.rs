@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Office;
 use crate::chain::{Call, Chain, ChainError, Happening, Mined, Objection, SendError, SignedTransaction, Witness};
-use crate::gate::clock;
+use crate::clock;
 use crate::protocol::claim::ClaimRow;
 use crate::protocol::{Domain, Hash};
 use crate::store::{ClaimedRow, Entry, Fate, Journal, Moved, Outcome, Purpose, Transaction};

@@ -23,6 +23,7 @@ use super::sqlite::Reader;
 use super::{
     AdjustmentLine, ChannelRow, ChargeLine, Filter, Identity, MovementLine, StoreError, Transaction, TransactionLine,
 };
+use crate::causes::causes;
 use crate::ledger::{Channel, Snapshot};
 use crate::protocol::channel::Authorizer;
 use crate::protocol::voucher::{PayerEvidence, VoucherError};
@@ -53,6 +54,20 @@ pub struct Audit {
 }
 
 impl Audit {
+    /// Of books in which nothing was read yet.
+    pub(crate) fn of(identity: Identity) -> Self {
+        Self {
+            identity,
+            counts: Counts::default(),
+            sums: Sums::default(),
+            findings: Vec::new(),
+            problems: 0,
+            notes: 0,
+            unfinished: Vec::new(),
+            wallets: Vec::new(),
+        }
+    }
+
     /// Whether there is no problem.
     pub fn is_clean(&self) -> bool {
         self.problems == 0
@@ -346,16 +361,7 @@ struct Auditor {
 
 impl Auditor {
     fn new(identity: Identity, settlement: Domain) -> Self {
-        let audit = Audit {
-            identity,
-            counts: Counts::default(),
-            sums: Sums::default(),
-            findings: Vec::new(),
-            problems: 0,
-            notes: 0,
-            unfinished: Vec::new(),
-            wallets: Vec::new(),
-        };
+        let audit = Audit::of(identity);
         Self {
             settlement,
             audit,
@@ -559,16 +565,6 @@ fn add(sum: &mut Amount, amount: Amount) {
 
 fn count(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

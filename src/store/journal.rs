@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{Entry, LedgerStore, StoreError};
+use crate::causes::causes;
 
 /// How many entries one commit takes at most, so that the first of them does not wait for thousands.
 pub const MAX_ENTRIES_PER_COMMIT: usize = 1_024;
@@ -63,9 +64,24 @@ struct Queue {
 #[derive(Debug)]
 struct Item {
     entry: Entry,
+    closing: Closing,
+}
+
+/// What is left to do once an entry is written, or never will be.
+#[derive(Debug)]
+struct Closing {
     done: Option<oneshot::Sender<Result<(), Latched>>>,
-    /// Given back when the entry is written.
+    /// Given back with this.
     _permit: Option<Permit>,
+}
+
+impl Closing {
+    /// Whoever waited may have gone.
+    fn tell(self, outcome: Result<(), Latched>) {
+        if let Some(done) = self.done {
+            drop(done.send(outcome));
+        }
+    }
 }
 
 /// The right to one entry that closes a request.
@@ -85,14 +101,7 @@ pub struct Latched {
 
 impl Latched {
     fn by(error: &StoreError) -> Self {
-        let mut reason = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(error) = cause {
-            reason.push_str(": ");
-            reason.push_str(&error.to_string());
-            cause = error.source();
-        }
-        Self { reason: reason.into(), advice: error.advice() }
+        Self { reason: causes(error).into(), advice: error.advice() }
     }
 
     fn ended() -> Self {
@@ -179,7 +188,7 @@ impl Journal {
     pub fn write(&self, entry: Entry, permit: Option<Permit>) -> Ticket {
         let Some(desk) = &self.desk else { return Ticket(Progress::Known(Ok(()))) };
         let (done, receiver) = oneshot::channel();
-        match desk.push(Item { entry, done: Some(done), _permit: permit }) {
+        match desk.push(Item { entry, closing: Closing { done: Some(done), _permit: permit } }) {
             Ok(()) => Ticket(Progress::Waiting(receiver)),
             Err(latched) => Ticket(Progress::Known(Err(latched))),
         }
@@ -188,7 +197,7 @@ impl Journal {
     /// Queues an entry that nobody waits for. After the latch it is dropped, as everything is.
     pub fn note(&self, entry: Entry, permit: Option<Permit>) {
         if let Some(desk) = &self.desk {
-            drop(desk.push(Item { entry, done: None, _permit: permit }));
+            drop(desk.push(Item { entry, closing: Closing { done: None, _permit: permit } }));
         }
     }
 
@@ -306,7 +315,7 @@ impl Desk {
         };
         self.latched.cancel();
         for item in waiting {
-            answer(item.done, Err(latched.clone()));
+            item.closing.tell(Err(latched.clone()));
         }
     }
 }
@@ -315,11 +324,7 @@ impl Desk {
 fn write(desk: &Desk, mut store: impl LedgerStore, herald: &Herald) {
     let _guard = LatchOnPanic(desk);
     while let Some(items) = desk.take() {
-        let (mut entries, mut closing) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
-        for Item { entry, done, _permit } in items {
-            entries.push(entry);
-            closing.push((done, _permit));
-        }
+        let (entries, closing): (Vec<_>, Vec<_>) = items.into_iter().map(|item| (item.entry, item.closing)).unzip();
         let committing = |since| *desk.committing.lock().unwrap_or_else(PoisonError::into_inner) = since;
         committing(Some(Instant::now()));
         let outcome = store.commit(&entries);
@@ -334,7 +339,7 @@ fn write(desk: &Desk, mut store: impl LedgerStore, herald: &Herald) {
                 let latched = Latched::by(&error);
                 tracing::error!(reason = latched.reason(), advice = latched.advice(), "the books cannot be written");
                 desk.latch(latched.clone());
-                closing.into_iter().for_each(|(done, _permit)| answer(done, Err(latched.clone())));
+                closing.into_iter().for_each(|closing| closing.tell(Err(latched.clone())));
                 return;
             }
         }
@@ -348,15 +353,13 @@ fn write(desk: &Desk, mut store: impl LedgerStore, herald: &Herald) {
 #[derive(Debug)]
 struct Herald(Option<mpsc::UnboundedSender<Vec<Closing>>>);
 
-type Closing = (Option<oneshot::Sender<Result<(), Latched>>>, Option<Permit>);
-
 impl Herald {
     fn new() -> Self {
         Self(tokio::runtime::Handle::try_current().ok().map(|runtime| {
             let (sender, mut news) = mpsc::unbounded_channel::<Vec<Closing>>();
             runtime.spawn(async move {
                 while let Some(closing) = news.recv().await {
-                    closing.into_iter().for_each(|(done, _permit)| answer(done, Ok(())));
+                    closing.into_iter().for_each(|closing| closing.tell(Ok(())));
                 }
             });
             sender
@@ -368,14 +371,7 @@ impl Herald {
             Some(sender) => sender.send(closing).err().map(|error| error.0),
             None => Some(closing),
         };
-        untold.into_iter().flatten().for_each(|(done, _permit)| answer(done, Ok(())));
-    }
-}
-
-/// Whoever waited may have gone.
-fn answer(done: Option<oneshot::Sender<Result<(), Latched>>>, outcome: Result<(), Latched>) {
-    if let Some(done) = done {
-        drop(done.send(outcome));
+        untold.into_iter().flatten().for_each(|closing| closing.tell(Ok(())));
     }
 }
 

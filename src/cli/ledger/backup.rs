@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempPath;
 
 use super::books::{BooksArgs, Survey, Ticker, counted, damaged, identity_json, money};
-use super::time::{iso, unix_now};
+use super::time::iso;
 use crate::cli::{Exit, Failure, Outcome, Output};
 use crate::store::audit::{Audit, audit};
 use crate::store::sqlite::Reader;
@@ -69,7 +69,7 @@ pub(super) fn run(args: &BackupArgs, output: &Output) -> Outcome {
     }
     let folder = to.parent().ok_or_else(|| Failure::message(Exit::Usage, format!("{shown} is no file's name")))?;
     let books = args.books.open()?;
-    let made_at = unix_now();
+    let made_at = crate::clock::now_s();
 
     // In a directory of its own, which only its owner can look into, and on the disk it will stay on.
     let workshop =

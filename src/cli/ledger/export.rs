@@ -12,7 +12,7 @@ use super::books::{Books, BooksArgs, Survey, counted, damaged, money, net};
 use super::channel::{ChannelName, find};
 use super::lines;
 use super::table::Record;
-use super::time::{Moment, iso, unix_now};
+use super::time::{Moment, iso};
 use crate::cli::{Exit, Failure, Outcome, Output};
 use crate::protocol::{Address, Amount, ChannelId};
 use crate::store::{AdjustmentLine, ChargeLine, Filter, MovementLine, StoreError, TransactionLine};
@@ -160,7 +160,7 @@ impl Format {
 
 /// Reads and writes.
 pub(super) fn run(args: &ExportArgs, output: &Output) -> Outcome {
-    let filter = filter_of(args, unix_now())?;
+    let filter = filter_of(args, crate::clock::now_s())?;
     let books = args.books.open()?;
     let channel = args.channel.as_ref().map(|name| find(&books, name)).transpose()?;
     let filter = Filter { channel: channel.map(|row| row.snapshot.id), ..filter };

@@ -581,7 +581,6 @@ mod tests {
     use crate::ledger::{LatestVoucher, Snapshot, Withdrawal};
     use crate::protocol::{ChannelConfig, Hash, Signature};
     use crate::store::Identity;
-    use crate::store::audit::{Counts, Sums};
 
     const US: Us = Us { receiver: Address([3; 20]), authorizer: Some(Address([4; 20])) };
 
@@ -688,16 +687,7 @@ mod tests {
     }
 
     fn report() -> Report {
-        let audit = Audit {
-            identity: Identity { chain_id: 1, settlement: Address::ZERO },
-            counts: Counts::default(),
-            sums: Sums::default(),
-            findings: Vec::new(),
-            problems: 0,
-            notes: 0,
-            unfinished: Vec::new(),
-            wallets: Vec::new(),
-        };
+        let audit = Audit::of(Identity { chain_id: 1, settlement: Address::ZERO });
         Report::new(audit, None)
     }
 

@@ -31,7 +31,7 @@ mod schema;
 mod tests;
 
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, params};
@@ -41,6 +41,7 @@ use self::directory::DirectoryLock;
 use self::failure::{opening, reading, refused, repeat, writing};
 pub use self::reader::Reader;
 use super::{ChannelRow, Cursor, Entry, Identity, LedgerStore, StoreError, Transaction};
+use crate::clock;
 use crate::protocol::Domain;
 
 /// How many pages the log grows to before they are copied into the database. More means fewer copies of pages that
@@ -149,7 +150,7 @@ impl SqliteStore {
         schema::set(&connection, "journal_mode", "wal")?;
         settle(&connection, lock.is_some().then_some(path))?;
         schema::migrate(&mut connection, version, schema::MIGRATIONS)?;
-        schema::note_start(&mut connection, identity, now())?;
+        schema::note_start(&mut connection, identity, clock::now_s())?;
         schema::insist(&connection, "journal_mode", "wal")?;
         commit::register_functions(&connection).map_err(opening(path))?;
         let domain = Domain::settlement_at(identity.chain_id, identity.settlement);
@@ -200,8 +201,10 @@ impl SqliteStore {
         drop(self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true));
         let what = error.to_string();
         drop(
-            self.connection
-                .execute("INSERT INTO incidents (at, what) VALUES (?1, ?2)", params![now().cast_signed(), what]),
+            self.connection.execute(
+                "INSERT INTO incidents (at, what) VALUES (?1, ?2)",
+                params![clock::now_s().cast_signed(), what],
+            ),
         );
     }
 }
@@ -256,11 +259,6 @@ fn configure(connection: &Connection, options: &SqliteOptions) -> rusqlite::Resu
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.set_prepared_statement_cache_capacity(MAX_STATEMENTS);
     Ok(())
-}
-
-/// Unix seconds, for what is noted for people; a clock before 1970 is none.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs())
 }
 
 impl LedgerStore for SqliteStore {
