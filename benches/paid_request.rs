@@ -6,6 +6,9 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run should say so at once")]
 #![allow(clippy::print_stdout, reason = "the result")]
 
+#[path = "../tests/support/payer.rs"]
+mod payer;
+
 use std::convert::Infallible;
 use std::hint::black_box;
 use std::time::Instant;
@@ -14,13 +17,15 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use peaje::gate::path::PathPattern;
-use peaje::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
+use peaje::gate::policy::{Policy, Price, Route, Terms};
 use peaje::gate::{Desk, Gate};
 use peaje::ledger::View;
 use peaje::protocol::x402::{self, PAYMENT_SIGNATURE};
-use peaje::protocol::{Address, Amount, ChannelConfig, Domain, LocalKey, Network, SignedVoucher, Voucher};
+use peaje::protocol::{Amount, ChannelConfig, Domain, LocalKey, SignedVoucher, Voucher};
 use serde_json::json;
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
+
+use payer::usual_terms;
 
 /// Requests in a run; each of the runs is one sample, and the median of them is reported.
 const REQUESTS: u128 = 2_000;
@@ -56,17 +61,8 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let network = Network::by_name("base-sepolia").unwrap();
         let key = LocalKey::from_bytes(&[7; 32]).unwrap();
-        let terms = Terms {
-            chain_id: network.chain_id,
-            token: TokenTerms::preset(network.token("usdc").unwrap()),
-            pay_to: Address([1; 20]),
-            receiver_authorizer: Address([2; 20]),
-            withdraw_delay_s: 86_400,
-            max_timeout_s: 60,
-            min_deposit: None,
-        };
+        let terms = usual_terms();
         let config = terms.channel_of(key.address());
         let route = |path: &str, price| Route::new(PathPattern::parse(path).unwrap(), price);
         let routes = vec![route("/free", Price::Free), route("/paid", Price::Fixed(PRICE))];

@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "in a test a panic is the report")]
 
+#[path = "support/payer.rs"]
+mod payer;
+
 use std::collections::{BTreeMap, HashSet};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,17 +19,19 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use peaje::gate::desk::Question;
 use peaje::gate::path::PathPattern;
-use peaje::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
+use peaje::gate::policy::{Policy, Price, Route, Terms};
 use peaje::gate::{Accounts, AnswerBody, Desk, Gate};
 use peaje::ledger::{SentRefund, View, Violation};
-use peaje::protocol::x402::{self, PAYMENT_RESPONSE, PAYMENT_SIGNATURE};
-use peaje::protocol::{Address, Amount, ChannelConfig, ChannelId, LocalKey, Network, Voucher};
+use peaje::protocol::x402::{PAYMENT_RESPONSE, PAYMENT_SIGNATURE};
+use peaje::protocol::{Amount, ChannelId};
 use peaje::store::{
     Booking, ChannelEntry, ChannelRow, Cursor, Entry, LedgerStore, MAX_ENTRIES_PER_COMMIT, StoreError, Transaction,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tower::{Layer as _, ServiceExt as _, service_fn};
+
+use payer::{Payer, Payment, usual_terms};
 
 const PRICE: u128 = 2_000;
 const DEPOSIT: u128 = 1_000_000_000;
@@ -144,28 +149,13 @@ struct Booth {
     calls: Arc<AtomicUsize>,
 }
 
-struct Payer {
-    key: LocalKey,
-    config: ChannelConfig,
-    id: ChannelId,
-}
-
 impl Booth {
     fn open(store: Naive) -> Self {
         Self::open_at(store, Desk::closed())
     }
 
     fn open_at(store: Naive, desk: Desk) -> Self {
-        let network = Network::by_name("base-sepolia").unwrap();
-        let terms = Terms {
-            chain_id: network.chain_id,
-            token: TokenTerms::preset(network.token("usdc").unwrap()),
-            pay_to: Address([1; 20]),
-            receiver_authorizer: Address([2; 20]),
-            withdraw_delay_s: 86_400,
-            max_timeout_s: 60,
-            min_deposit: None,
-        };
+        let terms = usual_terms();
         let routes = vec![Route::new(PathPattern::parse("/paid").unwrap(), Price::Fixed(Amount::new(PRICE)))];
         let policy = Policy::new(terms.clone(), "https://api.example.com", routes).unwrap();
         let (accounts, _) = Accounts::open(store.clone()).unwrap();
@@ -175,28 +165,18 @@ impl Booth {
 
     /// A payer with a deposit; the same number is the same payer.
     fn payer(&self, number: u8) -> Payer {
-        let key = LocalKey::from_bytes(&[number; 32]).unwrap();
-        let config = self.terms.channel_of(key.address());
-        let id = config.id(&self.terms.settlement());
+        let payer = Payer::new(number, &self.terms, PRICE);
         let view = View { block: 1, balance: Amount::new(DEPOSIT), ..View::default() };
-        if !self.gate.accounts().knows(&id) {
-            self.gate.accounts().observe(id, &config, view).unwrap();
+        if !self.gate.accounts().knows(&payer.id()) {
+            self.gate.accounts().observe(payer.id(), &payer.config, view).unwrap();
         }
-        Payer { key, config, id }
-    }
-
-    fn payment(&self, payer: &Payer, kind: &str, ceiling: u128) -> String {
-        let domain = self.terms.settlement();
-        let voucher = Voucher { channel: payer.id, max_claimable: Amount::new(ceiling) }.sign(&domain, &payer.key);
-        let payload = json!({"type": kind, "channelConfig": payer.config, "voucher": voucher});
-        let offer = self.terms.offer(Amount::new(PRICE));
-        x402::encode(&json!({"x402Version": 2, "accepted": offer, "payload": payload}))
+        payer
     }
 
     /// Asks, with a voucher up to `ceiling` if there is a payer. The upstream charges what `overrides` says.
     fn ask(
         &self,
-        payment: Option<String>,
+        payment: Option<Payment>,
         overrides: Option<u128>,
     ) -> impl Future<Output = Response<AnswerBody<Full<Bytes>>>> + use<> {
         let calls = Arc::clone(&self.calls);
@@ -214,7 +194,7 @@ impl Booth {
         });
         let mut request = Request::builder().method(Method::GET).uri("/paid");
         if let Some(payment) = payment {
-            request = request.header(PAYMENT_SIGNATURE, payment);
+            request = request.header(PAYMENT_SIGNATURE, payment.header());
         }
         let service = self.gate.layer().layer(upstream);
         let request = request.body(()).unwrap();
@@ -222,7 +202,7 @@ impl Booth {
     }
 
     fn pay(&self, payer: &Payer, ceiling: u128) -> impl Future<Output = Response<AnswerBody<Full<Bytes>>>> + use<> {
-        self.ask(Some(self.payment(payer, "voucher", ceiling)), None)
+        self.ask(Some(payer.voucher(ceiling)), None)
     }
 
     fn calls(&self) -> usize {
@@ -255,7 +235,7 @@ async fn the_head_of_a_paid_answer_leaves_only_after_its_commit() {
     let answer = answer.await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
     assert!(answer.headers().contains_key(PAYMENT_RESPONSE));
-    assert_eq!(booth.store.charged(&payer.id), PRICE, "what was acknowledged is on disk");
+    assert_eq!(booth.store.charged(&payer.id()), PRICE, "what was acknowledged is on disk");
 }
 
 #[tokio::test]
@@ -285,7 +265,7 @@ async fn a_failed_commit_charges_nobody_and_ends_paid_work() {
     let store = booth.close();
     *store.0.fails_from.lock().unwrap() = None;
     let booth = Booth::open(store);
-    assert_eq!(booth.store.charged(&payer.id), PRICE);
+    assert_eq!(booth.store.charged(&payer.id()), PRICE);
     assert_eq!(booth.pay(&payer, 2 * PRICE).await.status(), StatusCode::OK);
 }
 
@@ -326,10 +306,10 @@ async fn order_on_disk_is_order_in_memory() {
                         balance: Amount::new(DEPOSIT + u128::from(ceiling)),
                         ..View::default()
                     };
-                    booth.gate.accounts().observe(payer.id, &payer.config, view).unwrap();
+                    booth.gate.accounts().observe(payer.id(), &payer.config, view).unwrap();
                     let answer = booth.pay(&payer, u128::from(ceiling) * PRICE).await;
                     assert_eq!(answer.status(), StatusCode::OK);
-                    assert!(booth.store.charged(&payer.id) >= u128::from(ceiling) * PRICE);
+                    assert!(booth.store.charged(&payer.id()) >= u128::from(ceiling) * PRICE);
                 }
             })
         })
@@ -354,7 +334,7 @@ async fn a_client_that_leaves_is_in_the_books_too() {
     }
     drop(asking);
     let store = booth.close();
-    assert_eq!(store.charged(&payer.id), PRICE);
+    assert_eq!(store.charged(&payer.id()), PRICE);
     store.assert_adds_up();
 }
 
@@ -364,11 +344,11 @@ async fn a_refund_is_on_disk_before_it_may_be_signed() {
     let booth = Booth::open_at(Naive::default(), desk);
     let payer = booth.payer(1);
     assert_eq!(booth.pay(&payer, PRICE).await.status(), StatusCode::OK);
-    let asked = tokio::spawn(booth.ask(Some(booth.payment(&payer, "refund", PRICE)), None));
+    let asked = tokio::spawn(booth.ask(Some(payer.refund(PRICE, None)), None));
     let Some(Question::Refund { mut ticket, amount, reply, .. }) = questions.recv().await else {
         panic!("the desk is asked for a refund")
     };
-    let open = |store: &Naive| store.disk().rows[&payer.id].snapshot.open_refund;
+    let open = |store: &Naive| store.disk().rows[&payer.id()].snapshot.open_refund;
     let refund = SentRefund { nonce: 0, amount };
     booth.store.stall(true);
     {
@@ -388,7 +368,7 @@ async fn a_refund_is_on_disk_before_it_may_be_signed() {
     assert_eq!(open(&booth.store), None);
 
     booth.store.fail_from_now_on();
-    let _asked = tokio::spawn(booth.ask(Some(booth.payment(&payer, "refund", 2 * PRICE)), None));
+    let _asked = tokio::spawn(booth.ask(Some(payer.refund(2 * PRICE, None)), None));
     let Some(Question::Refund { mut ticket, .. }) = questions.recv().await else { panic!("a refund") };
     assert!(ticket.sign(refund).await.is_err(), "what cannot be written may not be signed");
 }
@@ -400,7 +380,7 @@ fn a_row_that_breaks_an_invariant_stops_the_start() {
         let booth = Booth::open(Naive::default());
         let payer = booth.payer(1);
         assert_eq!(booth.pay(&payer, PRICE).await.status(), StatusCode::OK);
-        (booth.close(), payer.id)
+        (booth.close(), payer.id())
     });
     assert!(Accounts::open(store.clone()).is_ok());
     store.0.disk.lock().unwrap().rows.get_mut(&id).unwrap().snapshot.charged = Amount::new(PRICE + 1);
@@ -454,31 +434,31 @@ proptest! {
                 match step {
                     Step::Pay { payer, charge } => {
                         let payer = booth.payer(payer);
-                        seen.insert(payer.id);
-                        let base = booth.gate.accounts().statement(&payer.id).unwrap().charged.units();
-                        let payment = booth.payment(&payer, "voucher", base + PRICE);
+                        seen.insert(payer.id());
+                        let base = booth.gate.accounts().statement(&payer.id()).unwrap().charged.units();
+                        let payment = payer.voucher(base + PRICE);
                         let answer = booth.ask(Some(payment), Some(charge)).await;
                         assert_eq!(answer.status(), StatusCode::OK);
-                        assert_eq!(booth.store.charged(&payer.id), base + charge);
+                        assert_eq!(booth.store.charged(&payer.id()), base + charge);
                     }
                     Step::Deposit { payer, amount } => {
                         let payer = booth.payer(payer);
-                        seen.insert(payer.id);
+                        seen.insert(payer.id());
                         block += 1;
-                        let view = booth.gate.accounts().statement(&payer.id).unwrap().view;
+                        let view = booth.gate.accounts().statement(&payer.id()).unwrap().view;
                         let balance = view.balance.checked_add(Amount::new(amount)).unwrap();
                         let view = View { block, balance, ..view };
-                        booth.gate.accounts().observe(payer.id, &payer.config, view).unwrap();
-                        booth.gate.accounts().note_deposit(&payer.id, peaje::protocol::Hash([payer.id.0[0]; 32]));
+                        booth.gate.accounts().observe(payer.id(), &payer.config, view).unwrap();
+                        booth.gate.accounts().note_deposit(&payer.id(), peaje::protocol::Hash([payer.id().0[0]; 32]));
                     }
                     Step::Claimed { payer, skew } => {
                         let payer = booth.payer(payer);
-                        seen.insert(payer.id);
+                        seen.insert(payer.id());
                         block += 1;
-                        let books = booth.gate.accounts().statement(&payer.id).unwrap();
+                        let books = booth.gate.accounts().statement(&payer.id()).unwrap();
                         let claimed = books.charged.units().saturating_add_signed(i128::from(skew));
                         let view = View { block, total_claimed: Amount::new(claimed), ..books.view };
-                        booth.gate.accounts().observe(payer.id, &payer.config, view).unwrap();
+                        booth.gate.accounts().observe(payer.id(), &payer.config, view).unwrap();
                     }
                     Step::Reopen => {
                         let before = booth.gate.accounts().statements();

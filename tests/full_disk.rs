@@ -11,24 +11,18 @@
 mod payer;
 #[path = "support/serve.rs"]
 mod serve;
+#[path = "support/stage.rs"]
+mod stage;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use peaje::chain::KeyRef;
-use peaje::config::Config;
-use peaje::devnet::{Devnet, DevnetConfig};
-use peaje::protocol::Address;
-use peaje::protocol::x402::{PAYMENT_RESPONSE, PAYMENT_SIGNATURE};
+use peaje::protocol::x402::PAYMENT_RESPONSE;
 use serde_json::Value;
 
-use payer::{Payer, Payment};
 use serve::{Peaje, Settings};
-
-const PRICE: u128 = 2_000;
-const DEPOSIT: u128 = 50_000_000;
-const PAY_TO: &str = "0x00000000000000000000000000000000c0ffee01";
+use stage::{DEPOSIT, PRICE, Stage, ask};
 
 /// Enough for the books of a few channels and their write-ahead log, whose room is taken at the start: 16.1 MiB.
 const DISK_MIB: u32 = 24;
@@ -95,67 +89,25 @@ impl Drop for Disk {
     }
 }
 
-/// A chain, an API, and settings for a proxy whose books are on `disk`.
-struct Stage {
-    devnet: Devnet,
-    api: tokio::task::JoinHandle<std::io::Result<()>>,
-    upstream: std::net::SocketAddr,
-    client: reqwest::Client,
-}
-
-impl Stage {
-    async fn set() -> Self {
-        let devnet = Devnet::start(DevnetConfig::default()).await.unwrap();
-        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let upstream = socket.local_addr().unwrap();
-        let api = axum::Router::new().fallback(|| async { "served" });
-        let api = tokio::spawn(async move { axum::serve(socket, api).await });
-        let client = serve::http_client();
-        Self { devnet, api, upstream, client }
-    }
-
-    fn settings<'a>(&self, rpc: &'a str, disk: &Disk) -> Settings<'a> {
-        Settings {
-            rpc,
-            upstream: self.upstream,
-            pay_to: PAY_TO.to_owned(),
-            price: "$0.002",
-            min_deposit: "$0.15",
-            log: "info",
-            books: Some(disk.path().join("books")),
-            redeem: "on_shutdown = false",
-            within: Some(disk.keeper.id()),
-        }
-    }
-
-    async fn ask(&self, peaje: &Peaje, payment: &Payment) -> reqwest::Response {
-        let request = self.client.get(peaje.url("/thing")).header(PAYMENT_SIGNATURE, payment.header());
-        request.send().await.unwrap()
-    }
-
-    async fn strike(self) {
-        self.api.abort();
-        self.devnet.shutdown().await;
-    }
+/// Settings of a proxy whose books are on `disk`.
+fn on<'a>(disk: &Disk, stage: &'a Stage) -> Settings<'a> {
+    Settings { books: Some(disk.path().join("books")), within: Some(disk.keeper.id()), ..stage.settings() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_charges_nobody_ends_the_proxy_and_loses_nothing() {
     let Some(disk) = Disk::mount("mode=700") else { return };
     let stage = Stage::set().await;
-    let rpc = stage.devnet.rpc_url();
-    let mut peaje = Peaje::start(&stage.settings(&rpc, &disk)).await;
-    let config = Config::load(&peaje.books().with_file_name("peaje.toml")).unwrap();
-    let authorizer: Address = "dev:authorizer".parse::<KeyRef>().unwrap().load(true).unwrap().address();
-    let payer = Payer::new(1, &config.terms(authorizer), PRICE);
-    stage.devnet.mint_dollars(alloy::primitives::Address::new(payer.address().0), DEPOSIT).unwrap();
-    let answer = stage.ask(&peaje, &payer.deposit(DEPOSIT, PRICE)).await;
+    let mut peaje = Peaje::start(&on(&disk, &stage)).await;
+    let payer = stage.payer(&peaje, 1);
+    let url = peaje.url("/thing");
+    let answer = ask(&stage.client, &url, &payer.deposit(DEPOSIT, PRICE)).await.unwrap();
     assert_eq!(answer.status(), 200, "{answer:?}");
 
     disk.fill();
     let mut paid = 1;
     let refused = loop {
-        let answer = stage.ask(&peaje, &payer.voucher((paid + 1) * PRICE)).await;
+        let answer = ask(&stage.client, &url, &payer.voucher((paid + 1) * PRICE)).await.unwrap();
         if answer.status() != 200 {
             break answer;
         }
@@ -177,7 +129,7 @@ async fn a_full_disk_charges_nobody_ends_the_proxy_and_loses_nothing() {
     peaje.start_again().await;
     let books = peaje.channel().await;
     assert_eq!(books.charged.units(), paid * PRICE, "what was acknowledged, and nothing else");
-    let answer = stage.ask(&peaje, &payer.voucher((paid + 1) * PRICE)).await;
+    let answer = ask(&stage.client, &url, &payer.voucher((paid + 1) * PRICE)).await.unwrap();
     assert_eq!(answer.status(), 200, "the voucher that was refused is good again");
     peaje.stop().await;
     stage.strike().await;
@@ -187,8 +139,7 @@ async fn a_full_disk_charges_nobody_ends_the_proxy_and_loses_nothing() {
 async fn a_directory_that_may_only_be_read_stops_the_start_and_says_so() {
     let Some(disk) = Disk::mount("ro") else { return };
     let stage = Stage::set().await;
-    let rpc = stage.devnet.rpc_url();
-    let mut peaje = Peaje::prepare(&stage.settings(&rpc, &disk));
+    let mut peaje = Peaje::prepare(&on(&disk, &stage));
     let (code, said) = peaje.fail_to_start().await;
     assert_eq!(code, Some(7), "{said}");
     let path = disk.path().join("books").display().to_string();

@@ -13,28 +13,25 @@
 mod payer;
 #[path = "support/serve.rs"]
 mod serve;
+#[path = "support/stage.rs"]
+mod stage;
 
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::time::Duration;
 
-use alloy::primitives::Address as EvmAddress;
 use peaje::chain::{AlloyChain, Chain as _};
-use peaje::config::Config;
-use peaje::devnet::{Devnet, DevnetConfig};
-use peaje::protocol::x402::{self, PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE};
-use peaje::protocol::{Address, ChannelId};
+use peaje::protocol::ChannelId;
+use peaje::protocol::x402::{self, PAYMENT_REQUIRED, PAYMENT_RESPONSE};
 use peaje::store::sqlite::Reader;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use payer::{Payer, Payment};
+use payer::Payer;
 use serve::{Peaje, Settings};
+use stage::{DEPOSIT, PRICE, Stage, ask};
 
 const AGENTS: u8 = 32;
-const PRICE: u128 = 2_000;
-const DEPOSIT: u128 = 50_000_000;
-const PAY_TO: &str = "0x00000000000000000000000000000000c0ffee01";
 
 /// How long a proxy lives, milliseconds: from before its first answer to well into its second redemption.
 const SHORTEST_LIFE_MS: u64 = 20;
@@ -94,10 +91,6 @@ impl Agent {
     }
 }
 
-async fn ask(client: &reqwest::Client, url: &str, payment: &Payment) -> reqwest::Result<reqwest::Response> {
-    client.get(url).header(PAYMENT_SIGNATURE, payment.header()).send().await
-}
-
 fn decoded(answer: &reqwest::Response, header: &str) -> Value {
     let value = answer.headers().get(header).unwrap_or_else(|| panic!("no {header}: {answer:?}"));
     x402::decode(value.as_bytes()).unwrap()
@@ -145,34 +138,15 @@ impl Waits {
 }
 
 async fn kill(times: usize) {
-    let devnet = Devnet::start(DevnetConfig::default()).await.unwrap();
-    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let upstream = socket.local_addr().unwrap();
-    let api = axum::Router::new().fallback(|| async { "served" });
-    let api = tokio::spawn(async move { axum::serve(socket, api).await });
-    let rpc = devnet.rpc_url();
-    let settings = Settings {
-        rpc: &rpc,
-        upstream,
-        pay_to: PAY_TO.to_owned(),
-        price: "$0.002",
-        min_deposit: "$0.15",
-        log: "warn",
-        books: None,
-        // Claims and settlements are on their way when the kill comes.
-        redeem: "interval = \"1s\"",
-        within: None,
-    };
+    let stage = Stage::set().await;
+    // Claims and settlements are on their way when the kill comes.
+    let settings = Settings { log: "warn", redeem: "interval = \"1s\"", ..stage.settings() };
     let mut peaje = Peaje::start(&settings).await;
-    let config = Config::load(&peaje.books().with_file_name("peaje.toml")).unwrap();
-    let authorizer: Address = "dev:authorizer".parse::<peaje::chain::KeyRef>().unwrap().load(true).unwrap().address();
-    let terms = config.terms(authorizer);
-    let client = serve::http_client();
+    let client = stage.client.clone();
 
     let mut agents = Vec::new();
     for number in 1..=AGENTS {
-        let payer = Payer::new(number, &terms, PRICE);
-        devnet.mint_dollars(EvmAddress::new(payer.address().0), DEPOSIT).unwrap();
+        let payer = stage.payer(&peaje, number);
         let answer = ask(&client, &peaje.url("/thing"), &payer.deposit(DEPOSIT, PRICE)).await.unwrap();
         assert_eq!(answer.status(), 200, "{answer:?}");
         agents.push(Agent { payer, acknowledged: PRICE, in_doubt: false, served: 1, unseen: 0 });
@@ -200,7 +174,7 @@ async fn kill(times: usize) {
     let report = peaje.redeem();
     assert!(report.is_complete(), "{report:?}");
 
-    let chain = AlloyChain::connect(rpc.parse().unwrap(), None).await.unwrap();
+    let chain = AlloyChain::connect(stage.rpc.parse().unwrap(), None).await.unwrap();
     let mut sum = 0;
     for agent in &agents {
         assert!(!agent.in_doubt);
@@ -208,8 +182,7 @@ async fn kill(times: usize) {
         assert_eq!(view.total_claimed.units(), agent.acknowledged, "every voucher is claimed");
         sum += agent.acknowledged;
     }
-    let pay_to: Address = PAY_TO.parse().unwrap();
-    assert_eq!(devnet.dollar_balance(EvmAddress::new(pay_to.0)).unwrap(), sum, "and settled");
+    assert_eq!(stage.received(), sum, "and settled");
     // What is exported adds up to what is shown, and both to the chain.
     let shown: Value = serde_json::from_slice(&peaje.succeed(&["ledger", "show", "--json"])).unwrap();
     assert_eq!(shown["totals"]["charged"], sum.to_string());
@@ -227,8 +200,7 @@ async fn kill(times: usize) {
     assert!(served > kills * u64::from(AGENTS), "{served} receipts: agents were served between the kills");
     say(&format!("{times} kills, {served} receipts, {unseen} charged without an answer, {sum} units claimed"));
     peaje.stop().await;
-    api.abort();
-    devnet.shutdown().await;
+    stage.strike().await;
 }
 
 /// All agents pay for a while; then the proxy is killed, or the agents are told to stop.

@@ -10,6 +10,9 @@
     reason = "a test that cannot go on should say so at once"
 )]
 
+#[path = "support/payer.rs"]
+mod payer;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -23,11 +26,10 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use peaje::gate::path::PathPattern;
-use peaje::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
+use peaje::gate::policy::{Policy, Price, Route};
 use peaje::gate::{Desk, Gate};
 use peaje::ledger::View;
-use peaje::protocol::x402;
-use peaje::protocol::{Address, Amount, ChannelConfig, ChannelId, LocalKey, Network, Voucher};
+use peaje::protocol::{Amount, ChannelId, LocalKey};
 use peaje::proxy::{Cors, Listener, Upstream, UpstreamSettings};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -35,6 +37,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use payer::usual_terms as terms;
 
 const PRICE: Amount = Amount::new(2_000);
 
@@ -131,38 +135,22 @@ impl Site {
     }
 }
 
-fn terms() -> Terms {
-    let network = Network::by_name("base-sepolia").unwrap();
-    Terms {
-        chain_id: network.chain_id,
-        token: TokenTerms::preset(network.token("usdc").unwrap()),
-        pay_to: Address([1; 20]),
-        receiver_authorizer: Address([2; 20]),
-        withdraw_delay_s: 86_400,
-        max_timeout_s: 60,
-        min_deposit: None,
-    }
-}
-
 /// Somebody with a channel at a site.
 struct Payer {
-    key: LocalKey,
-    config: ChannelConfig,
+    wallet: payer::Payer,
     gate: Gate,
 }
 
 impl Payer {
     fn of(site: &Site) -> Self {
-        let key = LocalKey::from_bytes(&[7; 32]).unwrap();
-        let terms = terms();
-        let config = terms.channel_of(key.address());
+        let wallet = payer::Payer::new(7, &terms(), PRICE.units());
         let view = View { block: 1, balance: Amount::new(1_000_000), ..View::default() };
-        site.gate.accounts().observe(config.id(&terms.settlement()), &config, view).unwrap();
-        Self { key, config, gate: site.gate.clone() }
+        site.gate.accounts().observe(wallet.id(), &wallet.config, view).unwrap();
+        Self { wallet, gate: site.gate.clone() }
     }
 
     fn channel(&self) -> ChannelId {
-        self.config.id(&terms().settlement())
+        self.wallet.id()
     }
 
     fn charged(&self) -> u128 {
@@ -171,11 +159,7 @@ impl Payer {
 
     /// The payment header of the next request.
     fn header(&self) -> String {
-        let domain = terms().settlement();
-        let max_claimable = Amount::new(self.charged() + PRICE.units());
-        let voucher = Voucher { channel: self.channel(), max_claimable }.sign(&domain, &self.key);
-        let payload = json!({"type": "voucher", "channelConfig": self.config, "voucher": voucher});
-        x402::encode(&json!({"x402Version": 2, "accepted": terms().offer(PRICE), "payload": payload}))
+        self.wallet.voucher(self.charged() + PRICE.units()).header()
     }
 }
 
@@ -603,7 +587,7 @@ async fn a_client_cannot_name_our_headers_as_hop_by_hop() {
     assert_eq!(site.ask(&request).await.status, 200);
     let seen = api.only();
     assert_eq!(seen.body, b"body");
-    assert_eq!(seen.all("x-peaje-payer"), [payer.key.address().to_string()]);
+    assert_eq!(seen.all("x-peaje-payer"), [payer.wallet.address().to_string()]);
     assert_eq!(seen.all("x-peaje-channel"), [payer.channel().to_string()]);
     assert_eq!(seen.all("x-peaje-charged"), ["2000"]);
     assert_eq!(seen.all("x-forwarded-for"), ["127.0.0.1"]);

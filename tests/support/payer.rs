@@ -1,15 +1,18 @@
 //! The paying side of a test: wallets that sign what they are told to, and payments open to any change.
 #![allow(dead_code, reason = "a toolbox: not every test needs every tool")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "in a test a panic is the report")]
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
-use peaje::gate::policy::Terms;
+use peaje::gate::policy::{Terms, TokenTerms};
 use peaje::protocol::bytes::keccak256;
 use peaje::protocol::deposit::Authorization;
 use peaje::protocol::x402;
-use peaje::protocol::{Address, Amount, ChannelConfig, ChannelId, Domain, Hash, LocalKey, SignedVoucher, Voucher};
+use peaje::protocol::{
+    Address, Amount, ChannelConfig, ChannelId, Domain, Hash, LocalKey, Network, SignedVoucher, Voucher,
+};
 
 /// What every payment says it is for; nobody checks it.
 const RESOURCE: &str = "https://api.example.test/paid";
@@ -53,6 +56,20 @@ pub(crate) struct DepositWish {
     pub(crate) domain: Domain,
     /// Who signs the authorization.
     pub(crate) signer: LocalKey,
+}
+
+/// What a provider on Base Sepolia may ask for.
+pub(crate) fn usual_terms() -> Terms {
+    let network = Network::by_name("base-sepolia").unwrap();
+    Terms {
+        chain_id: network.chain_id,
+        token: TokenTerms::preset(network.token("usdc").unwrap()),
+        pay_to: Address([1; 20]),
+        receiver_authorizer: Address([2; 20]),
+        withdraw_delay_s: 86_400,
+        max_timeout_s: 60,
+        min_deposit: None,
+    }
 }
 
 impl Payer {
