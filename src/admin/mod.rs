@@ -201,6 +201,37 @@ fn is_local(authority: &Authority) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{ChannelRow, Cursor, Entry, Journal, LedgerStore, StoreError, Transaction};
+
+    /// A disk without room.
+    struct Full;
+
+    impl LedgerStore for Full {
+        fn channels(&mut self, _: &mut dyn FnMut(ChannelRow) -> Result<(), StoreError>) -> Result<(), StoreError> {
+            Ok(())
+        }
+
+        fn unfinished(&mut self) -> Result<Vec<Transaction>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        fn cursor(&mut self) -> Result<Option<Cursor>, StoreError> {
+            Ok(None)
+        }
+
+        fn commit(&mut self, _: &[Entry]) -> Result<(), StoreError> {
+            Err(StoreError::Full("no room".into()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_proxy_whose_books_cannot_be_written_is_unready() {
+        let journal = Journal::start(Full).unwrap();
+        journal.note(Entry::Cursor(Cursor { next_block: 1 }), None);
+        journal.latched().await;
+        let problem = unreadiness(false, journal.latch(), Duration::ZERO, Duration::ZERO);
+        assert_eq!(problem.as_deref(), Some("the disk is full: no room"));
+    }
 
     #[test]
     fn a_proxy_that_stops_or_whose_chain_is_silent_is_unready() {
