@@ -333,8 +333,16 @@ fn fill(directory: &Path) {
         let charged = Amount::new(PRICE * (1 + number as u128 % 100));
         let view = View { block: 1, balance: Amount::new(1_000_000), total_claimed: charged, ..View::default() };
         let latest = Some(LatestVoucher { max_claimable: charged, signature: signature.clone() });
-        let snapshot =
-            Snapshot { id: config.id(&domain), config, view, viewed_at: 1, charged, latest, open_refund: None };
+        let snapshot = Snapshot {
+            id: config.id(&domain),
+            config,
+            view,
+            viewed_at: 1,
+            charged,
+            latest,
+            open_refund: None,
+            unclaimed_since: None,
+        };
         let last_deposit = Some(peaje::store::LastDeposit { salt: hash, charged: Amount::ZERO });
         let row = ChannelRow { snapshot, version: 1, last_deposit };
         let booking = Booking::Charge { route: Arc::clone(&route), amount: charged, at: 1_700_000_000 };

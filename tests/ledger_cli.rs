@@ -88,6 +88,7 @@ impl Account {
             charged: Amount::ZERO,
             latest: None,
             open_refund: None,
+            unclaimed_since: None,
         };
         Self { row: ChannelRow { snapshot, version: 0, last_deposit: None }, signer }
     }

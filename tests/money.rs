@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use tower::{Layer as _, ServiceExt as _};
 
 use peaje::chain::{
-    Call, Chain, ChainError, ChannelEvent, Happening, Head, LogPosition, Mined, Owed, Resent, SendError,
-    SignedTransaction, TokenDomain, Witness,
+    Bid, Call, Chain, ChainError, ChannelEvent, GasPrice, Happening, Head, LogPosition, Mined, Owed, Replacement,
+    Resent, SendError, SignedTransaction, TokenDomain, Witness,
 };
 use peaje::gate::path::PathPattern;
 use peaje::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
@@ -125,6 +125,15 @@ impl Chain for Scripted {
         Some(Address([0x6a; 20]))
     }
 
+    async fn gas_price(&self) -> Result<GasPrice, ChainError> {
+        Ok(GasPrice { base_wei: 1, tip_wei: 1, data_wei_per_byte: 0, block_gas_limit: 30_000_000 })
+    }
+
+    async fn block(&self, number: u64) -> Result<Option<Head>, ChainError> {
+        let known = self.with(|state| number <= state.block);
+        Ok(known.then(|| Head { number, hash: Hash::ZERO, timestamp: now_s() }))
+    }
+
     async fn head(&self) -> Result<Head, ChainError> {
         Ok(Head { number: self.with(|state| state.block), hash: Hash::ZERO, timestamp: now_s() })
     }
@@ -170,7 +179,7 @@ impl Chain for Scripted {
         Ok(100_000)
     }
 
-    async fn send_witnessed<W: Witness>(&self, call: &Call, witness: &W) -> Result<Hash, SendError> {
+    async fn send_witnessed<W: Witness>(&self, call: &Call, _: Bid, witness: &W) -> Result<Hash, SendError> {
         let nonce = self.with(|state| state.block);
         let hash = Hash([u8::try_from(nonce + 1).unwrap(); 32]);
         let transaction = SignedTransaction { hash, sender: Address([0x6a; 20]), nonce, raw: Vec::new() };
@@ -187,6 +196,15 @@ impl Chain for Scripted {
                 .insert(hash, Mined { hash, block, block_hash: hash, success, gas_used: 1, fee_wei: None, events });
             hash
         }))
+    }
+
+    async fn replace_witnessed<W: Witness>(
+        &self,
+        _: &SignedTransaction,
+        _: Bid,
+        _: &W,
+    ) -> Result<Replacement, SendError> {
+        Ok(Replacement::AtCeiling)
     }
 
     async fn resend(&self, _: &SignedTransaction) -> Result<Resent, ChainError> {
@@ -229,7 +247,7 @@ impl Toll {
         let (desk, questions) = Desk::new();
         let gate = Gate::new(policy, desk);
         let chain = Arc::new(Scripted(Mutex::new(state)));
-        let settings = Settings { interval: Duration::from_secs(3_600), max_rows: 100, poll: Duration::from_millis(5) };
+        let settings = Settings { poll: Duration::from_millis(5), ..Settings::default() };
         let redemption =
             Redemption::start(gate.clone(), questions, Arc::clone(&chain), authorizer, settings, Opening::default());
         Self { gate, chain, redemption, terms }

@@ -1642,7 +1642,7 @@ mod operators {
         let route = Route::new(PathPattern::parse("/paid").unwrap(), Price::Fixed(PRICE));
         let (desk, questions) = Desk::new();
         let gate = Gate::new(Policy::new(terms(), "http://h", vec![route]).unwrap(), desk);
-        let settings = Settings { interval: Duration::from_secs(600), max_rows: 10, poll: Duration::from_millis(20) };
+        let settings = Settings { poll: Duration::from_millis(20), ..Settings::default() };
         let authorizer = LocalKey::from_bytes(&[9; 32]).unwrap();
         let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings, Opening::default());
         let socket = admin::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();

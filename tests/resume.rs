@@ -301,7 +301,7 @@ impl Place {
         let (accounts, opening) = Accounts::open(self.books.clone()).unwrap();
         *self.accounts.lock().unwrap() = accounts.clone();
         let gate = Gate::with_accounts(policy, desk, accounts);
-        let settings = Settings { interval: Duration::from_secs(3_600), max_rows: 100, poll };
+        let settings = Settings { poll, ..Settings::default() };
         let (url, at_work) = (self.url.parse().unwrap(), gate.clone());
         let started = runtime.spawn(async move {
             let chain = Arc::new(AlloyChain::connect(url, Some(dev("gas"))).await.unwrap());

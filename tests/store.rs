@@ -52,6 +52,7 @@ fn row(channel: u8, version: u64, charged: u128) -> ChannelRow {
         charged: Amount::new(charged),
         latest,
         open_refund: None,
+        unclaimed_since: None,
     };
     ChannelRow { snapshot, version, last_deposit: None }
 }
@@ -190,7 +191,9 @@ impl Model {
                     None => self.transactions.push(((**transaction).clone(), None)),
                     // What was refused may be signed again to the byte; then it is open again.
                     Some((_, end))
-                        if end.as_ref().is_some_and(|end| matches!(end.fate, Fate::NeverSent | Fate::GivenUp)) =>
+                        if end.as_ref().is_some_and(|end| {
+                            matches!(end.fate, Fate::NeverSent | Fate::Replaced | Fate::GivenUp)
+                        }) =>
                     {
                         *end = None;
                     }
@@ -257,6 +260,7 @@ impl Model {
                     (if *success { "mined" } else { "reverted" }, Some(*block), *fee_wei)
                 }
                 Some(Fate::NeverSent) => ("never_sent", None, None),
+                Some(Fate::Replaced) => ("replaced", None, None),
                 Some(Fate::GivenUp) => ("given_up", None, None),
             };
             assert_eq!((line.state.as_str(), line.block, line.fee_wei), state);
@@ -641,7 +645,7 @@ fn a_changed_column_of_a_channel_is_found_whichever_it_is() {
     drop(store);
     let connection = plain(original.path());
     connection.execute("INSERT INTO terms SELECT 2, receiver, token, token, 900 FROM terms", []).unwrap();
-    let columns = columns_of(&connection, "channels", &["number"]);
+    let columns = columns_of(&connection, "channels", &["number", "unclaimed_since"]);
     assert!(columns.len() > 20, "{columns:?}");
     drop(connection);
     for column in &columns {
@@ -796,7 +800,7 @@ fn what_is_not_these_books_is_refused_and_left_alone() {
         assert!(matches!(error, StoreError::OtherBooks { .. }), "{error:?}");
     }
     assert_eq!(Reader::open(directory.path()).unwrap().identity().unwrap(), IDENTITY);
-    assert_eq!(Reader::open(directory.path()).unwrap().schema_version().unwrap(), 1);
+    assert_eq!(Reader::open(directory.path()).unwrap().schema_version().unwrap(), 2);
 
     plain(directory.path()).pragma_update(None, "user_version", 7).unwrap();
     for error in

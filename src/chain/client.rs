@@ -1,14 +1,14 @@
 //! The chain, seen through a JSON-RPC node.
 //!
 //! **Owns** the connection, the gas key and the nonce: whoever sends from that key sends through here. **Promises**
-//! that one nonce is not given to two transactions, and that a transaction which may have left is reported as such.
-//! **Does not** replace transactions that are stuck, and does not wait for them.
+//! that one nonce is not given to two different purposes, and that a transaction which may have left is reported as such.
+//! **Does not** decide when to replace a transaction that is stuck, and does not wait for any.
 
 use std::fmt;
 use std::time::Duration;
 
-use alloy::consensus::{SignableTransaction as _, TxEip1559};
-use alloy::eips::Encodable2718 as _;
+use alloy::consensus::{SignableTransaction as _, TxEip1559, TxEnvelope};
+use alloy::eips::{Decodable2718 as _, Encodable2718 as _};
 use alloy::primitives::{Address as EvmAddress, B256, Bytes, TxKind, U64, U256, address, hex};
 use alloy::sol_types::{SolCall, abi::AbiDecoderConfig};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -22,7 +22,10 @@ use super::call::Call;
 use super::error::{ChainError, SendError};
 use super::events::{self, RawLog};
 use super::rpc::{Failure, Fate, Rpc};
-use super::types::{ChannelEvent, Head, Mined, Owed, Resent, SignedTransaction, TokenDomain, View, Withdrawal};
+use super::types::{
+    Bid, ChannelEvent, GasPrice, Head, Mined, Owed, Replacement, Resent, SignedTransaction, TokenDomain, View,
+    Withdrawal,
+};
 use super::url::RpcUrl;
 use super::{Chain, Witness};
 use crate::protocol::contracts::SETTLEMENT;
@@ -55,6 +58,11 @@ const BASE_FEE_HEADROOM: u128 = 2;
 const DEFAULT_TIP_WEI: u128 = 10_000_000;
 /// The largest tip that is believed, wei a unit of gas: a lying node must not empty the gas account.
 const MAX_TIP_WEI: u128 = 500_000_000_000;
+/// How many times the usual tip is offered where something is lost if a transaction comes late.
+const URGENT_TIP_FACTOR: u128 = 3;
+/// The part that a replacement must offer more than what it replaces, in fee and tip: an eighth covers the tenth that
+/// nodes ask for.
+const REPLACEMENT_DIVISOR: u128 = 8;
 /// The part of a gas estimate that is added to it: a quarter. The state may have moved when the transaction is mined.
 const GAS_HEADROOM_DIVISOR: u64 = 4;
 /// The gas of a settlement. Not estimated: a node that has not seen the claim before it yet estimates the path where
@@ -97,6 +105,14 @@ struct RawHead {
     hash: B256,
     timestamp: U64,
     base_fee_per_gas: Option<U256>,
+    #[serde(default)]
+    gas_limit: U64,
+}
+
+impl RawHead {
+    fn head(&self) -> Head {
+        Head { number: self.number.to::<u64>(), hash: hash_of(self.hash), timestamp: self.timestamp.to::<u64>() }
+    }
 }
 
 #[derive(Deserialize)]
@@ -209,8 +225,9 @@ impl AlloyChain {
         self.has_multicall.get_or_try_init(ask).await.copied()
     }
 
-    async fn fees(&self) -> Result<Fees, ChainError> {
-        let base = self.newest().await?.base_fee_per_gas.ok_or(ChainError::decode("a base fee (EIP-1559)"))?;
+    async fn price(&self) -> Result<GasPrice, ChainError> {
+        let newest = self.newest().await?;
+        let base = newest.base_fee_per_gas.ok_or(ChainError::decode("a base fee (EIP-1559)"))?;
         let base = u128::try_from(base).map_err(|error| ChainError::decode_from("a base fee of 128 bits", error))?;
         let suggested = self.rpc.ask::<U256>("eth_maxPriorityFeePerGas", json!([])).await.map_err(ChainError::from);
         let tip = match suggested {
@@ -218,12 +235,16 @@ impl AlloyChain {
             Err(ChainError::Refused { .. }) => DEFAULT_TIP_WEI,
             Err(error) => return Err(error),
         };
-        Ok(Fees { max_fee: base.saturating_mul(BASE_FEE_HEADROOM).saturating_add(tip), tip })
+        Ok(GasPrice {
+            base_wei: base,
+            tip_wei: tip,
+            data_wei_per_byte: 0,
+            block_gas_limit: newest.gas_limit.to::<u64>(),
+        })
     }
 
-    fn sign(&self, call: &Call, nonce: u64, gas_limit: u64, fees: &Fees) -> Result<SignedTransaction, ChainError> {
-        let key = self.gas_key()?;
-        let transaction = TxEip1559 {
+    fn transaction(&self, call: &Call, nonce: u64, gas_limit: u64, fees: &Fees) -> TxEip1559 {
+        TxEip1559 {
             chain_id: self.chain_id,
             nonce,
             gas_limit,
@@ -233,7 +254,12 @@ impl AlloyChain {
             value: U256::ZERO,
             access_list: Default::default(),
             input: call.calldata(),
-        };
+        }
+    }
+
+    fn sign(&self, transaction: TxEip1559) -> Result<SignedTransaction, ChainError> {
+        let key = self.gas_key()?;
+        let nonce = transaction.nonce;
         let signature = key.sign(hash_of(transaction.signature_hash()));
         let signature = alloy::primitives::Signature::from_raw(signature.as_bytes())
             .expect("a local key signs with 65 bytes and a recovery byte of 27 or 28");
@@ -289,9 +315,17 @@ impl Chain for AlloyChain {
         self.gas_key.as_ref().map(LocalKey::address)
     }
 
+    async fn gas_price(&self) -> Result<GasPrice, ChainError> {
+        self.price().await
+    }
+
+    async fn block(&self, number: u64) -> Result<Option<Head>, ChainError> {
+        let block: Option<RawHead> = self.rpc.ask("eth_getBlockByNumber", json!([U64::from(number), false])).await?;
+        Ok(block.map(|block| block.head()))
+    }
+
     async fn head(&self) -> Result<Head, ChainError> {
-        let head = self.newest().await?;
-        Ok(Head { number: head.number.to::<u64>(), hash: hash_of(head.hash), timestamp: head.timestamp.to::<u64>() })
+        Ok(self.newest().await?.head())
     }
 
     async fn channel(&self, id: ChannelId) -> Result<View, ChainError> {
@@ -395,11 +429,12 @@ impl Chain for AlloyChain {
         }
     }
 
-    async fn send_witnessed<W: Witness>(&self, call: &Call, witness: &W) -> Result<Hash, SendError> {
+    async fn send_witnessed<W: Witness>(&self, call: &Call, bid: Bid, witness: &W) -> Result<Hash, SendError> {
         let estimate = self.simulate(call).await.map_err(SendError::Refused)?;
         let gas = gas_limit(call, estimate);
         let payer = self.gas_key().map_err(SendError::Refused)?.address();
-        let (fees, balance) = tokio::try_join!(self.fees(), self.gas_balance(payer)).map_err(SendError::Refused)?;
+        let (price, balance) = tokio::try_join!(self.price(), self.gas_balance(payer)).map_err(SendError::Refused)?;
+        let fees = Fees::of(&price, bid).map_err(SendError::Refused)?;
         can_pay(balance, gas, &fees).map_err(SendError::Refused)?;
 
         let mut known = self.nonce.lock().await;
@@ -408,7 +443,7 @@ impl Chain for AlloyChain {
         let mut nonce = self.next_nonce(count).await.map_err(SendError::Refused)?;
         let mut asked_again = false;
         loop {
-            let signed = self.sign(call, nonce, gas, &fees).map_err(SendError::Refused)?;
+            let signed = self.sign(self.transaction(call, nonce, gas, &fees)).map_err(SendError::Refused)?;
             if let Err(objection) = witness.sees(&signed).await {
                 *known = count;
                 return Err(SendError::Withheld(objection));
@@ -435,6 +470,33 @@ impl Chain for AlloyChain {
                 Err(Broadcast::Refused(source)) => return Err(SendError::Refused(source)),
                 Err(Broadcast::Unclear(source)) => return Err(unknown(source)),
             }
+        }
+    }
+
+    async fn replace_witnessed<W: Witness>(
+        &self,
+        transaction: &SignedTransaction,
+        bid: Bid,
+        witness: &W,
+    ) -> Result<Replacement, SendError> {
+        let before = decode_transaction(&transaction.raw).map_err(SendError::Refused)?;
+        let price = self.price().await.map_err(SendError::Refused)?;
+        let old = Fees { max_fee: before.max_fee_per_gas, tip: before.max_priority_fee_per_gas };
+        let Some(fees) = old.outbid(&price, bid) else { return Ok(Replacement::AtCeiling) };
+        let next = TxEip1559 { max_fee_per_gas: fees.max_fee, max_priority_fee_per_gas: fees.tip, ..before };
+        let signed = self.sign(next).map_err(SendError::Refused)?;
+        // Not the count of nonces: this one was given away before.
+        let _sending = self.nonce.lock().await;
+        witness.sees(&signed).await.map_err(SendError::Withheld)?;
+        let unknown = |source| SendError::Unknown { hash: signed.hash, source };
+        match self.broadcast(&signed).await {
+            Ok(()) => Ok(Replacement::Sent(signed.hash)),
+            Err(Broadcast::NonceTooLow(_)) => match self.knows_transaction(signed.hash).await.map_err(unknown)? {
+                true => Ok(Replacement::Sent(signed.hash)),
+                false => Ok(Replacement::NonceUsed),
+            },
+            Err(Broadcast::Refused(source)) => Err(SendError::Refused(source)),
+            Err(Broadcast::Unclear(source)) => Err(unknown(source)),
         }
     }
 
@@ -507,6 +569,41 @@ impl fmt::Debug for AlloyChain {
             .field("chain_id", &self.chain_id)
             .field("gas_key", &self.gas_key)
             .finish_non_exhaustive()
+    }
+}
+
+impl Fees {
+    /// What to offer at this price: enough to outlast a rise, as far as the bid allows.
+    fn of(price: &GasPrice, bid: Bid) -> Result<Self, ChainError> {
+        let tip = if bid.urgent { price.tip_wei.saturating_mul(URGENT_TIP_FACTOR) } else { price.tip_wei };
+        let tip = tip.min(MAX_TIP_WEI);
+        let asked_wei = price.base_wei.saturating_add(price.tip_wei);
+        if asked_wei > bid.ceiling_wei {
+            return Err(ChainError::TooDear { asked_wei, ceiling_wei: bid.ceiling_wei });
+        }
+        let roomy = price.base_wei.saturating_mul(BASE_FEE_HEADROOM).saturating_add(tip);
+        let max_fee = roomy.min(bid.ceiling_wei);
+        Ok(Self { max_fee, tip: tip.min(max_fee) })
+    }
+
+    /// What to offer for the nonce of a transaction with these fees: what nodes take for a replacement at least, and what
+    /// gas costs now; nothing where that is more than the bid allows.
+    fn outbid(&self, price: &GasPrice, bid: Bid) -> Option<Self> {
+        let raised = |fee: u128| fee.saturating_add(fee.div_euclid(REPLACEMENT_DIVISOR)).saturating_add(1);
+        let now = Self::of(price, bid).unwrap_or(Self { max_fee: 0, tip: 0 });
+        let max_fee = raised(self.max_fee).max(now.max_fee);
+        let tip = raised(self.tip).max(now.tip).min(max_fee);
+        (max_fee <= bid.ceiling_wei).then_some(Self { max_fee, tip })
+    }
+}
+
+/// Reads the bytes of a transaction of ours.
+fn decode_transaction(raw: &[u8]) -> Result<TxEip1559, ChainError> {
+    let what = "the bytes of a transaction that was sent";
+    match TxEnvelope::decode_2718(&mut &*raw) {
+        Ok(TxEnvelope::Eip1559(signed)) => Ok(signed.strip_signature()),
+        Ok(_) => Err(ChainError::decode(what)),
+        Err(error) => Err(ChainError::decode_from(what, error)),
     }
 }
 

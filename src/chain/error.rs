@@ -48,6 +48,14 @@ pub enum ChainError {
         /// Which.
         transaction: Hash,
     },
+    /// Gas costs more than may be paid for it. It gets cheaper again.
+    #[error("gas costs {asked_wei} wei a unit at the moment, and at most {ceiling_wei} may be paid")]
+    TooDear {
+        /// What the next block takes, wei a unit of gas.
+        asked_wei: u128,
+        /// What may be paid.
+        ceiling_wei: u128,
+    },
     /// This chain was opened for reading only.
     #[error("this takes a gas key, and none is configured")]
     NoGasKey,

@@ -30,7 +30,8 @@ pub use client::{AlloyChain, install_tls};
 pub use error::{ChainError, Objection, SendError};
 pub use keys::{DEV_KEY_NAMES, KeyError, KeyRef, PASSWORD_ENV, PASSWORD_FILE_ENV, is_development_account};
 pub use types::{
-    ChannelEvent, Happening, Head, LogPosition, Mined, Owed, Resent, SignedTransaction, TokenDomain, View, Withdrawal,
+    Bid, ChannelEvent, GasPrice, Happening, Head, LogPosition, Mined, Owed, Replacement, Resent, SignedTransaction,
+    TokenDomain, View, Withdrawal,
 };
 pub use url::{RpcUrl, RpcUrlError};
 
@@ -61,6 +62,12 @@ pub trait Chain: Send + Sync + 'static {
 
     /// The account that pays for transactions, if this chain was opened with a gas key.
     fn sender(&self) -> Option<Address>;
+
+    /// What gas costs now.
+    fn gas_price(&self) -> impl Future<Output = Result<GasPrice, ChainError>> + Send;
+
+    /// A block by its number, if the chain is that long.
+    fn block(&self, number: u64) -> impl Future<Output = Result<Option<Head>, ChainError>> + Send;
 
     /// The newest block.
     fn head(&self) -> impl Future<Output = Result<Head, ChainError>> + Send;
@@ -117,16 +124,33 @@ pub trait Chain: Send + Sync + 'static {
     fn send_witnessed<W: Witness>(
         &self,
         call: &Call,
+        bid: Bid,
         witness: &W,
     ) -> impl Future<Output = Result<Hash, SendError>> + Send;
 
-    /// Signs and broadcasts a call that nobody has to write down.
+    /// Signs what a transaction does once more with the same nonce and higher fees, shows it to a witness, and broadcasts
+    /// it. At most one of the two will ever be in a block.
+    ///
+    /// # Errors
+    /// [`SendError::Refused`] says that the new one was not sent; the old one may still land.
+    ///
+    /// # Cancellation
+    ///
+    /// As with [`Chain::send_witnessed`].
+    fn replace_witnessed<W: Witness>(
+        &self,
+        transaction: &SignedTransaction,
+        bid: Bid,
+        witness: &W,
+    ) -> impl Future<Output = Result<Replacement, SendError>> + Send;
+
+    /// Signs and broadcasts a call that nobody has to write down, at any price.
     ///
     /// # Cancellation
     ///
     /// As with [`Chain::send_witnessed`], but the hash is lost, so spawn it where the hash matters.
     fn send(&self, call: &Call) -> impl Future<Output = Result<Hash, SendError>> + Send {
-        self.send_witnessed(call, &Unwitnessed)
+        self.send_witnessed(call, Bid::default(), &Unwitnessed)
     }
 
     /// Broadcasts these very bytes again, however often: a node that has the transaction already has it once. An error

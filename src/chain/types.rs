@@ -44,6 +44,46 @@ pub struct TokenDomain {
     pub decimals: u8,
 }
 
+/// What is offered for a place in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bid {
+    /// The most that may be paid for a unit of gas, tip included, wei.
+    pub ceiling_wei: u128,
+    /// Whether to tip more than usual: something is lost if it comes late.
+    pub urgent: bool,
+}
+
+/// Any price, without hurry.
+impl Default for Bid {
+    fn default() -> Self {
+        Self { ceiling_wei: u128::MAX, urgent: false }
+    }
+}
+
+/// What gas costs now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GasPrice {
+    /// What the next block takes for a unit of gas at least, and burns, wei.
+    pub base_wei: u128,
+    /// The tip that is usual, wei a unit of gas.
+    pub tip_wei: u128,
+    /// What a layer 2 takes beside gas for a byte of a transaction's data, wei; 0 where it takes nothing or is none.
+    pub data_wei_per_byte: u128,
+    /// The most gas a block has.
+    pub block_gas_limit: u64,
+}
+
+/// What became of a wish to replace a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Replacement {
+    /// This one was sent in its place. Either may land.
+    Sent(Hash),
+    /// It bids as much as it may; nothing was signed.
+    AtCeiling,
+    /// The nonce is used: one of them, or another, is in a block. Ask for receipts.
+    NonceUsed,
+}
+
 /// A transaction as it is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedTransaction {

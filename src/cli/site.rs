@@ -18,7 +18,7 @@ use crate::config::{self, Config};
 use crate::gate::{Accounts, Desk, Gate};
 use crate::protocol::LocalKey;
 use crate::proxy::{Cors, Listener, Upstream, UpstreamSettings};
-use crate::redeem::{Redemption, Report, Settings};
+use crate::redeem::{Redemption, Report, Rules, Settings};
 use crate::store::{Latched, LedgerStore, Opening, StoreError};
 
 /// Why a site could not be opened.
@@ -108,8 +108,8 @@ impl Site {
         let (desk, questions) = Desk::new();
         let Books { accounts, opening } = books;
         let gate = Gate::with_accounts(policy, desk, accounts);
-        let settings =
-            Settings { interval: config.redeem.interval, max_rows: config.redeem.max_rows, poll: config.chain.poll };
+        let rules = Rules { interval: config.redeem.interval, max_rows: config.redeem.max_rows, ..Rules::default() };
+        let settings = Settings { rules, poll: config.chain.poll, ..Settings::default() };
         let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings, opening);
         let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors));
         let unready = CancellationToken::new();

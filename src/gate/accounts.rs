@@ -93,6 +93,8 @@ pub struct Statement {
     pub charged: Amount,
     /// What was charged and not claimed.
     pub unclaimed: Amount,
+    /// Since when, Unix seconds.
+    pub unclaimed_since: Option<u64>,
     /// The row that claims it, if there is something to claim.
     pub row: Option<ClaimRow>,
     /// What was charged and is not covered any more.
@@ -395,6 +397,7 @@ fn statement(channel: &Channel) -> Statement {
         view: channel.view(),
         charged: channel.charged(),
         unclaimed: channel.unclaimed(),
+        unclaimed_since: channel.unclaimed_since(),
         row: claim_row(channel),
         shortfall: channel.shortfall(),
     }

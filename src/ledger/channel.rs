@@ -78,6 +78,8 @@ pub struct Snapshot {
     pub latest: Option<LatestVoucher>,
     /// A refund that was signed and may still be paid.
     pub open_refund: Option<SentRefund>,
+    /// Since when something is charged and not claimed, Unix seconds.
+    pub unclaimed_since: Option<u64>,
 }
 
 /// An invariant of [`Channel`] that does not hold.
@@ -145,6 +147,8 @@ pub struct Channel {
     refund_nonce: u128,
     viewed_at: u64,
     charged: Amount,
+    /// Since when something of it is not claimed, Unix seconds; 0 where everything is.
+    unclaimed_since: u64,
     latest: Option<LatestVoucher>,
     hold: Option<Box<OpenHold>>,
     rare: Option<Box<Rare>>,
@@ -232,6 +236,8 @@ pub enum Event {
         charge: Amount,
         /// What has been charged in all, this charge included.
         charged: Amount,
+        /// When, Unix seconds.
+        at: u64,
     },
     /// A held request was not charged.
     Voided {
@@ -318,8 +324,16 @@ impl Channel {
         if !view.is_possible() {
             return Err(Reject::ImpossibleView);
         }
-        let snapshot =
-            Snapshot { id, config, view, viewed_at: now, charged: view.total_claimed, latest: None, open_refund: None };
+        let snapshot = Snapshot {
+            id,
+            config,
+            view,
+            viewed_at: now,
+            charged: view.total_claimed,
+            latest: None,
+            open_refund: None,
+            unclaimed_since: None,
+        };
         let channel = Self::of(snapshot);
         channel.assert_invariants();
         Ok(channel)
@@ -336,7 +350,7 @@ impl Channel {
     }
 
     fn of(snapshot: Snapshot) -> Self {
-        let Snapshot { id, config, view, viewed_at, charged, latest, open_refund } = snapshot;
+        let Snapshot { id, config, view, viewed_at, charged, latest, open_refund, unclaimed_since } = snapshot;
         let mut channel = Self {
             id,
             payer: config.payer,
@@ -349,6 +363,7 @@ impl Channel {
             refund_nonce: 0,
             viewed_at,
             charged,
+            unclaimed_since: unclaimed_since.unwrap_or(0),
             latest,
             hold: None,
             rare: None,
@@ -356,6 +371,8 @@ impl Channel {
         };
         channel.set_view(view);
         channel.set_rare(|rare| rare.open_refund = open_refund);
+        // Books that were written before this was, or by a clock that was wrong.
+        channel.date_unclaimed(viewed_at);
         channel
     }
 
@@ -369,6 +386,7 @@ impl Channel {
             charged: self.charged,
             latest: self.latest.clone(),
             open_refund: larger(self.rare().open_refund, self.signed_refund()),
+            unclaimed_since: self.unclaimed_since(),
         }
     }
 
@@ -448,6 +466,21 @@ impl Channel {
         self.charged.saturating_sub(self.total_claimed)
     }
 
+    /// Since when something is charged and not claimed, Unix seconds. A charge that was made while a claim was on its way
+    /// may be a little older than this says.
+    pub fn unclaimed_since(&self) -> Option<u64> {
+        (self.unclaimed_since != 0).then_some(self.unclaimed_since)
+    }
+
+    /// Keeps [`Channel::unclaimed_since`] in step with what is unclaimed; `at` is since when, where that is new.
+    fn date_unclaimed(&mut self, at: u64) {
+        if self.unclaimed().is_zero() {
+            self.unclaimed_since = 0;
+        } else if self.unclaimed_since == 0 {
+            self.unclaimed_since = at.max(1);
+        }
+    }
+
     /// What was charged and is no longer covered by the deposit: money that is lost unless the payer deposits again.
     pub fn shortfall(&self) -> Amount {
         self.charged.saturating_sub(self.balance)
@@ -477,7 +510,7 @@ impl Channel {
     pub fn decide(&self, command: &Command<'_>, now: u64) -> Result<Event, Reject> {
         match command {
             Command::Hold { voucher, price } => self.decide_hold(voucher, *price, now),
-            Command::Post { hold, charge } => self.decide_post(*hold, *charge),
+            Command::Post { hold, charge } => self.decide_post(*hold, *charge, now),
             Command::Void { hold } => self.holding(*hold).map(|hold| Event::Voided { hold: hold.number }),
             Command::Observe { view } if !view.is_possible() => Err(Reject::ImpossibleView),
             Command::Observe { view } => Ok(self.observed(*view, now)),
@@ -528,13 +561,13 @@ impl Channel {
         }))
     }
 
-    fn decide_post(&self, hold: HoldNumber, charge: Amount) -> Result<Event, Reject> {
+    fn decide_post(&self, hold: HoldNumber, charge: Amount, now: u64) -> Result<Event, Reject> {
         let hold = self.holding(hold)?;
         if charge > hold.price {
             return Err(Reject::ChargeExceedsHold);
         }
         let charged = self.charged.checked_add(charge).ok_or(Reject::ChargeExceedsHold)?;
-        Ok(Event::Posted { hold: hold.number, charge, charged })
+        Ok(Event::Posted { hold: hold.number, charge, charged, at: now })
     }
 
     fn decide_refund(&self, voucher: &VerifiedVoucher, size: RefundRequest, now: u64) -> Result<Event, Reject> {
@@ -587,12 +620,13 @@ impl Channel {
                 self.next_hold = hold.number.0.checked_add(1).expect("2^64 requests do not happen");
                 self.hold = Some(Box::new(hold.clone()));
             }
-            Event::Posted { hold, charge, charged } => {
+            Event::Posted { hold, charge, charged, at } => {
                 let open = self.hold.take().expect("a post has an open hold");
                 assert!(open.number == *hold && *charge <= open.price, "a post resolves its own hold within its price");
                 assert_eq!(self.charged.checked_add(*charge), Some(*charged), "a charge adds up");
                 self.charged = *charged;
                 self.latest = Some(open.voucher);
+                self.date_unclaimed(*at);
             }
             Event::Voided { hold } => {
                 let open = self.hold.take().expect("a void has an open hold");
@@ -620,6 +654,10 @@ impl Channel {
     /// authorizer's key, say), that much was charged. A voucher at or below what was claimed covers nothing any more,
     /// but one at exactly what was charged is kept: it is how a client that lost its state finds the way back.
     fn apply_view(&mut self, view: View, at: u64) {
+        if view.total_claimed > self.total_claimed {
+            // What is left is younger than the claim.
+            self.unclaimed_since = 0;
+        }
         self.set_view(view);
         self.viewed_at = at;
         if self.rare().open_refund.is_some_and(|refund| refund.nonce < view.refund_nonce) {
@@ -641,6 +679,7 @@ impl Channel {
         if self.latest.is_none() {
             self.charged = view.total_claimed;
         }
+        self.date_unclaimed(at);
     }
 
     /// The invariant these books break, if they do.

@@ -29,19 +29,74 @@ use crate::store::{Opening, Purpose, Transaction};
 use follow::Follower;
 use resume::{LastRun, Left};
 
-pub use plan::{Batch, Claimant, Foreign, Plan, plan};
+pub use plan::{Batch, Claimant, Foreign, Plan, Rules, plan};
 pub use round::{Report, RowFailure};
 pub use teller::Teller;
 
 /// How redemption is run.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Between two rounds.
-    pub interval: Duration,
-    /// Channels in one claim transaction.
-    pub max_rows: usize,
+    /// When to claim, and what.
+    pub rules: Rules,
+    /// How transactions are brought into a block.
+    pub sending: Sending,
+    /// How the chain is watched.
+    pub watch: Watch,
+    /// For how long claims may fail before they count as stuck and the proxy as unready.
+    pub stuck_after: Duration,
     /// Between two questions for a receipt or for new blocks.
     pub poll: Duration,
+}
+
+/// How transactions are brought into a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sending {
+    /// How many blocks, its own included, a transaction must have on it before its end is written down for good.
+    pub confirmations: u64,
+    /// How long a transaction may wait for a block before it is replaced by one that pays more.
+    pub bump_after: Duration,
+    /// The most that is paid for a unit of gas, wei.
+    pub max_fee_wei: u128,
+    /// The same where something is lost if it comes late: a payer is withdrawing what it owes.
+    pub urgent_max_fee_wei: u128,
+}
+
+/// How the chain is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watch {
+    /// How often every open channel is read, in case an event was missed.
+    pub sweep_interval: Duration,
+    /// After how long without a request a channel is given back to its payer; never, if none.
+    pub refund_idle: Option<Duration>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            rules: Rules::default(),
+            sending: Sending::default(),
+            watch: Watch::default(),
+            stuck_after: Duration::from_secs(3_600),
+            poll: Duration::from_secs(2),
+        }
+    }
+}
+
+impl Default for Sending {
+    fn default() -> Self {
+        Self {
+            confirmations: 1,
+            bump_after: Duration::from_secs(30),
+            max_fee_wei: 50_000_000_000,
+            urgent_max_fee_wei: 500_000_000_000,
+        }
+    }
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self { sweep_interval: Duration::from_secs(600), refund_idle: None }
+    }
 }
 
 /// What every part of this room works with.

@@ -1,5 +1,7 @@
 //! What to claim: a pure function from books to batches.
 
+use std::time::Duration;
+
 use crate::gate::Statement;
 use crate::protocol::claim::ClaimRow;
 use crate::protocol::{Address, Amount, ChannelId};
@@ -9,6 +11,43 @@ use crate::protocol::{Address, Amount, ChannelId};
 pub struct Batch {
     /// The rows, most urgent first.
     pub rows: Vec<ClaimRow>,
+}
+
+/// When to claim, and what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// Between two rounds, if nothing calls for one earlier.
+    pub interval: Duration,
+    /// Unclaimed in all: a round begins once it is more, atomic units.
+    pub max_unclaimed: Option<Amount>,
+    /// The same for one channel.
+    pub max_unclaimed_per_channel: Option<Amount>,
+    /// The same for the channels of one payer together.
+    pub max_unclaimed_per_payer: Option<Amount>,
+    /// A round begins once something was not claimed for longer.
+    pub max_age: Option<Duration>,
+    /// Rows whose gas costs a larger part of what they claim wait until they are worth more, in hundredths of a percent.
+    /// It takes [`Rules::units_per_coin`].
+    pub max_gas_share_bps: Option<u32>,
+    /// What one of the chain's own coins (10^18 wei) is worth, in atomic units of the token.
+    pub units_per_coin: Option<u128>,
+    /// Channels in one claim transaction, at most.
+    pub max_rows: usize,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(3_600),
+            max_unclaimed: None,
+            max_unclaimed_per_channel: None,
+            max_unclaimed_per_payer: None,
+            max_age: None,
+            max_gas_share_bps: None,
+            units_per_coin: None,
+            max_rows: 200,
+        }
+    }
 }
 
 /// In whose name claims are made.
@@ -137,6 +176,7 @@ mod tests {
             view,
             charged,
             unclaimed: charged.saturating_sub(view.total_claimed),
+            unclaimed_since: (charged > view.total_claimed).then_some(1),
             row,
             shortfall: charged.saturating_sub(view.balance),
         }

@@ -11,7 +11,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::Office;
-use crate::chain::{Call, Chain, ChainError, Happening, Mined, Objection, SendError, SignedTransaction, Witness};
+use crate::chain::{Bid, Call, Chain, ChainError, Happening, Mined, Objection, SendError, SignedTransaction, Witness};
 use crate::clock;
 use crate::protocol::claim::ClaimRow;
 use crate::protocol::{Domain, Hash};
@@ -50,7 +50,7 @@ impl<C: Chain> Office<C> {
         self.may_sign()?;
         let journal = self.accounts().journal();
         let scribe = Scribe { journal, purpose, shown: Mutex::default() };
-        let sent = self.chain.send_witnessed(call, &scribe).await;
+        let sent = self.chain.send_witnessed(call, Bid::default(), &scribe).await;
         let shown = scribe.shown.into_inner().unwrap_or_else(PoisonError::into_inner);
         match (sent, shown) {
             (Ok(hash), Some(transaction)) if transaction.hash == hash => Ok(transaction),

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::{self, Claimant, Foreign, plan};
 use super::record::{CallError, fate_of, rows_of};
-use super::{Office, Settings};
+use super::{Office, Rules, Settings};
 use crate::chain::{Call, Chain, ChainError, Happening, Mined};
 use crate::protocol::claim::{ClaimRow, claim_batch_digest};
 use crate::protocol::{Address, Amount, ChannelId, Hash};
@@ -71,7 +71,7 @@ pub(super) async fn run<C: Chain>(
     mut orders: mpsc::Receiver<oneshot::Sender<Report>>,
     stop: CancellationToken,
 ) {
-    let Settings { interval, .. } = office.settings;
+    let Settings { rules: Rules { interval, .. }, .. } = office.settings;
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -123,7 +123,7 @@ async fn round<C: Chain>(office: &Office<C>) -> Report {
 
 async fn claim_and_settle<C: Chain>(office: &Office<C>, report: &mut Report) -> Result<(), CallError> {
     refresh_claimable(office).await?;
-    let planned = plan(&office.accounts().claimable(), claimant(office), office.settings.max_rows);
+    let planned = plan(&office.accounts().claimable(), claimant(office), office.settings.rules.max_rows);
     report.failures.extend(planned.foreign.iter().map(|Foreign { channel, authorizer }| RowFailure {
         channel: *channel,
         reason: format!("only the key of its receiver authorizer {authorizer} claims it"),

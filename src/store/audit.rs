@@ -613,6 +613,7 @@ mod tests {
             charged: Amount::new(500),
             latest: Some(LatestVoucher { max_claimable: voucher.max_claimable, signature: voucher.signature }),
             open_refund: None,
+            unclaimed_since: Some(1),
         }
     }
 

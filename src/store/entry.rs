@@ -214,6 +214,8 @@ pub enum Fate {
     },
     /// The node refused it, or it was replaced before it was sent: no block will ever have it.
     NeverSent,
+    /// It was sent, and another one with its nonce is in a block: no block will ever have it.
+    Replaced,
     /// It was sent, and nothing is expected of it any more.
     GivenUp,
 }

@@ -76,7 +76,7 @@ pub struct TransactionLine {
     pub nonce: u64,
     /// When it was signed, Unix seconds.
     pub signed_at: u64,
-    /// Its state: `open`, `mined`, `reverted`, `never_sent` or `given_up`.
+    /// Its state: `open`, `mined`, `reverted`, `never_sent`, `replaced` or `given_up`.
     pub state: String,
     /// When its end was seen, Unix seconds.
     pub ended_at: Option<u64>,

@@ -76,6 +76,7 @@ impl State {
                     Fate::Mined { success: true, .. } => "mined",
                     Fate::Mined { .. } => "reverted",
                     Fate::NeverSent => "never_sent",
+                    Fate::Replaced => "replaced",
                     Fate::GivenUp => "given_up",
                 };
                 self.ends.insert(outcome.hash, end.to_owned());
@@ -313,7 +314,16 @@ impl Proxy {
             Booking::Adjustment { from: Amount::ZERO, to: claimed, at: self.now, why: Adjustment::Opened }
         };
         let (id, viewed_at) = (config.id(&domain()), self.now);
-        let snapshot = Snapshot { id, config, view, viewed_at, charged: claimed, latest: None, open_refund: None };
+        let snapshot = Snapshot {
+            id,
+            config,
+            view,
+            viewed_at,
+            charged: claimed,
+            latest: None,
+            open_refund: None,
+            unclaimed_since: None,
+        };
         channel(ChannelRow { snapshot, version: 1, last_deposit: None }, booking)
     }
 

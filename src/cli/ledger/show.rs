@@ -421,6 +421,7 @@ mod tests {
             charged: Amount::new(500),
             latest: Some(latest),
             open_refund: None,
+            unclaimed_since: None,
         };
         ChannelRow { snapshot, version: 1, last_deposit: None }
     }

@@ -608,6 +608,7 @@ mod tests {
             charged: Amount::new(500),
             latest: Some(LatestVoucher { max_claimable: Amount::new(600), signature }),
             open_refund: None,
+            unclaimed_since: None,
         };
         ChannelRow { snapshot, version: 1, last_deposit: None }
     }

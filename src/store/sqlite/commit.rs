@@ -26,16 +26,16 @@ const FIND_CHANNEL: &str = "SELECT number, version, line_minute, line_route_numb
 const INSERT_CHANNEL: &str = "INSERT INTO channels (version, id, payer, payer_authorizer, salt, terms_number, charged, \
      max_claimable, signature, view_block, balance, total_claimed, withdrawal_amount, withdrawal_at, refund_nonce, \
      viewed_at, open_refund_nonce, open_refund_amount, last_deposit_salt, last_deposit_charged, line_minute, \
-     line_route_number, line_requests, line_amount, opened_at, changed_at, seal, number) \
+     line_route_number, line_requests, line_amount, opened_at, changed_at, seal, unclaimed_since, number) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, \
-     ?24, ?25, ?26, ?27, ?28)";
+     ?24, ?25, ?26, ?27, ?28, ?29)";
 
 const REPLACE_CHANNEL: &str = "UPDATE channels SET version = ?1, payer = ?3, payer_authorizer = ?4, salt = ?5, \
      terms_number = ?6, charged = ?7, max_claimable = ?8, signature = ?9, view_block = ?10, balance = ?11, \
      total_claimed = ?12, withdrawal_amount = ?13, withdrawal_at = ?14, refund_nonce = ?15, viewed_at = ?16, \
      open_refund_nonce = ?17, open_refund_amount = ?18, last_deposit_salt = ?19, last_deposit_charged = ?20, \
      line_minute = ?21, line_route_number = ?22, line_requests = ?23, line_amount = ?24, opened_at = ?25, \
-     changed_at = ?26, seal = ?27 WHERE number = ?28 AND id = ?2";
+     changed_at = ?26, seal = ?27, unclaimed_since = ?28 WHERE number = ?29 AND id = ?2";
 
 /// `add_amounts` is ours: SQLite's own sums are of 64 bits, or floats.
 const ADD_LINE: &str = "INSERT INTO charges (minute, channel_number, route_number, requests, amount) \
@@ -63,7 +63,7 @@ const ADD_CLAIM_ROW: &str =
 const END_TRANSACTION: &str = "UPDATE transactions SET state = ?2, ended_at = ?3, block = ?4, gas_used = ?5, \
      fee_wei = ?6 WHERE hash = ?1 RETURNING number";
 const REOPEN_TRANSACTION: &str = "UPDATE transactions SET state = 'open', ended_at = NULL WHERE hash = ?1 \
-     AND state IN ('never_sent', 'given_up')";
+     AND state IN ('never_sent', 'replaced', 'given_up')";
 const FORGET_MOVEMENTS: &str = "DELETE FROM movements WHERE transaction_number = ?1";
 const ADD_MOVEMENT: &str =
     "INSERT INTO movements (at, transaction_number, kind, channel, amount) VALUES (?1, ?2, ?3, ?4, ?5)";
@@ -237,6 +237,7 @@ impl<'c> Batch<'c> {
             opened_at.cast_signed(),
             changed_at.cast_signed(),
             i64::from(seal_of_channel(row, extra)),
+            snapshot.unclaimed_since.map(u64::cast_signed),
             number,
         ];
         let Some(number) = number else {
@@ -328,6 +329,7 @@ impl<'c> Batch<'c> {
                 (state, Some(block.cast_signed()), Some(gas_used.cast_signed()), fee_wei.map(Decimal), moved.as_slice())
             }
             Fate::NeverSent => (read::NEVER_SENT, None, None, None, [].as_slice()),
+            Fate::Replaced => (read::REPLACED, None, None, None, [].as_slice()),
             Fate::GivenUp => (read::GIVEN_UP, None, None, None, [].as_slice()),
         };
         let number: Option<i64> = self

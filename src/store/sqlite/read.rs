@@ -11,6 +11,7 @@ use crate::store::{ChannelRow, ClaimedRow, Cursor, Purpose, StoreError, Transact
 pub(super) const MINED: &str = "mined";
 pub(super) const REVERTED: &str = "reverted";
 pub(super) const NEVER_SENT: &str = "never_sent";
+pub(super) const REPLACED: &str = "replaced";
 pub(super) const GIVEN_UP: &str = "given_up";
 pub(super) const DEPOSITED: &str = "deposited";
 pub(super) const CLAIMED: &str = "claimed";
@@ -26,7 +27,7 @@ pub(super) fn channels(
     connection: &Connection,
     each: &mut dyn FnMut(Result<ChannelRow, StoreError>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let mut statement = connection.prepare(row::SELECT_CHANNELS).map_err(reading)?;
+    let mut statement = connection.prepare(&row::select_channels(connection)?).map_err(reading)?;
     let mut rows = statement.query([]).map_err(reading)?;
     while let Some(found) = rows.next().map_err(reading)? {
         each(row::channel(found))?;
@@ -36,7 +37,8 @@ pub(super) fn channels(
 
 /// One channel's row.
 pub(super) fn channel(connection: &Connection, id: &ChannelId) -> Result<Option<ChannelRow>, StoreError> {
-    let mut statement = connection.prepare(&format!("{} WHERE c.id = ?1", row::SELECT_CHANNELS)).map_err(reading)?;
+    let sql = format!("{} WHERE c.id = ?1", row::select_channels(connection)?);
+    let mut statement = connection.prepare(&sql).map_err(reading)?;
     let mut rows = statement.query(params![id.0]).map_err(reading)?;
     rows.next().map_err(reading)?.map(row::channel).transpose()
 }

@@ -5,8 +5,8 @@
 
 use std::fmt::Display;
 
-use rusqlite::Row;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
+use rusqlite::{Connection, Row};
 
 use super::failure::{damaged, reading};
 use crate::ledger::{LatestVoucher, SentRefund, Snapshot, View, Withdrawal};
@@ -115,12 +115,18 @@ fn fixed<const N: usize>(value: ValueRef<'_>) -> Option<[u8; N]> {
 }
 
 /// What [`channel`] reads, in its order.
-pub(super) const SELECT_CHANNELS: &str = "SELECT c.id, c.version, c.payer, c.payer_authorizer, c.salt, \
+const SELECT_CHANNELS: &str = "SELECT c.id, c.version, c.payer, c.payer_authorizer, c.salt, \
      t.receiver, t.receiver_authorizer, t.token, t.withdraw_delay, c.charged, c.max_claimable, c.signature, \
      c.view_block, c.balance, c.total_claimed, c.withdrawal_amount, c.withdrawal_at, c.refund_nonce, c.viewed_at, \
      c.open_refund_nonce, c.open_refund_amount, c.last_deposit_salt, c.last_deposit_charged, \
-     c.line_minute, c.line_route_number, c.line_requests, c.line_amount, c.opened_at, c.changed_at, c.seal \
+     c.line_minute, c.line_route_number, c.line_requests, c.line_amount, c.opened_at, c.changed_at, c.seal, c.unclaimed_since \
      FROM channels c LEFT JOIN terms t ON t.number = c.terms_number";
+
+/// The query for [`channel`], from books of any version there was.
+pub(super) fn select_channels(connection: &Connection) -> Result<String, StoreError> {
+    let version: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(reading)?;
+    Ok(if version >= 2 { SELECT_CHANNELS.to_owned() } else { SELECT_CHANNELS.replace("c.unclaimed_since", "NULL") })
+}
 
 /// What the books have of a channel beyond its row.
 #[derive(Debug, Clone, Copy)]
@@ -212,9 +218,11 @@ fn read_channel(id: ChannelId, mut cells: Cells<'_, '_>) -> Result<ChannelRow, S
     let line = Line::read(&mut cells)?;
     let extra = Extra { line, opened_at: cells.number("opened_at")?, changed_at: cells.number("changed_at")? };
     let view = View { block, balance, total_claimed, withdrawal, refund_nonce };
-    let snapshot = Snapshot { id, config, view, viewed_at, charged, latest, open_refund };
+    let seal = cells.number("seal")?;
+    let unclaimed_since = cells.maybe_number("unclaimed_since")?;
+    let snapshot = Snapshot { id, config, view, viewed_at, charged, latest, open_refund, unclaimed_since };
     let row = ChannelRow { snapshot, version, last_deposit };
-    check_seal(cells.number("seal")?, seal_of_channel(&row, extra))?;
+    check_seal(seal, seal_of_channel(&row, extra))?;
     Ok(row)
 }
 
@@ -232,11 +240,13 @@ pub(super) fn check_seal(found: u64, computed: u32) -> Result<(), StoreError> {
     if found == u64::from(computed) { Ok(()) } else { Err(damaged("its row does not match its seal")) }
 }
 
-/// The seal of a channel's row. What is taken apart here is sealed: a new field does not compile until it is.
+/// The seal of a channel's row. What is taken apart here is sealed: a new field does not compile until it is, or is left
+/// out on purpose.
 pub(super) fn seal_of_channel(row: &ChannelRow, extra: Extra) -> u32 {
     let Extra { line, opened_at, changed_at } = extra;
     let ChannelRow { snapshot, version, last_deposit } = row;
-    let Snapshot { id, config, view, viewed_at, charged, latest, open_refund } = snapshot;
+    // It came later than the seal, and says when to claim, not how much.
+    let Snapshot { id, config, view, viewed_at, charged, latest, open_refund, unclaimed_since: _ } = snapshot;
     let View { block, balance, total_claimed, withdrawal, refund_nonce } = view;
     let mut seal = Seal::of(b"channel");
     seal.fixed(&id.0);

@@ -16,7 +16,8 @@ pub(super) const APPLICATION_ID: i32 = 0x7065_616a;
 pub(super) type Migration = (u32, &'static str);
 
 /// Every step, oldest first. What was released is never changed; what changes is one more step.
-pub(super) const MIGRATIONS: &[Migration] = &[(1, include_str!("migrations/0001.sql"))];
+pub(super) const MIGRATIONS: &[Migration] =
+    &[(1, include_str!("migrations/0001.sql")), (2, include_str!("migrations/0002.sql"))];
 
 /// The highest version these steps lead to.
 pub(super) fn newest(migrations: &[Migration]) -> u32 {

@@ -31,6 +31,7 @@ fn entry(channel: u64, version: u64) -> Entry {
         charged,
         latest: None,
         open_refund: None,
+        unclaimed_since: None,
     };
     let row = ChannelRow { snapshot, version, last_deposit: None };
     let booking = Booking::Charge { route: "r".into(), amount: Amount::new(1), at: 60 };
