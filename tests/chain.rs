@@ -436,7 +436,7 @@ async fn an_account_without_gas_sends_nothing() {
     let poor = stage.chain_of(LocalKey::from_bytes(&[7; 32]).unwrap()).await;
     assert_eq!(poor.gas_balance(poor.sender().unwrap()).await.unwrap(), 0);
     let notary = Notary::of(&stage, true);
-    let error = poor.send_witnessed(&stage.deposit(1, 1), Bid::default(), &notary).await.unwrap_err();
+    let error = poor.send_witnessed(&stage.deposit(1, 1), Bid::default(), None, &notary).await.unwrap_err();
     assert!(matches!(&error, SendError::Refused(ChainError::Refused { .. })), "{error:?}");
     assert_eq!(notary.shown(), [], "what is never sent is not written down either");
 }
@@ -526,7 +526,7 @@ async fn a_witness_sees_a_transaction_before_the_node_does() {
     let stage = Stage::set().await;
     stage.devnet.set_mining(Mining::Manual);
     let notary = Notary::of(&stage, true);
-    let hash = stage.chain.send_witnessed(&stage.deposit(1, 1_000), Bid::default(), &notary).await.unwrap();
+    let hash = stage.chain.send_witnessed(&stage.deposit(1, 1_000), Bid::default(), None, &notary).await.unwrap();
     let (signed, pending) = notary.shown.lock().unwrap().pop().unwrap();
     assert!(pending.is_empty(), "the node has nothing yet");
     assert_eq!(stage.devnet.pending_transactions(), [B256::new(hash.0)]);
@@ -543,11 +543,11 @@ async fn what_a_witness_withholds_is_not_sent_and_its_nonce_is_free() {
         let before = stage.devnet.pending_transactions();
         let (refusing, willing) = (Notary::of(&stage, false), Notary::of(&stage, true));
         let error =
-            stage.chain.send_witnessed(&stage.deposit(salt, 1_000), Bid::default(), &refusing).await.unwrap_err();
+            stage.chain.send_witnessed(&stage.deposit(salt, 1_000), Bid::default(), None, &refusing).await.unwrap_err();
         assert!(matches!(error, SendError::Withheld(_)) && error.maybe_sent().is_none(), "{error:?}");
         assert!(shown(&error).contains("the disk is full"));
         assert_eq!(stage.devnet.pending_transactions(), before);
-        stage.chain.send_witnessed(&stage.deposit(salt, 1_000), Bid::default(), &willing).await.unwrap();
+        stage.chain.send_witnessed(&stage.deposit(salt, 1_000), Bid::default(), None, &willing).await.unwrap();
         assert_eq!([refusing.shown()[0].nonce, willing.shown()[0].nonce], [nonce, nonce]);
     }
 }
@@ -559,7 +559,7 @@ async fn a_witness_sees_what_is_signed_again_too() {
     stage.mine(&stage.deposit(1, 1_000)).await;
     mine(&other, &stage.deposit(2, 1_000)).await;
     let notary = Notary::of(&stage, true);
-    let hash = stage.chain.send_witnessed(&stage.deposit(3, 1_000), Bid::default(), &notary).await.unwrap();
+    let hash = stage.chain.send_witnessed(&stage.deposit(3, 1_000), Bid::default(), None, &notary).await.unwrap();
     let shown = notary.shown();
     assert_eq!(shown.iter().map(|signed| signed.nonce).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(shown[1].hash, hash);
@@ -570,7 +570,7 @@ async fn a_transaction_sent_again_is_one_transaction() {
     let stage = Stage::set().await;
     stage.devnet.set_mining(Mining::Manual);
     let notary = Notary::of(&stage, true);
-    let hash = stage.chain.send_witnessed(&stage.deposit(1, 1_000), Bid::default(), &notary).await.unwrap();
+    let hash = stage.chain.send_witnessed(&stage.deposit(1, 1_000), Bid::default(), None, &notary).await.unwrap();
     let signed = notary.shown().pop().unwrap();
     let in_pool = [B256::new(hash.0)];
 
@@ -596,7 +596,7 @@ async fn a_transaction_whose_nonce_another_one_took_is_replaced() {
     let stage = Stage::set().await;
     stage.devnet.set_mining(Mining::Manual);
     let notary = Notary::of(&stage, true);
-    let hash = stage.chain.send_witnessed(&stage.deposit(1, 1_000), Bid::default(), &notary).await.unwrap();
+    let hash = stage.chain.send_witnessed(&stage.deposit(1, 1_000), Bid::default(), None, &notary).await.unwrap();
     assert!(stage.devnet.drop_transaction(B256::new(hash.0)));
     stage.devnet.set_mining(Mining::OnDemand);
     mine(&stage.chain_of(dev("gas")).await, &stage.deposit(2, 1_000)).await;
@@ -613,7 +613,7 @@ async fn a_transaction_sent_again_has_its_nonce_for_itself() {
     let stage = Stage::set().await;
     stage.devnet.set_mining(Mining::Manual);
     let notary = Notary::of(&stage, true);
-    let hash = stage.chain.send_witnessed(&stage.deposit(1, 1_000), Bid::default(), &notary).await.unwrap();
+    let hash = stage.chain.send_witnessed(&stage.deposit(1, 1_000), Bid::default(), None, &notary).await.unwrap();
     assert!(stage.devnet.drop_transaction(B256::new(hash.0)));
     // A new process with the same key.
     let next = stage.chain_of(dev("gas")).await;

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use tower::{Layer as _, ServiceExt as _};
 
 use peaje::chain::{
-    Bid, Call, Chain, ChainError, ChannelEvent, GasPrice, Happening, Head, LogPosition, Mined, Owed, Replacement,
-    Resent, SendError, SignedTransaction, TokenDomain, Witness,
+    Bid, Call, Chain, ChainError, ChannelEvent, GasPrice, Happening, Head, LogPosition, Mined, Nonces, Owed,
+    Replacement, Resent, SendError, SignedTransaction, TokenDomain, Witness,
 };
 use peaje::gate::path::PathPattern;
 use peaje::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
@@ -125,6 +125,11 @@ impl Chain for Scripted {
         Some(Address([0x6a; 20]))
     }
 
+    async fn nonces(&self) -> Result<Nonces, ChainError> {
+        let made = self.with(|state| state.block);
+        Ok(Nonces { mined: made, pending: made })
+    }
+
     async fn gas_price(&self) -> Result<GasPrice, ChainError> {
         Ok(GasPrice { base_wei: 1, tip_wei: 1, data_wei_per_byte: 0, block_gas_limit: 30_000_000 })
     }
@@ -179,7 +184,13 @@ impl Chain for Scripted {
         Ok(100_000)
     }
 
-    async fn send_witnessed<W: Witness>(&self, call: &Call, _: Bid, witness: &W) -> Result<Hash, SendError> {
+    async fn send_witnessed<W: Witness>(
+        &self,
+        call: &Call,
+        _: Bid,
+        _: Option<u64>,
+        witness: &W,
+    ) -> Result<Hash, SendError> {
         let nonce = self.with(|state| state.block);
         let hash = Hash([u8::try_from(nonce + 1).unwrap(); 32]);
         let transaction = SignedTransaction { hash, sender: Address([0x6a; 20]), nonce, raw: Vec::new() };

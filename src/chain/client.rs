@@ -23,7 +23,7 @@ use super::error::{ChainError, SendError};
 use super::events::{self, RawLog};
 use super::rpc::{Failure, Fate, Rpc};
 use super::types::{
-    Bid, ChannelEvent, GasPrice, Head, Mined, Owed, Replacement, Resent, SignedTransaction, TokenDomain, View,
+    Bid, ChannelEvent, GasPrice, Head, Mined, Nonces, Owed, Replacement, Resent, SignedTransaction, TokenDomain, View,
     Withdrawal,
 };
 use super::url::RpcUrl;
@@ -315,6 +315,13 @@ impl Chain for AlloyChain {
         self.gas_key.as_ref().map(LocalKey::address)
     }
 
+    async fn nonces(&self) -> Result<Nonces, ChainError> {
+        let account = evm(self.gas_key()?.address());
+        let count = |at: &'static str| self.rpc.ask::<U64>("eth_getTransactionCount", json!([account, at]));
+        let (mined, pending) = tokio::try_join!(count("latest"), count("pending"))?;
+        Ok(Nonces { mined: mined.to::<u64>(), pending: pending.to::<u64>() })
+    }
+
     async fn gas_price(&self) -> Result<GasPrice, ChainError> {
         self.price().await
     }
@@ -429,7 +436,13 @@ impl Chain for AlloyChain {
         }
     }
 
-    async fn send_witnessed<W: Witness>(&self, call: &Call, bid: Bid, witness: &W) -> Result<Hash, SendError> {
+    async fn send_witnessed<W: Witness>(
+        &self,
+        call: &Call,
+        bid: Bid,
+        chosen: Option<u64>,
+        witness: &W,
+    ) -> Result<Hash, SendError> {
         let estimate = self.simulate(call).await.map_err(SendError::Refused)?;
         let gas = gas_limit(call, estimate);
         let payer = self.gas_key().map_err(SendError::Refused)?.address();
@@ -440,7 +453,10 @@ impl Chain for AlloyChain {
         let mut known = self.nonce.lock().await;
         // What is known is taken out first: where this future is dropped or fails, the next one asks the node.
         let mut count = known.take();
-        let mut nonce = self.next_nonce(count).await.map_err(SendError::Refused)?;
+        let mut nonce = match chosen {
+            Some(nonce) => nonce,
+            None => self.next_nonce(count).await.map_err(SendError::Refused)?,
+        };
         let mut asked_again = false;
         loop {
             let signed = self.sign(self.transaction(call, nonce, gas, &fees)).map_err(SendError::Refused)?;
@@ -459,6 +475,9 @@ impl Chain for AlloyChain {
                 Err(Broadcast::NonceTooLow(source)) => {
                     if self.knows_transaction(signed.hash).await.map_err(unknown)? {
                         return Ok(signed.hash);
+                    }
+                    if let Some(nonce) = chosen {
+                        return Err(SendError::Refused(ChainError::NonceUsed { nonce }));
                     }
                     if asked_again {
                         return Err(SendError::Refused(source));

@@ -56,6 +56,12 @@ pub enum ChainError {
         /// What may be paid.
         ceiling_wei: u128,
     },
+    /// Another transaction of the sender has this nonce.
+    #[error("the nonce {nonce} is used already")]
+    NonceUsed {
+        /// Which.
+        nonce: u64,
+    },
     /// This chain was opened for reading only.
     #[error("this takes a gas key, and none is configured")]
     NoGasKey,

@@ -30,8 +30,8 @@ pub use client::{AlloyChain, install_tls};
 pub use error::{ChainError, Objection, SendError};
 pub use keys::{DEV_KEY_NAMES, KeyError, KeyRef, PASSWORD_ENV, PASSWORD_FILE_ENV, is_development_account};
 pub use types::{
-    Bid, ChannelEvent, GasPrice, Happening, Head, LogPosition, Mined, Owed, Replacement, Resent, SignedTransaction,
-    TokenDomain, View, Withdrawal,
+    Bid, ChannelEvent, GasPrice, Happening, Head, LogPosition, Mined, Nonces, Owed, Replacement, Resent,
+    SignedTransaction, TokenDomain, View, Withdrawal,
 };
 pub use url::{RpcUrl, RpcUrlError};
 
@@ -62,6 +62,9 @@ pub trait Chain: Send + Sync + 'static {
 
     /// The account that pays for transactions, if this chain was opened with a gas key.
     fn sender(&self) -> Option<Address>;
+
+    /// How many transactions the sender has made.
+    fn nonces(&self) -> impl Future<Output = Result<Nonces, ChainError>> + Send;
 
     /// What gas costs now.
     fn gas_price(&self) -> impl Future<Output = Result<GasPrice, ChainError>> + Send;
@@ -117,6 +120,9 @@ pub trait Chain: Send + Sync + 'static {
     /// Signs a call, shows it to a witness, and broadcasts it; the transaction's hash, which is not yet mined. Nothing
     /// else is sent from the same key meanwhile, so of what witnesses have seen only the last may not have been broadcast.
     ///
+    /// With a `nonce`, that one is used, and one that is taken is an error ([`ChainError::NonceUsed`]). Without, the
+    /// node is asked for the next.
+    ///
     /// # Cancellation
     ///
     /// A future that is dropped may have broadcast, and what its witness has seen may be sent again with
@@ -125,6 +131,7 @@ pub trait Chain: Send + Sync + 'static {
         &self,
         call: &Call,
         bid: Bid,
+        nonce: Option<u64>,
         witness: &W,
     ) -> impl Future<Output = Result<Hash, SendError>> + Send;
 
@@ -150,7 +157,7 @@ pub trait Chain: Send + Sync + 'static {
     ///
     /// As with [`Chain::send_witnessed`], but the hash is lost, so spawn it where the hash matters.
     fn send(&self, call: &Call) -> impl Future<Output = Result<Hash, SendError>> + Send {
-        self.send_witnessed(call, Bid::default(), &Unwitnessed)
+        self.send_witnessed(call, Bid::default(), None, &Unwitnessed)
     }
 
     /// Broadcasts these very bytes again, however often: a node that has the transaction already has it once. An error

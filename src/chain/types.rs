@@ -44,6 +44,15 @@ pub struct TokenDomain {
     pub decimals: u8,
 }
 
+/// How many transactions an account has made, which is the nonce of its next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Nonces {
+    /// In blocks.
+    pub mined: u64,
+    /// With those that wait for a block, as far as the node knows of them.
+    pub pending: u64,
+}
+
 /// What is offered for a place in a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bid {

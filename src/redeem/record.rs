@@ -50,7 +50,7 @@ impl<C: Chain> Office<C> {
         self.may_sign()?;
         let journal = self.accounts().journal();
         let scribe = Scribe { journal, purpose, shown: Mutex::default() };
-        let sent = self.chain.send_witnessed(call, Bid::default(), &scribe).await;
+        let sent = self.chain.send_witnessed(call, Bid::default(), None, &scribe).await;
         let shown = scribe.shown.into_inner().unwrap_or_else(PoisonError::into_inner);
         match (sent, shown) {
             (Ok(hash), Some(transaction)) if transaction.hash == hash => Ok(transaction),
