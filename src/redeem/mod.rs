@@ -13,6 +13,7 @@ mod record;
 mod resume;
 mod round;
 mod teller;
+mod vitals;
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,10 +29,12 @@ use crate::protocol::{ChannelConfig, ChannelId, Domain, LocalKey};
 use crate::store::{Opening, Purpose, Transaction};
 use follow::Follower;
 use resume::{LastRun, Left};
+use vitals::Notes;
 
 pub use plan::{Batch, Claimant, Foreign, Plan, Rules, plan};
 pub use round::{Report, RowFailure};
 pub use teller::Teller;
+pub use vitals::{InFlight, LastClaim, Quarantined, Vitals};
 
 /// How redemption is run.
 #[derive(Debug, Clone)]
@@ -107,6 +110,8 @@ pub(crate) struct Office<C> {
     pub(crate) settings: Settings,
     /// What the last process left.
     last_run: LastRun,
+    /// What operators should know.
+    notes: Notes,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -119,6 +124,7 @@ impl<C> Clone for Office<C> {
             authorizer: self.authorizer.clone(),
             settings: self.settings.clone(),
             last_run: self.last_run.clone(),
+            notes: self.notes.clone(),
             stop: self.stop.clone(),
             tasks: self.tasks.clone(),
         }
@@ -181,6 +187,9 @@ pub struct Redemption {
     stop: CancellationToken,
     tasks: TaskTracker,
     heard: Heard,
+    accounts: Accounts,
+    notes: Notes,
+    stuck_after: Duration,
 }
 
 /// When the chain last answered.
@@ -214,12 +223,23 @@ impl Redemption {
         opening: Opening,
     ) -> Self {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let last_run = LastRun::new();
-        let office = Office { gate, chain, authorizer, settings, last_run, stop: stop.clone(), tasks: tasks.clone() };
+        let (last_run, notes) = (LastRun::new(), Notes::default());
+        let (accounts, stuck_after) = (gate.accounts().clone(), settings.stuck_after);
+        let office = Office {
+            gate,
+            chain,
+            authorizer,
+            settings,
+            last_run,
+            notes: notes.clone(),
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+        };
         // Before the first request can bring one of these deposits again.
         let left = opening.unfinished.into_iter().map(|transaction| office.take_up(transaction)).collect();
         let (orders, waiting) = mpsc::channel(MAX_ORDERS);
-        let redemption = Self { orders, stop, tasks, heard: Heard(Arc::new(std::sync::Mutex::new(Instant::now()))) };
+        let heard = Heard(Arc::new(std::sync::Mutex::new(Instant::now())));
+        let redemption = Self { orders, stop, tasks, heard, accounts, notes, stuck_after };
         let stop = &redemption.stop;
         redemption.tasks.spawn(Teller::new(office.clone()).run(questions, stop.clone()));
         redemption.tasks.spawn(round::run(office.clone(), waiting, stop.clone()));
@@ -240,6 +260,16 @@ impl Redemption {
     /// How long the chain has not answered. The follower asks it all the time.
     pub fn chain_silence(&self) -> Duration {
         self.heard.ago()
+    }
+
+    /// How redemption is doing.
+    pub fn vitals(&self) -> Vitals {
+        self.notes.with_books(&self.accounts, self.heard.ago())
+    }
+
+    /// For how long claims may fail before the proxy counts as unready.
+    pub fn stuck_after(&self) -> Duration {
+        self.stuck_after
     }
 
     /// Stops everything. A round in progress ends first; deposits and refunds on their way are followed a little longer.

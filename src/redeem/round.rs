@@ -14,6 +14,7 @@ use super::plan::{self, Claimant, Foreign, plan};
 use super::record::{CallError, fate_of, rows_of};
 use super::{Office, Rules, Settings};
 use crate::chain::{Call, Chain, ChainError, Happening, Mined};
+use crate::clock;
 use crate::protocol::claim::{ClaimRow, claim_batch_digest};
 use crate::protocol::{Address, Amount, ChannelId, Hash};
 use crate::store::Purpose;
@@ -86,6 +87,7 @@ pub(super) async fn run<C: Chain>(
         office.last_run.has_claimed().await;
         let report = round(&office).await;
         log(&report);
+        note(&office, &report);
         if report.problem.is_some() {
             ticks.reset_after(RETRY_AFTER.min(interval));
         }
@@ -94,6 +96,20 @@ pub(super) async fn run<C: Chain>(
             let _ = order.send(report);
         }
     }
+}
+
+/// A row that the contract refuses is its payer's affair; a round that could not go on is ours.
+fn note<C: Chain>(office: &Office<C>, report: &Report) {
+    let now = clock::now_s();
+    office.notes.note(|vitals| match &report.problem {
+        None => {
+            (vitals.last_complete_round, vitals.failing_since, vitals.problem) = (Some(now), None, None);
+        }
+        Some(problem) => {
+            vitals.failing_since.get_or_insert(now);
+            vitals.problem = Some(problem.clone());
+        }
+    });
 }
 
 fn log(report: &Report) {
