@@ -9,11 +9,14 @@
 mod deposit;
 mod follow;
 mod plan;
+mod preview;
 mod record;
 mod resume;
 mod round;
 mod teller;
+mod triggers;
 mod vitals;
+mod wei;
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,9 +34,13 @@ use follow::Follower;
 use resume::{LastRun, Left};
 use vitals::Notes;
 
-pub use plan::{Batch, Claimant, Foreign, Plan, Rules, plan};
+pub use plan::{
+    Batch, CLAIM_GAS, Claimant, Due, Foreign, Plan, Postponed, ROW_GAS, Rules, SETTLE_GAS, WALLET_GAS, Why, plan,
+};
+pub use preview::{PlannedBatch, Preview};
 pub use round::{Report, RowFailure};
 pub use teller::Teller;
+pub use triggers::{Leftovers, Trigger, calls_for_a_round};
 pub use vitals::{InFlight, LastClaim, Quarantined, Vitals};
 
 /// How redemption is run.
@@ -184,6 +191,7 @@ const MAX_ORDERS: usize = 16;
 #[derive(Debug, Clone)]
 pub struct Redemption {
     orders: mpsc::Sender<oneshot::Sender<Report>>,
+    previews: mpsc::Sender<oneshot::Sender<Preview>>,
     stop: CancellationToken,
     tasks: TaskTracker,
     heard: Heard,
@@ -238,11 +246,13 @@ impl Redemption {
         // Before the first request can bring one of these deposits again.
         let left = opening.unfinished.into_iter().map(|transaction| office.take_up(transaction)).collect();
         let (orders, waiting) = mpsc::channel(MAX_ORDERS);
+        let (previews, curious) = mpsc::channel(preview::MAX_WAITING);
         let heard = Heard(Arc::new(std::sync::Mutex::new(Instant::now())));
-        let redemption = Self { orders, stop, tasks, heard, accounts, notes, stuck_after };
+        let redemption = Self { orders, previews, stop, tasks, heard, accounts, notes, stuck_after };
         let stop = &redemption.stop;
         redemption.tasks.spawn(Teller::new(office.clone()).run(questions, stop.clone()));
         redemption.tasks.spawn(round::run(office.clone(), waiting, stop.clone()));
+        redemption.tasks.spawn(preview::run(office.clone(), curious, stop.clone()));
         redemption.tasks.spawn(resume::run(office.clone(), left));
         let follower = Follower::new(office, redemption.orders.clone(), redemption.heard.clone(), opening.cursor);
         redemption.tasks.spawn(follower.run());
@@ -255,6 +265,13 @@ impl Redemption {
         let (reply, report) = oneshot::channel();
         self.orders.send(reply).await.map_err(|_| Stopped)?;
         report.await.map_err(|_| Stopped)
+    }
+
+    /// What a round would do now. Nothing is changed, and the chain is asked for the price of gas only.
+    pub async fn plan(&self) -> Result<Preview, Stopped> {
+        let (reply, preview) = oneshot::channel();
+        self.previews.send(reply).await.map_err(|_| Stopped)?;
+        preview.await.map_err(|_| Stopped)
     }
 
     /// How long the chain has not answered. The follower asks it all the time.

@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::plan::{self, Claimant, Foreign, plan};
+use super::plan::{self, Claimant, Foreign, Postponed, plan};
 use super::record::{CallError, fate_of, rows_of};
+use super::triggers::{Leftovers, Lookout};
 use super::{Office, Rules, Settings};
 use crate::chain::{Call, Chain, ChainError, Happening, Mined};
 use crate::clock;
@@ -45,6 +46,9 @@ pub struct Report {
     pub transactions: Vec<Hash>,
     /// Rows that could not be claimed.
     pub failures: Vec<RowFailure>,
+    /// Rows that are not worth their gas yet, and why.
+    #[serde(default)]
+    pub postponed: Vec<Postponed>,
     /// What went wrong with the round as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -60,9 +64,11 @@ pub struct RowFailure {
 }
 
 impl Report {
-    /// Whether everything that was due is claimed and settled.
+    /// Whether everything that was due is claimed and settled, but for what waits because the rules say so.
     pub fn is_complete(&self) -> bool {
-        self.problem.is_none() && self.failures.is_empty() && self.left.is_zero()
+        let waits = self.postponed.iter().map(|row| row.due);
+        let waits = waits.fold(Amount::ZERO, |sum, due| sum.checked_add(due).unwrap_or(Amount::MAX));
+        self.problem.is_none() && self.failures.is_empty() && self.left <= waits
     }
 }
 
@@ -75,6 +81,7 @@ pub(super) async fn run<C: Chain>(
     let Settings { rules: Rules { interval, .. }, .. } = office.settings;
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut lookout = Lookout::new(&office.settings);
     loop {
         let order = tokio::select! {
             // An order that came before the stop is still carried out: the last round is ordered on the way down.
@@ -83,9 +90,14 @@ pub(super) async fn run<C: Chain>(
             Some(order) = orders.recv() => Some(order),
             () = stop.cancelled() => return,
             _ = ticks.tick() => None,
+            trigger = lookout.called(office.accounts()) => {
+                tracing::debug!(%trigger, "a round begins before its time");
+                None
+            }
         };
         office.last_run.has_claimed().await;
-        let report = round(&office).await;
+        let (report, left) = round(&office).await;
+        lookout.round_ended(left, report.problem.is_some());
         log(&report);
         note(&office, &report);
         if report.problem.is_some() {
@@ -128,19 +140,33 @@ fn log(report: &Report) {
     }
 }
 
-async fn round<C: Chain>(office: &Office<C>) -> Report {
-    let mut report = Report::default();
-    if let Err(error) = claim_and_settle(office, &mut report).await {
+/// A round, and what it left.
+async fn round<C: Chain>(office: &Office<C>) -> (Report, Leftovers) {
+    let (mut report, mut left) = (Report::default(), Leftovers::default());
+    if let Err(error) = claim_and_settle(office, &mut report, &mut left).await {
         report.problem = Some(error.to_string());
     }
     report.left = plan::due(&office.accounts().claimable());
-    report
+    report.failures.iter().for_each(|failure| left.leave_out(failure.channel));
+    (report, left)
 }
 
-async fn claim_and_settle<C: Chain>(office: &Office<C>, report: &mut Report) -> Result<(), CallError> {
+async fn claim_and_settle<C: Chain>(
+    office: &Office<C>,
+    report: &mut Report,
+    left: &mut Leftovers,
+) -> Result<(), CallError> {
     refresh_claimable(office).await?;
-    let planned = plan(&office.accounts().claimable(), claimant(office), office.settings.rules.max_rows);
-    report.failures.extend(planned.foreign.iter().map(|Foreign { channel, authorizer }| RowFailure {
+    // A round does not depend on it: without a price nothing is postponed.
+    let price = office.chain.gas_price().await.ok();
+    let now = clock::now_s();
+    let quarantine = office.notes.in_quarantine(now);
+    let is_out = |channel: &ChannelId| quarantine.iter().any(|row| row.channel == *channel);
+    let books = office.accounts().claimable();
+    let planned = plan(&books, claimant(office), &office.settings.rules, price.as_ref(), &is_out, now);
+    *left = Leftovers::by(&planned, now);
+    report.postponed.clone_from(&planned.postponed);
+    report.failures.extend(planned.foreign.iter().map(|Foreign { channel, authorizer, .. }| RowFailure {
         channel: *channel,
         reason: format!("only the key of its receiver authorizer {authorizer} claims it"),
     }));

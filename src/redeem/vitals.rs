@@ -38,6 +38,7 @@ pub struct Vitals {
     /// Transactions that wait for a block or for confirmations.
     pub in_flight: Vec<InFlight>,
     /// What the account that pays for transactions holds, wei, when it was last looked at.
+    #[serde(with = "super::wei")]
     pub gas_balance_wei: Option<u128>,
     /// For how long that lasts at the pace of the last day or of this run, seconds; nothing where nothing was spent.
     pub gas_lasts_s: Option<u64>,
@@ -105,6 +106,11 @@ impl Notes {
     /// Notes something down.
     pub(super) fn note<R>(&self, write: impl FnOnce(&mut Vitals) -> R) -> R {
         write(&mut self.vitals())
+    }
+
+    /// The channels that are left out of batches now.
+    pub(super) fn in_quarantine(&self, now: u64) -> Vec<Quarantined> {
+        self.vitals().quarantined.iter().filter(|row| row.until > now).cloned().collect()
     }
 
     fn vitals(&self) -> MutexGuard<'_, Vitals> {
