@@ -200,7 +200,8 @@ fn chain(mut section: Section<'_>) -> Option<Chain> {
 }
 
 fn bad_endpoints(endpoints: &[RpcReference]) -> Option<Problem> {
-    let is_again = |(place, endpoint): (usize, &RpcReference)| endpoints.iter().take(place).any(|other| other == endpoint);
+    let is_again =
+        |(place, endpoint): (usize, &RpcReference)| endpoints.iter().take(place).any(|other| other == endpoint);
     if endpoints.is_empty() {
         Some(Problem::new("names no endpoint").fix("add one, as in [\"env:PEAJE_RPC\"]"))
     } else if endpoints.len() > MAX_ENDPOINTS {
@@ -677,7 +678,8 @@ fn dollar(decimals: Option<u8>) -> Amount {
 
 /// A part of a whole, in hundredths of a percent.
 fn percent(text: &str) -> Result<u32, Problem> {
-    let problem = |what: &str| Problem::new(format!("{} {what}", quoted(text))).fix("write it like \"10%\" or \"0.25%\"");
+    let problem =
+        |what: &str| Problem::new(format!("{} {what}", quoted(text))).fix("write it like \"10%\" or \"0.25%\"");
     let number = text.strip_suffix('%').ok_or_else(|| problem("is not a percentage"))?;
     let share = decimal(number, 2).ok_or_else(|| problem("is not a percentage of at most two decimal places"))?;
     match u32::try_from(share) {

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::chain::{Chain, ChainError};
+use crate::clock;
 use crate::gate::{Accounts, Gate, Questions};
 use crate::ledger::View;
 use crate::protocol::{ChannelConfig, ChannelId, Domain, LocalKey};
@@ -35,7 +36,8 @@ use resume::{LastRun, Left};
 use vitals::Notes;
 
 pub use plan::{
-    Batch, CLAIM_GAS, Claimant, Due, Foreign, Plan, Postponed, ROW_GAS, Rules, SETTLE_GAS, WALLET_GAS, Why, plan,
+    Batch, CLAIM_GAS, Claimant, Due, Foreign, Plan, Postponed, ROW_GAS, Rules, SETTLE_GAS, WALLET_GAS, Why, claim_cost,
+    plan,
 };
 pub use preview::{PlannedBatch, Preview};
 pub use round::{Report, RowFailure};
@@ -197,7 +199,7 @@ pub struct Redemption {
     heard: Heard,
     accounts: Accounts,
     notes: Notes,
-    stuck_after: Duration,
+    settings: Arc<Settings>,
 }
 
 /// When the chain last answered.
@@ -232,7 +234,7 @@ impl Redemption {
     ) -> Self {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (last_run, notes) = (LastRun::new(), Notes::default());
-        let (accounts, stuck_after) = (gate.accounts().clone(), settings.stuck_after);
+        let (accounts, kept) = (gate.accounts().clone(), Arc::new(settings.clone()));
         let office = Office {
             gate,
             chain,
@@ -248,7 +250,7 @@ impl Redemption {
         let (orders, waiting) = mpsc::channel(MAX_ORDERS);
         let (previews, curious) = mpsc::channel(preview::MAX_WAITING);
         let heard = Heard(Arc::new(std::sync::Mutex::new(Instant::now())));
-        let redemption = Self { orders, previews, stop, tasks, heard, accounts, notes, stuck_after };
+        let redemption = Self { orders, previews, stop, tasks, heard, accounts, notes, settings: kept };
         let stop = &redemption.stop;
         redemption.tasks.spawn(Teller::new(office.clone()).run(questions, stop.clone()));
         redemption.tasks.spawn(round::run(office.clone(), waiting, stop.clone()));
@@ -284,9 +286,15 @@ impl Redemption {
         self.notes.with_books(&self.accounts, self.heard.ago())
     }
 
-    /// For how long claims may fail before the proxy counts as unready.
-    pub fn stuck_after(&self) -> Duration {
-        self.stuck_after
+    /// How redemption is doing, if claims have failed for longer than they may; otherwise this costs nothing.
+    pub fn stuck(&self) -> Option<Vitals> {
+        let stuck_after = self.settings.stuck_after;
+        self.notes.note(|vitals| vitals.is_stuck(clock::now_s(), stuck_after)).then(|| self.vitals())
+    }
+
+    /// How it is run.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Stops everything. A round in progress ends first; deposits and refunds on their way are followed a little longer.

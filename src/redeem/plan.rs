@@ -321,6 +321,14 @@ pub fn plan(
     plan
 }
 
+/// What each of so many channels costs to claim, if all are claimed together, atomic units; nothing where no coin's price
+/// is known. The settlement is not counted.
+pub fn claim_cost(rows: usize, rules: &Rules, price: &GasPrice) -> Option<Amount> {
+    let max_rows = rows_per_transaction(rules.max_rows, Some(price));
+    let pricing = Pricing { wallets: false, max_rows, units_per_coin: rules.units_per_coin?, price };
+    Some(pricing.of_each(rows))
+}
+
 /// Rows that may share a transaction. The order is the order of claims: what may cost a transaction for nothing waits for
 /// what cannot, and what can wait for what cannot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -741,7 +749,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_plan_tells_what_it_costs() {
-        let books = [statement(1, 100, 0, 50, false), statement(2, 100, 0, 7, true), wallet(statement(3, 9, 0, 5, false))];
+        let books =
+            [statement(1, 100, 0, 50, false), statement(2, 100, 0, 7, true), wallet(statement(3, 9, 0, 5, false))];
         let planned = plainly(&books, OURS, 9);
         let gas: Vec<_> = planned.batches.iter().map(Batch::gas).collect();
         assert_eq!(gas, [60_200, 60_200, 100_200]);
