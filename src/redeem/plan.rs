@@ -617,6 +617,9 @@ pub(super) mod tests {
     /// What is in which batch, and what waits.
     type Shape = (Vec<Vec<(u8, u128)>>, Vec<(u8, Why)>);
 
+    /// Its name, the books, the rules, the price of gas, and what comes of it.
+    type Case = (&'static str, Vec<Statement>, Rules, Option<GasPrice>, Shape);
+
     #[test]
     fn plans_read_like_a_table() {
         let due = |number, units| statement(number, u128::MAX, 0, units, false);
@@ -629,7 +632,7 @@ pub(super) mod tests {
         let (share, worth) = (Why::GasShare, Why::NotWorthItsGas);
         let big = ALONE * 10;
         #[rustfmt::skip]
-        let table: Vec<(&str, Vec<Statement>, Rules, Option<GasPrice>, Shape)> = vec![
+        let table: Vec<Case> = vec![
             // Who is in it, in which order.
             ("no books", vec![], two(), None, (vec![], vec![])),
             ("nothing is due", vec![statement(1, 100, 50, 50, false)], two(), None, (vec![], vec![])),
@@ -708,7 +711,7 @@ pub(super) mod tests {
         assert_eq!(sizes(130, 100), [65, 65]);
         assert_eq!(sizes(100, 100), [100]);
         assert_eq!(sizes(101, 100), [51, 50]);
-        assert_eq!(sizes(0, 100), [] as [usize; 0]);
+        assert!(sizes(0, 100).is_empty());
         assert_eq!(sizes(3, 0), [1, 1, 1]);
     }
 
@@ -718,13 +721,13 @@ pub(super) mod tests {
         // 128 KiB.
         assert_eq!(rows_per_transaction(9_999, None), 270);
         assert_eq!(in_blocks_of(400_000_000), 270);
-        assert!(CLAIM_BYTES + 270 * ROW_BYTES < MAX_TRANSACTION_BYTES);
+        const { assert!(CLAIM_BYTES + 270 * ROW_BYTES < MAX_TRANSACTION_BYTES) };
         // What the node does not say is no limit.
         assert_eq!(in_blocks_of(0), 270);
         assert_eq!(in_blocks_of(10_000_000), 167);
         assert_eq!(in_blocks_of(1), 1);
         // The gas of a transaction is none before its length, with rows of keys.
-        assert!(CLAIM_GAS + 270 * ROW_GAS < MAX_TRANSACTION_GAS / 5 * PLANNED_FIFTHS);
+        const { assert!(CLAIM_GAS + 270 * ROW_GAS < MAX_TRANSACTION_GAS / 5 * PLANNED_FIFTHS) };
     }
 
     #[test]
