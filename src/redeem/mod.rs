@@ -6,9 +6,13 @@
 //! in the books before it leaves, and followed until its fate is known, across crashes; and that the authorizer's key
 //! signs claim batches and refunds made here and nothing else. **Does not** keep accounts or answer HTTP.
 
+mod claims;
 mod deposit;
+mod flights;
 mod follow;
+mod pilot;
 mod plan;
+mod quarantine;
 mod record;
 mod resume;
 mod round;
@@ -26,9 +30,10 @@ use crate::chain::{Chain, ChainError};
 use crate::gate::{Accounts, Gate, Questions};
 use crate::ledger::View;
 use crate::protocol::{ChannelConfig, ChannelId, Domain, LocalKey};
-use crate::store::{Opening, Purpose, Transaction};
+use crate::store::Opening;
+use flights::Flights;
 use follow::Follower;
-use resume::{LastRun, Left};
+use resume::LastRun;
 use vitals::Notes;
 
 pub use plan::{Batch, Claimant, Foreign, Plan, Rules, plan};
@@ -108,6 +113,8 @@ pub(crate) struct Office<C> {
     pub(crate) chain: Arc<C>,
     pub(crate) authorizer: LocalKey,
     pub(crate) settings: Settings,
+    /// What is on its way.
+    flights: Flights,
     /// What the last process left.
     last_run: LastRun,
     /// What operators should know.
@@ -123,6 +130,7 @@ impl<C> Clone for Office<C> {
             chain: Arc::clone(&self.chain),
             authorizer: self.authorizer.clone(),
             settings: self.settings.clone(),
+            flights: self.flights.clone(),
             last_run: self.last_run.clone(),
             notes: self.notes.clone(),
             stop: self.stop.clone(),
@@ -139,14 +147,6 @@ impl<C: Chain> Office<C> {
     /// The domain claims and refunds are signed under.
     pub(crate) fn settlement(&self) -> Domain {
         *self.gate.policy().settlement()
-    }
-
-    fn take_up(&self, transaction: Transaction) -> Left {
-        let place = match &transaction.purpose {
-            Purpose::Deposit { config, salt, .. } => self.gate.deposit_place(config.id(&self.settlement()), *salt),
-            Purpose::Claim { .. } | Purpose::Settle { .. } | Purpose::Refund { .. } => None,
-        };
-        Left { transaction, place }
     }
 
     /// Reads channels at `block` or later and books what the chain says. A node that lags behind the transaction we just
@@ -188,6 +188,7 @@ pub struct Redemption {
     tasks: TaskTracker,
     heard: Heard,
     accounts: Accounts,
+    flights: Flights,
     notes: Notes,
     stuck_after: Duration,
 }
@@ -223,27 +224,29 @@ impl Redemption {
         opening: Opening,
     ) -> Self {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let (last_run, notes) = (LastRun::new(), Notes::default());
+        let (flights, last_run, notes) = (Flights::default(), LastRun::new(), Notes::default());
         let (accounts, stuck_after) = (gate.accounts().clone(), settings.stuck_after);
         let office = Office {
             gate,
             chain,
             authorizer,
             settings,
+            flights: flights.clone(),
             last_run,
             notes: notes.clone(),
             stop: stop.clone(),
             tasks: tasks.clone(),
         };
         // Before the first request can bring one of these deposits again.
-        let left = opening.unfinished.into_iter().map(|transaction| office.take_up(transaction)).collect();
+        let left = office.take_up(opening.unfinished);
         let (orders, waiting) = mpsc::channel(MAX_ORDERS);
         let heard = Heard(Arc::new(std::sync::Mutex::new(Instant::now())));
-        let redemption = Self { orders, stop, tasks, heard, accounts, notes, stuck_after };
+        let redemption = Self { orders, stop, tasks, heard, accounts, flights, notes, stuck_after };
         let stop = &redemption.stop;
         redemption.tasks.spawn(Teller::new(office.clone()).run(questions, stop.clone()));
         redemption.tasks.spawn(round::run(office.clone(), waiting, stop.clone()));
         redemption.tasks.spawn(resume::run(office.clone(), left));
+        redemption.tasks.spawn(vitals::watch_gas(office.clone()));
         let follower = Follower::new(office, redemption.orders.clone(), redemption.heard.clone(), opening.cursor);
         redemption.tasks.spawn(follower.run());
         redemption.tasks.close();
@@ -264,7 +267,7 @@ impl Redemption {
 
     /// How redemption is doing.
     pub fn vitals(&self) -> Vitals {
-        self.notes.with_books(&self.accounts, self.heard.ago())
+        self.notes.with_books(&self.accounts, &self.flights, self.heard.ago())
     }
 
     /// For how long claims may fail before the proxy counts as unready.
@@ -272,8 +275,9 @@ impl Redemption {
         self.stuck_after
     }
 
-    /// Stops everything. A round in progress ends first; deposits and refunds on their way are followed a little longer.
-    /// The journal must be open until this returns.
+    /// Stops everything. A round in progress ends first, and so do deposits and refunds on their way; but what waits for a
+    /// block is followed a little longer only, and is in the books for the next process. The journal must be open until
+    /// this returns.
     pub async fn stop(&self) {
         self.stop.cancel();
         self.tasks.wait().await;
