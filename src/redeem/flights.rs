@@ -200,11 +200,6 @@ impl Flights {
         Seat { transaction, stage }
     }
 
-    /// A seat on a flight that is on the board.
-    pub(super) fn seat(&self, slot: Slot) -> Option<Seat> {
-        self.with(slot, |flight| Seat { transaction: flight.newest().clone(), stage: flight.stage.subscribe() })
-    }
-
     /// Looks at a flight, or changes it.
     pub(super) fn with<R>(&self, slot: Slot, look: impl FnOnce(&mut Flight) -> R) -> Option<R> {
         self.aloft().get_mut(&slot).map(look)
