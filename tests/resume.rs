@@ -104,13 +104,16 @@ impl Books {
         assert!(found.iter().all(|(version, fate)| version.nonce == found[0].0.nonce && fate.is_none()), "{found:?}");
     }
 
-    /// The version that a block has, once all have ended and the others are replaced.
+    /// The version that a block has, once all have ended and the others are replaced, or came too late to be sent.
     async fn landed(&self, purpose: &str) -> (Transaction, Fate) {
         eventually("their ends are written", async || self.of(purpose).iter().all(|(_, fate)| fate.is_some())).await;
         let ends = self.of(purpose).into_iter().map(|(version, fate)| (version, fate.unwrap()));
         let (mut landed, others): (Vec<_>, Vec<_>) = ends.partition(|(_, fate)| matches!(fate, Fate::Mined { .. }));
         assert_eq!(landed.len(), 1, "{purpose}: {landed:?}");
-        assert!(others.iter().all(|(version, fate)| *fate == Fate::Replaced && version.nonce == landed[0].0.nonce));
+        let replaced = |(version, fate): &(Transaction, Fate)| {
+            matches!(fate, Fate::Replaced | Fate::NeverSent) && version.nonce == landed[0].0.nonce
+        };
+        assert!(others.iter().all(replaced), "{purpose}: {others:?}");
         landed.pop().unwrap()
     }
 
@@ -1003,7 +1006,8 @@ async fn a_claim_whose_nonce_is_far_ahead_is_given_up_and_made_anew() {
     let round = life.redeeming();
     assert_eq!(place.written("claim").await.nonce, 1_001);
     place.gateway.lie(Lies::default());
-    assert!(round.await.unwrap().is_complete());
+    let report = round.await.unwrap();
+    assert!(report.is_complete(), "{report:?}");
     let claims: Vec<_> = place.books.of("claim").into_iter().map(|(sent, fate)| (sent.nonce, fate.unwrap())).collect();
     let [(1_001, Fate::GivenUp), .., (1, Fate::Mined { success: true, .. })] = &claims[..] else { panic!("{claims:?}") };
     assert_eq!((place.nonce().await, place.earned(terms().pay_to)), (3, PRICE));
@@ -1059,6 +1063,9 @@ async fn a_claim_that_a_reorganisation_drops_before_it_is_deep_enough_lands_agai
     let place = Place::new().await;
     let (life, payer) = (place.life_sending(NEVER, 3).await, place.payer(9));
     life.opened(&payer).await;
+    assert_eq!(place.books.of("deposit")[0].1, None, "it is not deep enough");
+    place.devnet.mine(2).unwrap();
+    place.books.ended("deposit").await;
     let report = life.redemption.redeem().await.unwrap();
     assert_eq!((report.claimed.units(), report.settled.units()), (PRICE, PRICE), "{report:?}");
     let (claim, fate) = place.books.of("claim").pop().unwrap();

@@ -266,6 +266,7 @@ impl<C: Chain> Pilot<'_, C> {
         }
         self.gaps = 0;
         if nonce.abs_diff(nonces.mined) > MAX_GAP {
+            self.office.flights.unlearn();
             return true;
         }
         self.office.fill_gap(nonces.mined, self.slot).await;
