@@ -82,6 +82,7 @@ impl<C: Chain> Follower<C> {
                     (caught_up, failing, behind) = (true, false, look.behind);
                     self.heard.now();
                     if self.leaving.calls_for_a_round(&self.office, look.announced) {
+                        self.office.hurry();
                         // Nobody waits for the report; a full queue already holds an order for a round.
                         let _ = self.orders.try_send(oneshot::channel().0);
                     }
