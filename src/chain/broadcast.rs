@@ -9,7 +9,7 @@ use serde_json::json;
 use super::bindings::hash_of;
 use super::error::ChainError;
 use super::node::Node;
-use super::rpc::{Failure, Fate};
+use super::rpc::{Failure, Fate, REQUEST_TIMEOUT};
 use super::types::SignedTransaction;
 
 /// Why a broadcast did not simply succeed.
@@ -78,7 +78,7 @@ impl Verdict {
 impl Node {
     pub(super) async fn broadcast(&self, signed: &SignedTransaction) -> Result<(), Broadcast> {
         let params = json!([hex::encode_prefixed(&signed.raw)]);
-        match self.rpc.ask::<B256>("eth_sendRawTransaction", params).await {
+        match self.rpc.ask::<B256>("eth_sendRawTransaction", params, REQUEST_TIMEOUT).await {
             Ok(hash) if hash_of(hash) == signed.hash => Ok(()),
             Ok(_) => Err(Broadcast::Unclear(ChainError::decode("the hash of the transaction that was sent"))),
             Err(failure) => Err(judge(failure)),

@@ -186,7 +186,7 @@ impl Chain for AlloyChain {
     }
 
     async fn head(&self) -> Result<Head, ChainError> {
-        Ok(self.nodes.read(Node::newest).await?.head())
+        self.nodes.head().await
     }
 
     async fn channel(&self, id: ChannelId) -> Result<View, ChainError> {

@@ -89,7 +89,7 @@ pub trait Chain: Send + Sync + 'static {
     /// A block by its number, if the chain is that long.
     fn block(&self, number: u64) -> impl Future<Output = Result<Option<Head>, ChainError>> + Send;
 
-    /// The newest block.
+    /// The newest block; of several nodes, the newest that two of them have.
     fn head(&self) -> impl Future<Output = Result<Head, ChainError>> + Send;
 
     /// One channel, at the newest block. A channel that was never opened has no balance. Its balance is what counts

@@ -10,14 +10,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use alloy::primitives::{B256, U64, U256};
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::bindings::hash_of;
 use super::error::ChainError;
-use super::rpc::Rpc;
+use super::rpc::{Failure, REQUEST_TIMEOUT, Rpc};
 use super::types::{Head, NodeHealth};
 use super::url::RpcUrl;
 use crate::clock::now_s;
@@ -28,6 +29,8 @@ const AVOID_FIRST: Duration = Duration::from_secs(1);
 const AVOID_MOST: Duration = Duration::from_secs(60);
 /// Failures in a row that are counted; more do not make the pause longer.
 const MAX_STRIKES: u32 = 6;
+/// How long a node may take to answer a question where there is another one to ask; else [`REQUEST_TIMEOUT`].
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a node that failed may take to show that it is back, before the next one is asked instead.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The longest description of a problem, in characters.
@@ -56,6 +59,7 @@ pub(super) struct Node {
     pub(super) rpc: Rpc,
     name: String,
     max_lag: Option<Duration>,
+    patience: Duration,
     sight: Mutex<Sight>,
     /// The id of its chain, once it told.
     chain_id: OnceCell<u64>,
@@ -101,12 +105,14 @@ pub(super) enum Standing {
 }
 
 impl Node {
-    pub(super) fn new(url: RpcUrl, max_lag: Option<Duration>) -> Result<Self, ChainError> {
+    /// A node, one of several or the only one; nothing is sent yet.
+    pub(super) fn new(url: RpcUrl, max_lag: Option<Duration>, several: bool) -> Result<Self, ChainError> {
         let name = url.origin();
         Ok(Self {
             rpc: Rpc::new(url)?,
             name,
             max_lag,
+            patience: if several { PATIENCE } else { REQUEST_TIMEOUT },
             sight: Mutex::default(),
             chain_id: OnceCell::new(),
             has_multicall: OnceCell::new(),
@@ -123,9 +129,18 @@ impl Node {
         self.sight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Asks one question.
+    pub(super) async fn ask<R: DeserializeOwned>(
+        &self,
+        method: &'static str,
+        params: impl Serialize,
+    ) -> Result<R, Failure> {
+        self.rpc.ask(method, params, self.patience).await
+    }
+
     /// The id of its chain, which is asked for once.
     pub(super) async fn chain_id(&self) -> Result<u64, ChainError> {
-        let ask = || async { Ok(self.rpc.ask::<U64>("eth_chainId", json!([])).await?.to::<u64>()) };
+        let ask = || async { Ok(self.ask::<U64>("eth_chainId", json!([])).await?.to::<u64>()) };
         self.chain_id.get_or_try_init(ask).await.copied()
     }
 
@@ -136,7 +151,7 @@ impl Node {
 
     /// The newest block.
     pub(super) async fn newest(&self) -> Result<RawHead, ChainError> {
-        let head: RawHead = self.rpc.ask("eth_getBlockByNumber", json!(["latest", false])).await?;
+        let head: RawHead = self.ask("eth_getBlockByNumber", json!(["latest", false])).await?;
         let timestamp = head.timestamp.to::<u64>();
         // A clock of ours that is behind the chain's makes no node late.
         let lag_s = now_s().saturating_sub(timestamp);
@@ -271,7 +286,7 @@ mod tests {
     use super::*;
 
     fn node() -> Node {
-        Node::new("https://u:pa55word@node.example:8443/v2/abcdefgh12345678".parse().unwrap(), None).unwrap()
+        Node::new("https://u:pa55word@node.example:8443/v2/abcdefgh12345678".parse().unwrap(), None, true).unwrap()
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::broadcast::{Broadcast, Verdict};
 use super::error::ChainError;
 use super::node::{Node, Standing};
-use super::types::{NodeHealth, SignedTransaction};
+use super::types::{Head, NodeHealth, SignedTransaction};
 use super::url::RpcUrl;
 
 /// How long the other nodes may take to receive a transaction once one has accepted it.
@@ -27,8 +27,6 @@ const BROADCAST_GRACE: Duration = Duration::from_secs(2);
 /// How many blocks two nodes may be apart and still be compared, at the lower one's. One that is further behind would show
 /// a state that is long gone, which the other may not keep any more (most keep 128); it counts as failed.
 const MAX_BLOCKS_APART: u64 = 32;
-/// How many times a comparison starts over with other nodes before it is given up.
-const MAX_COMPARISONS: usize = 8;
 
 /// The nodes of one chain, in the order of preference; at least one.
 #[derive(Debug)]
@@ -41,7 +39,8 @@ impl Nodes {
     /// Asks all nodes for their chain id. Those that answer must agree, and one must answer; those that do not are held to
     /// it when they do.
     pub(super) async fn open(urls: Vec<RpcUrl>, max_lag: Option<Duration>) -> Result<Self, ChainError> {
-        let list = urls.into_iter().map(|url| Node::new(url, max_lag)).collect::<Result<Vec<_>, _>>()?;
+        let several = urls.len() > 1;
+        let list = urls.into_iter().map(|url| Node::new(url, max_lag, several)).collect::<Result<Vec<_>, _>>()?;
         let ids = join_all(list.iter().map(Node::chain_id)).await;
         let (mut known, mut failure): (Vec<(&Node, u64)>, _) = (Vec::new(), None);
         for (node, id) in list.iter().zip(ids) {
@@ -164,6 +163,16 @@ impl Nodes {
         Ok(answers)
     }
 
+    /// The newest block that two nodes have, or the only one that answers: what happened in it, [`Nodes::agree`] can show.
+    pub(super) async fn head(&self) -> Result<Head, ChainError> {
+        let mut pair = Vec::new();
+        let head = self.candidates().meet(&mut pair).await?;
+        for (node, _) in pair {
+            node.answered();
+        }
+        Ok(head)
+    }
+
     /// Reads from two nodes at the newest block that both have, and compares; where they differ, a third decides. With one
     /// node, or one that answers, its word is taken.
     ///
@@ -176,23 +185,10 @@ impl Nodes {
         Fut: Future<Output = Result<T, ChainError>>,
     {
         let mut candidates = self.candidates();
-        // At most two, each with the number of its newest block.
-        let mut pair: Vec<(&Node, u64)> = Vec::new();
-        for _ in 0..MAX_COMPARISONS {
-            candidates.fill(&mut pair).await;
-            let block = match *pair.as_slice() {
-                [] => return Err(candidates.into_failure()),
-                [(_, only)] => only,
-                [(one, at), (other, other_at), ..] => {
-                    if at.abs_diff(other_at) > MAX_BLOCKS_APART {
-                        let late = if at < other_at { one } else { other };
-                        candidates.failed(late, ChainError::decode("a newest block like that of the other nodes"));
-                        pair.retain(|(node, _)| !std::ptr::eq(*node, late));
-                        continue;
-                    }
-                    at.min(other_at)
-                }
-            };
+        let mut pair = Vec::new();
+        // Each time around, nodes are left out that cannot be asked, of which there are only so many.
+        loop {
+            let block = candidates.meet(&mut pair).await?.number;
             let answers = join_all(pair.iter().map(|(node, _)| read(node, block))).await;
             let mut stories: Vec<(&Node, T)> = Vec::new();
             let mut complete = true;
@@ -211,7 +207,6 @@ impl Nodes {
             }
             return self.compare(what, &mut candidates, stories, |node| read(node, block), block).await;
         }
-        Err(candidates.into_failure())
     }
 
     async fn compare<'a, T, F, Fut>(
@@ -357,8 +352,28 @@ impl<'a> Candidates<'a> {
         }
     }
 
+    /// The newest block that two nodes have, or one where no other is left that is not known to fail. `pair` holds them, each
+    /// with its own newest block.
+    async fn meet(&mut self, pair: &mut Vec<(&'a Node, Head)>) -> Result<Head, ChainError> {
+        loop {
+            self.fill(pair).await;
+            match *pair.as_slice() {
+                [] => return Err(self.failure.take().unwrap_or(ChainError::decode("a chain node that can be asked"))),
+                [(_, head)] => return Ok(head),
+                [(one, head), (other, other_head), ..] => {
+                    let (late, lower) = if head.number < other_head.number { (one, head) } else { (other, other_head) };
+                    if head.number.abs_diff(other_head.number) <= MAX_BLOCKS_APART {
+                        return Ok(lower);
+                    }
+                    self.failed(late, ChainError::decode("a newest block like that of the other nodes"));
+                    pair.retain(|(node, _)| !std::ptr::eq(*node, late));
+                }
+            }
+        }
+    }
+
     /// Asks for newest blocks until there are two nodes, or nobody is left who is not known to fail.
-    async fn fill(&mut self, pair: &mut Vec<(&'a Node, u64)>) {
+    async fn fill(&mut self, pair: &mut Vec<(&'a Node, Head)>) {
         loop {
             let mut asked = Vec::new();
             while pair.len().saturating_add(asked.len()) < 2 {
@@ -371,7 +386,7 @@ impl<'a> Candidates<'a> {
             }
             for (node, newest) in asked.iter().copied().zip(join_all(asked.iter().map(|node| node.newest())).await) {
                 match newest {
-                    Ok(newest) => pair.push((node, newest.number.to::<u64>())),
+                    Ok(newest) => pair.push((node, newest.head())),
                     Err(error) => self.failed(node, error),
                 }
             }

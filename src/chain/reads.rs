@@ -70,7 +70,7 @@ impl Node {
     async fn call(&self, to: EvmAddress, data: Vec<u8>, block: Option<u64>) -> Result<Bytes, ChainError> {
         let at = block.map_or("latest".to_owned(), |number| format!("{number:#x}"));
         let transaction = json!({"to": to, "data": hex::encode_prefixed(data)});
-        Ok(self.rpc.ask("eth_call", json!([transaction, at])).await?)
+        Ok(self.ask("eth_call", json!([transaction, at])).await?)
     }
 
     pub(super) async fn read<C: SolCall>(
@@ -92,7 +92,7 @@ impl Node {
     }
 
     pub(super) async fn code_at(&self, address: Address) -> Result<Bytes, ChainError> {
-        Ok(self.rpc.ask("eth_getCode", json!([evm(address), "latest"])).await?)
+        Ok(self.ask("eth_getCode", json!([evm(address), "latest"])).await?)
     }
 
     async fn has_multicall(&self) -> Result<bool, ChainError> {
@@ -210,7 +210,7 @@ impl Node {
     }
 
     async fn tip(&self) -> Result<u128, ChainError> {
-        let suggested = self.rpc.ask::<U256>("eth_maxPriorityFeePerGas", json!([])).await.map_err(ChainError::from);
+        let suggested = self.ask::<U256>("eth_maxPriorityFeePerGas", json!([])).await.map_err(ChainError::from);
         match suggested {
             Ok(tip) => Ok(u128::try_from(tip).unwrap_or(MAX_TIP_WEI).min(MAX_TIP_WEI)),
             Err(ChainError::Refused { .. }) => Ok(DEFAULT_TIP_WEI),
@@ -241,12 +241,12 @@ impl Node {
 
     pub(super) async fn block(&self, number: u64) -> Result<Option<Head>, ChainError> {
         let params = json!([U64::from(number), false]);
-        let block: Option<RawHead> = self.rpc.ask("eth_getBlockByNumber", params).await?;
+        let block: Option<RawHead> = self.ask("eth_getBlockByNumber", params).await?;
         Ok(block.map(|block| block.head()))
     }
 
     pub(super) async fn gas_balance(&self, address: Address) -> Result<U256, ChainError> {
-        Ok(self.rpc.ask("eth_getBalance", json!([evm(address), "latest"])).await?)
+        Ok(self.ask("eth_getBalance", json!([evm(address), "latest"])).await?)
     }
 
     pub(super) async fn payer_evidence(
@@ -266,7 +266,7 @@ impl Node {
             "data": hex::encode_prefixed(question.abi_encode()),
             "gas": U64::from(WALLET_GAS),
         });
-        match self.rpc.ask::<Bytes>("eth_call", json!([transaction, "latest"])).await.map_err(ChainError::from) {
+        match self.ask::<Bytes>("eth_call", json!([transaction, "latest"])).await.map_err(ChainError::from) {
             Ok(answer) if answer.first_chunk() == Some(&ERC1271_MAGIC) => Ok(PayerEvidence::Approved),
             Ok(_) | Err(ChainError::Reverted { .. }) => Ok(PayerEvidence::Refused),
             Err(error) => Err(error),
@@ -279,7 +279,7 @@ impl Node {
         let transaction = json!({
             "from": evm(sender), "to": evm(SETTLEMENT), "data": call.calldata(), "gas": U64::from(allowance),
         });
-        let answer: Result<U64, _> = self.rpc.ask("eth_estimateGas", json!([transaction, "latest"])).await;
+        let answer: Result<U64, _> = self.ask("eth_estimateGas", json!([transaction, "latest"])).await;
         match answer.map(|gas| gas.to::<u64>()).map_err(ChainError::from) {
             // Not every node keeps to the allowance.
             Ok(gas) if gas > allowance => Err(too_much_gas(allowance)),
@@ -291,18 +291,17 @@ impl Node {
     }
 
     pub(super) async fn transaction_count(&self, account: Address, at: &'static str) -> Result<u64, ChainError> {
-        let count: U64 = self.rpc.ask("eth_getTransactionCount", json!([evm(account), at])).await?;
+        let count: U64 = self.ask("eth_getTransactionCount", json!([evm(account), at])).await?;
         Ok(count.to::<u64>())
     }
 
     pub(super) async fn knows_transaction(&self, hash: Hash) -> Result<bool, ChainError> {
-        let found: Option<serde::de::IgnoredAny> =
-            self.rpc.ask("eth_getTransactionByHash", json!([word(hash)])).await?;
+        let found: Option<serde::de::IgnoredAny> = self.ask("eth_getTransactionByHash", json!([word(hash)])).await?;
         Ok(found.is_some())
     }
 
     pub(super) async fn receipt(&self, transaction: Hash) -> Result<Option<Mined>, ChainError> {
-        let receipt: Option<RawReceipt> = self.rpc.ask("eth_getTransactionReceipt", json!([word(transaction)])).await?;
+        let receipt: Option<RawReceipt> = self.ask("eth_getTransactionReceipt", json!([word(transaction)])).await?;
         let Some(receipt) = receipt else { return Ok(None) };
         // Some nodes answer for pending transactions too, without a block.
         let (Some(block), Some(block_hash)) = (receipt.block_number, receipt.block_hash) else { return Ok(None) };
@@ -322,7 +321,7 @@ impl Node {
 
     /// Fails where the node has not this block yet: it would answer for those it has, as if nothing had happened in the others.
     async fn has_reached(&self, block: u64) -> Result<(), ChainError> {
-        let newest: U64 = self.rpc.ask("eth_blockNumber", json!([])).await?;
+        let newest: U64 = self.ask("eth_blockNumber", json!([])).await?;
         if newest.to::<u64>() < block {
             Err(ChainError::decode("a node that has the blocks asked for"))
         } else {
@@ -367,7 +366,7 @@ impl Node {
             "fromBlock": format!("{from_block:#x}"),
             "toBlock": format!("{to_block:#x}"),
         });
-        Ok(self.rpc.ask("eth_getLogs", json!([filter])).await?)
+        Ok(self.ask("eth_getLogs", json!([filter])).await?)
     }
 }
 

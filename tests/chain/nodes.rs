@@ -11,6 +11,8 @@ enum Mode {
     Honest,
     /// Answers everything with this HTTP status.
     Broken(StatusCode),
+    /// Never answers.
+    Hangs,
     /// Says that it has taken a transaction, and has not.
     Swallows,
     /// Says this to a transaction, which it does not pass on.
@@ -40,6 +42,7 @@ impl Gateway {
                     async || client.post(&upstream).json(&request).send().await.unwrap().json::<Value>().await.unwrap();
                 let sends = request["method"] == SEND;
                 let reply: Response = match mode {
+                    Mode::Hangs => std::future::pending().await,
                     Mode::Broken(status) => (status, "no").into_response(),
                     Mode::Swallows if sends => {
                         let raw = alloy::primitives::hex::decode(request["params"][0].as_str().unwrap()).unwrap();
@@ -131,7 +134,8 @@ async fn questions_go_to_the_first_node_that_works() {
     let chain = over(&nodes).await;
     let mut first_asked = nodes[0].asked();
     let mut second_asked = nodes[1].asked();
-    chain.head().await.unwrap();
+    let ask = async || chain.gas_balance(dev("gas").address()).await;
+    ask().await.unwrap();
     assert_eq!((nodes[0].asked(), nodes[1].asked()), (first_asked + 1, second_asked), "the order is the preference");
     assert_eq!(healths(&chain), [(true, true), (false, true)]);
 
@@ -143,19 +147,20 @@ async fn questions_go_to_the_first_node_that_works() {
     ];
     for fault in faults {
         nodes[0].set(fault);
-        assert_eq!(chain.head().await.unwrap().number, stage.devnet.block_number());
+        assert!(ask().await.unwrap() > 0);
         assert_eq!(healths(&chain), [(false, false), (true, true)]);
         let problem = chain.nodes()[0].problem.clone().unwrap();
         assert!(!problem.contains("secret"), "{problem}");
         // It is left alone for a while.
         first_asked = nodes[0].asked();
-        chain.gas_balance(SETTLEMENT).await.unwrap();
+        ask().await.unwrap();
+        chain.head().await.unwrap();
         assert_eq!(nodes[0].asked(), first_asked);
         nodes[0].set(Mode::Honest);
         until(&chain, |nodes| nodes[0].preferred && nodes[0].ok && nodes[0].problem.is_none()).await;
     }
     second_asked = nodes[1].asked();
-    chain.head().await.unwrap();
+    ask().await.unwrap();
     assert_eq!(nodes[1].asked(), second_asked, "and the first is asked again");
 
     // None at all: the error is the first one's, and a node that comes back is found at once, avoided or not.
@@ -169,6 +174,19 @@ async fn questions_go_to_the_first_node_that_works() {
     }
     nodes[1].set(Mode::Honest);
     chain.head().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_hangs_holds_up_nothing_for_long() {
+    let stage = Stage::set().await;
+    let nodes = gateways::<2>(&stage).await;
+    let chain = over(&nodes).await;
+    nodes[0].set(Mode::Hangs);
+    // Also where it is only asked for one side of a comparison, and where it should take a transaction.
+    assert_eq!(chain.channel(stage.id(1)).await.unwrap().balance, Amount::ZERO);
+    assert_eq!(healths(&chain), [(false, false), (true, true)]);
+    mine(&chain, &stage.deposit(1, 100_000)).await;
+    assert_eq!(chain.channel(stage.id(1)).await.unwrap().balance, Amount::new(100_000));
 }
 
 #[tokio::test]
@@ -397,6 +415,8 @@ async fn nodes_are_compared_at_a_block_that_both_have() {
     nodes[1].set(Mode::Twists(four_behind));
     let views = chain.channels(&[stage.id(1), stage.id(2)]).await.unwrap();
     assert_eq!((views[0].block, views[0].balance, views[1].balance), (block, Amount::new(100_000), Amount::ZERO));
+    // Nobody is told of a block whose channels could not be shown yet.
+    assert_eq!(chain.head().await.unwrap().number, block);
     assert_eq!(healths(&chain), [(true, true), (false, true)]);
 
     // One that is far behind is left out.
@@ -405,6 +425,7 @@ async fn nodes_are_compared_at_a_block_that_both_have() {
     nodes[1].set(Mode::Twists(|request, answer| (0..10).fold(answer, |answer, _| four_behind(request, answer))));
     let views = chain.channels(&[stage.id(1), stage.id(2)]).await.unwrap();
     assert_eq!((views[0].block, views[1].balance), (head, Amount::new(50_000)));
+    assert_eq!(chain.head().await.unwrap().number, head);
     assert_eq!(healths(&chain), [(true, true), (false, false)]);
 }
 
