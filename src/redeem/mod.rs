@@ -8,12 +8,15 @@
 
 mod deposit;
 mod follow;
+mod idle;
 mod plan;
 mod record;
 mod resume;
 mod round;
+mod sweep;
 mod teller;
 mod vitals;
+mod window;
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -143,7 +146,7 @@ impl<C: Chain> Office<C> {
 
     fn take_up(&self, transaction: Transaction) -> Left {
         let place = match &transaction.purpose {
-            Purpose::Deposit { config, salt, .. } => self.gate.deposit_place(config.id(&self.settlement()), *salt),
+            Purpose::Deposit { config, salt, .. } => self.gate.deposit_place(config, *salt),
             Purpose::Claim { .. } | Purpose::Settle { .. } | Purpose::Refund { .. } => None,
         };
         Left { transaction, place }
@@ -244,6 +247,7 @@ impl Redemption {
         redemption.tasks.spawn(Teller::new(office.clone()).run(questions, stop.clone()));
         redemption.tasks.spawn(round::run(office.clone(), waiting, stop.clone()));
         redemption.tasks.spawn(resume::run(office.clone(), left));
+        redemption.tasks.spawn(idle::run(office.clone()));
         let follower = Follower::new(office, redemption.orders.clone(), redemption.heard.clone(), opening.cursor);
         redemption.tasks.spawn(follower.run());
         redemption.tasks.close();
