@@ -351,7 +351,9 @@ fn a_hold_is_resolved_once() {
     let view = View { block: 1, balance: Amount::new(100), ..View::default() };
     run(&mut channel, &Command::Observe { view }).unwrap();
     let voucher = signed(&config, &key, &domain, 10);
-    let Ok(Event::Held(hold)) = run(&mut channel, &Command::Hold { voucher: &voucher, price: Amount::new(10), limits: Limits::default() }) else {
+    let Ok(Event::Held(hold)) =
+        run(&mut channel, &Command::Hold { voucher: &voucher, price: Amount::new(10), limits: Limits::default() })
+    else {
         panic!("the voucher is good")
     };
     run(&mut channel, &Command::Post { hold: hold.number, charge: Amount::new(4) }).unwrap();
@@ -406,7 +408,9 @@ fn what_a_sent_refund_gives_back_is_not_served_on_until_its_nonce_is_used_up() {
 
     let hold = |channel: &Channel, max: i128| {
         let voucher = signed(&config, &key, &domain, max);
-        channel.decide(&Command::Hold { voucher: &voucher, price: amount(max), limits: Limits::default() }, 0).map(|_| ())
+        channel
+            .decide(&Command::Hold { voucher: &voucher, price: amount(max), limits: Limits::default() }, 0)
+            .map(|_| ())
     };
     assert_eq!((hold(&channel, 30), hold(&channel, 31)), (Ok(()), Err(Reject::ExceedsWithdrawal)));
     // A later block in which it is still not paid changes nothing.
@@ -539,7 +543,11 @@ fn a_reorganisation_that_drops_a_claim_makes_it_due_again_and_one_that_drops_a_d
     let dropped = View { block: 6, ..view };
     run_at(&mut channel, &Command::Rewind { view: dropped, gone: 8 }, 77).unwrap();
     assert_eq!((channel.unclaimed(), channel.unclaimed_since()), (Amount::new(30), Some(77)));
-    assert_eq!(channel.latest().map(|latest| latest.max_claimable), Some(Amount::new(30)), "the voucher is still there");
+    assert_eq!(
+        channel.latest().map(|latest| latest.max_claimable),
+        Some(Amount::new(30)),
+        "the voucher is still there"
+    );
     run_at(&mut channel, &Command::Rewind { view: View { block: 4, ..View::default() }, gone: 6 }, 78).unwrap();
     assert_eq!((channel.shortfall(), channel.ceiling()), (Amount::new(30), Amount::ZERO));
 }
@@ -582,7 +590,8 @@ fn the_provider_gives_back_what_is_left_unless_something_is_going_on() {
     run(&mut channel, &Command::Observe { view: leaving }).unwrap();
     assert_eq!(run(&mut channel, &Command::BeginReturn), Err(Reject::Withdrawing));
     assert!(channel.is_open());
-    let drained = View { block: 3, balance: Amount::new(40), total_claimed: Amount::new(40), withdrawal: None, ..leaving };
+    let drained =
+        View { block: 3, balance: Amount::new(40), total_claimed: Amount::new(40), withdrawal: None, ..leaving };
     run(&mut channel, &Command::Observe { view: drained }).unwrap();
     assert_eq!(run(&mut channel, &Command::BeginReturn), Err(Reject::NothingToRefund));
     assert!(!channel.is_open());

@@ -298,7 +298,9 @@ impl Accounts {
     pub(super) fn begin_return(&self, id: &ChannelId) -> Option<Result<(RefundTicket, Amount), Reject>> {
         let event = self.change(id, &Command::BeginReturn)?;
         Some(event.map(|event| match event {
-            Event::RefundBegun { amount } => (RefundTicket { accounts: self.clone(), channel: *id, sent: false }, amount),
+            Event::RefundBegun { amount } => {
+                (RefundTicket { accounts: self.clone(), channel: *id, sent: false }, amount)
+            }
             other => unreachable!("a return is answered with {other:?}"),
         }))
     }

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
-use super::{Gate, Peer};
 use super::accounts::{self, Hold, Payer};
 use super::answer::Refusal;
 use super::desk::{DepositEnd, Place, RefundError};
 use super::policy::{Policy, Route, Terms};
+use super::{Gate, Peer};
 use crate::clock;
 use crate::ledger::{Channel, Reject, View};
 use crate::protocol::channel::Authorizer;

@@ -15,8 +15,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::protocol::voucher::PayerEvidence;
 use crate::protocol::bytes::keccak256;
+use crate::protocol::voucher::PayerEvidence;
 use crate::protocol::{Address, Hash, Signature};
 
 /// How long an answer may be reused.
@@ -58,7 +58,14 @@ impl Evidence {
     }
 
     /// Keeps what the account said to a question that was asked at `asked`.
-    pub(super) fn keep(&self, payer: Address, digest: Hash, signature: &Signature, said: PayerEvidence, asked: Instant) {
+    pub(super) fn keep(
+        &self,
+        payer: Address,
+        digest: Hash,
+        signature: &Signature,
+        said: PayerEvidence,
+        asked: Instant,
+    ) {
         self.lock().keep(payer, digest, signature, said, asked);
     }
 

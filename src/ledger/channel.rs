@@ -628,13 +628,7 @@ impl Channel {
         Ok(())
     }
 
-    fn decide_hold(
-        &self,
-        voucher: &VerifiedVoucher,
-        price: Amount,
-        limits: Limits,
-        now: u64,
-    ) -> Result<Event, Reject> {
+    fn decide_hold(&self, voucher: &VerifiedVoucher, price: Amount, limits: Limits, now: u64) -> Result<Event, Reject> {
         if voucher.channel() != self.id {
             return Err(Reject::OtherChannel);
         }

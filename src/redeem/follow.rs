@@ -337,9 +337,8 @@ impl<C: Chain> Follower<C> {
         }
         self.suspects.retain(|_, suspect| suspect.block > head.number);
         let patience = self.office.settings.poll.saturating_mul(POLLS_BEFORE_REWIND);
-        let convicted = |suspect: &Suspect| {
-            suspect.since + patience <= now && suspect.head < head.number && lag <= MAX_HEAD_AGE_S
-        };
+        let convicted =
+            |suspect: &Suspect| suspect.since + patience <= now && suspect.head < head.number && lag <= MAX_HEAD_AGE_S;
         let convicted: Vec<_> = self.suspects.iter().filter(|(_, suspect)| convicted(suspect)).collect();
         let books = |(id, suspect): (&ChannelId, &Suspect)| {
             let books = self.office.accounts().statement(id).filter(|books| books.view.block == suspect.block)?;

@@ -51,9 +51,8 @@ async fn look<C: Chain>(office: &Office<C>, idle: Duration) {
     let decimals = office.gate.policy().terms().token.decimals;
     let unused_since = clock::now_s().saturating_sub(idle.as_secs());
     let ours = office.authorizer.address();
-    let found = office.accounts().idle(unused_since, least(decimals), MAX_AT_ONCE, |config| {
-        config.receiver_authorizer == ours
-    });
+    let found =
+        office.accounts().idle(unused_since, least(decimals), MAX_AT_ONCE, |config| config.receiver_authorizer == ours);
     if found.is_empty() {
         return;
     }
