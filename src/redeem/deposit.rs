@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Office;
 use super::flights::{Seat, Stage};
-use crate::chain::{Chain, Mined};
+use crate::chain::{Chain, Happening, Mined};
 use crate::gate::desk::{DepositEnd, DepositPlace};
 use crate::ledger::View;
 use crate::protocol::deposit::Authorization;
@@ -35,6 +35,23 @@ enum Ours<'a> {
     MayLand,
     Reverted(&'a Mined),
     Lost(Hash),
+}
+
+/// After how many blocks a deposit that the balance does not show is not waited for any more. No chain makes a deposit
+/// count later, so something went out of the channel again.
+const MAX_UNCOUNTED_BLOCKS: u64 = 128;
+
+/// Whether a view has the deposit in it that a receipt tells of, or will never have it. `known` is whether the books have
+/// the channel at all.
+fn counts(deposit: &Relayed, block: u64, mined: Option<&Mined>, view: &View, known: bool) -> bool {
+    let after = |what: &Happening| match what {
+        Happening::Deposited { channel, new_balance, .. } if *channel == deposit.id => Some(*new_balance),
+        _ => None,
+    };
+    let events = mined.map_or(&[][..], |mined| &mined.events);
+    let balance = events.iter().filter_map(|event| after(&event.what)).next_back();
+    let counts = known && balance.is_none_or(|balance| view.balance >= balance);
+    counts || view.block >= block.saturating_add(MAX_UNCOUNTED_BLOCKS)
 }
 
 impl<C: Chain> Office<C> {
@@ -67,10 +84,11 @@ impl<C: Chain> Office<C> {
             let stage = seat.stage();
             let decided = match &stage {
                 Stage::Mined(mined) if mined.success => {
-                    // It was booked when it landed.
-                    let view = self.accounts().statement(&deposit.id).map(|books| books.view);
-                    let landed = view.map(|view| DepositEnd::Landed { transaction: mined.hash, view });
-                    return Some(landed.unwrap_or_else(|| DepositEnd::Dead("the channel has no balance".to_owned())));
+                    if let Some(view) = self.book_deposit(deposit, mined.block, Some(mined)).await {
+                        return Some(DepositEnd::Landed { transaction: mined.hash, view });
+                    }
+                    // A reorganisation may have dropped it meanwhile.
+                    continue;
                 }
                 Stage::Mined(mined) => self.landed_without_us(deposit, Ours::Reverted(mined)).await,
                 Stage::Aloft | Stage::Lost { may_land: true } => {
@@ -84,7 +102,7 @@ impl<C: Chain> Office<C> {
             };
             match decided {
                 Ok(Some(block)) => {
-                    if let Some(view) = self.book_deposit(deposit, block).await {
+                    if let Some(view) = self.book_deposit(deposit, block, None).await {
                         return Some(DepositEnd::Landed { transaction: hash, view });
                     }
                 }
@@ -114,9 +132,16 @@ impl<C: Chain> Office<C> {
         }
     }
 
-    async fn book_deposit(&self, deposit: &Relayed, block: u64) -> Option<View> {
+    /// Nothing, where it is not in the books yet: the channel cannot be read, or the deposit does not count yet. Then its
+    /// place stays taken, so that nobody deposits again what is there already.
+    async fn book_deposit(&self, deposit: &Relayed, block: u64, mined: Option<&Mined>) -> Option<View> {
         match self.refresh_since(&[(deposit.id, deposit.config)], block).await {
             Ok(views) => {
+                let known = self.accounts().knows(&deposit.id);
+                if !views.iter().all(|view| counts(deposit, block, mined, view, known)) {
+                    tokio::time::sleep(self.settings.poll).await;
+                    return None;
+                }
                 self.accounts().note_deposit(&deposit.id, deposit.salt);
                 views.first().copied()
             }

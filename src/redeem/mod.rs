@@ -10,6 +10,7 @@ mod claims;
 mod deposit;
 mod flights;
 mod follow;
+mod idle;
 mod pilot;
 mod plan;
 mod preview;
@@ -17,10 +18,12 @@ mod quarantine;
 mod record;
 mod resume;
 mod round;
+mod sweep;
 mod teller;
 mod triggers;
 mod vitals;
 mod wei;
+mod window;
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -259,6 +262,7 @@ impl Redemption {
         redemption.tasks.spawn(preview::run(office.clone(), curious, stop.clone()));
         redemption.tasks.spawn(resume::run(office.clone(), left));
         redemption.tasks.spawn(vitals::watch_gas(office.clone()));
+        redemption.tasks.spawn(idle::run(office.clone()));
         let follower = Follower::new(office, redemption.orders.clone(), redemption.heard.clone(), opening.cursor);
         redemption.tasks.spawn(follower.run());
         redemption.tasks.close();

@@ -75,7 +75,7 @@ impl<C: Chain> Office<C> {
         let take_up = |(slot, versions): (Slot, Vec<Transaction>)| {
             let seat = self.flights.board(slot, versions, false);
             let place = match &seat.transaction.purpose {
-                Purpose::Deposit { config, salt, .. } => self.gate.deposit_place(config.id(&self.settlement()), *salt),
+                Purpose::Deposit { config, salt, .. } => self.gate.deposit_place(config, *salt),
                 Purpose::Claim { .. } | Purpose::Settle { .. } | Purpose::Refund { .. } => None,
             };
             Left { slot, seat, place }
