@@ -16,7 +16,7 @@ use super::{
     Store, Upstream, parse_duration, write_duration,
 };
 use crate::gate::path::PathPattern;
-use crate::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
+use crate::gate::policy::{Policy, Price, Route, Terms, TokenTerms, Transfer};
 use crate::protocol::amount::AmountError;
 use crate::protocol::bytes::HexError;
 use crate::protocol::channel::{MAX_WITHDRAW_DELAY_S, MIN_WITHDRAW_DELAY_S};
@@ -226,6 +226,7 @@ fn token_terms(token: &Token) -> TokenTerms {
         decimals: token.decimals,
         domain_name: token.domain_name.to_owned(),
         domain_version: token.domain_version.to_owned(),
+        transfer: Transfer::default(),
     }
 }
 
@@ -248,6 +249,7 @@ fn token_table(mut section: Section<'_>) -> Option<TokenTerms> {
         decimals: decimals?,
         domain_name: domain_name?,
         domain_version: domain_version?,
+        transfer: Transfer::default(),
     })
 }
 
@@ -422,6 +424,7 @@ fn placeholder_terms() -> Terms {
             decimals: 0,
             domain_name: String::new(),
             domain_version: String::new(),
+            transfer: Transfer::default(),
         },
         pay_to: Address::ZERO,
         receiver_authorizer: Address::ZERO,

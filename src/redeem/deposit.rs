@@ -3,7 +3,7 @@
 use super::Office;
 use super::record::fate_of;
 use super::resume::Resending;
-use crate::chain::{Chain, Mined};
+use crate::chain::{Chain, Mined, through_permit2};
 use crate::gate::desk::{DepositEnd, DepositPlace};
 use crate::ledger::View;
 use crate::protocol::deposit::Authorization;
@@ -22,6 +22,8 @@ struct Relayed {
     salt: Hash,
     /// Unix seconds.
     valid_before: u64,
+    /// Whether it moves through Permit2, whose nonce the salt is then.
+    by_permit2: bool,
 }
 
 impl<C: Chain> Office<C> {
@@ -31,7 +33,8 @@ impl<C: Chain> Office<C> {
             unreachable!("only deposits are followed as deposits")
         };
         let id = config.id(&self.settlement());
-        let deposit = Relayed { id, config, salt, valid_before };
+        let by_permit2 = through_permit2(&transaction.raw);
+        let deposit = Relayed { id, config, salt, valid_before, by_permit2 };
         let Some((end, fate)) = self.follow_deposit(transaction, &deposit).await else {
             tracing::error!(channel = %id, %amount, "a deposit is not followed any more; it may still land");
             return self.give_up(transaction);
@@ -97,8 +100,13 @@ impl<C: Chain> Office<C> {
     async fn landed_without_us(&self, deposit: &Relayed, reverted: Option<&Mined>) -> Result<Option<u64>, String> {
         // The block before the question: were it after, the deposit could land in between and be called dead.
         let Ok(head) = self.chain.head().await else { return Ok(None) };
-        let nonce = Authorization::nonce(deposit.id, deposit.salt);
-        match (self.chain.authorization_used(deposit.config.token, deposit.config.payer, nonce).await, reverted) {
+        let Relayed { config: ChannelConfig { token, payer, .. }, salt, .. } = *deposit;
+        let used = if deposit.by_permit2 {
+            self.chain.permit2_nonce_used(payer, salt).await
+        } else {
+            self.chain.authorization_used(token, payer, Authorization::nonce(deposit.id, salt)).await
+        };
+        match (used, reverted) {
             (Ok(true), _) => Ok(Some(head.number)),
             // This node has not seen yet what reverted it.
             (Ok(false), Some(mined)) if head.number < mined.block => Ok(None),
