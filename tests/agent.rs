@@ -19,7 +19,7 @@ use peaje::agent::{
     Agent, AgentConfig, AgentError, Answer, Book, BookError, Budget, ChainChannel, ChainReadError, ChainReader,
     Dollars, Limit, NoChain, PayRequest, Record,
 };
-use peaje::protocol::deposit::Authorization;
+use peaje::protocol::deposit::{Authorization, Permission};
 use peaje::protocol::x402::{
     Action, ChannelState, PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, Payment, Receipt, encode,
 };
@@ -58,7 +58,9 @@ impl Seen {
 
     fn deposit(&self) -> Option<(Amount, Authorization)> {
         match &self.paid().action {
-            Action::DepositAndPay(deposit) => Some((deposit.amount, deposit.authorization.clone())),
+            Action::DepositAndPay(Deposit { amount, authorization: Permission::Erc3009(authorization) }) => {
+                Some((*amount, authorization.clone()))
+            }
             _ => None,
         }
     }

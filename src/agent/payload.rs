@@ -124,7 +124,7 @@ mod tests {
 
         match read(Kind::Deposit(Amount::new(70), &authorization)).action {
             Action::DepositAndPay(deposit) => {
-                assert_eq!((deposit.amount, deposit.authorization), (Amount::new(70), authorization.clone()));
+                assert_eq!((deposit.amount, deposit.authorization), (Amount::new(70), authorization.clone().into()));
             }
             other => panic!("{other:?}"),
         }

@@ -41,6 +41,17 @@ pub enum Question {
         /// The answer.
         reply: oneshot::Sender<Result<PayerEvidence, DeskError>>,
     },
+    /// How many of this payer's tokens may somebody else move?
+    Allowance {
+        /// The token.
+        token: Address,
+        /// The payer.
+        payer: Address,
+        /// Who moves them.
+        spender: Address,
+        /// The answer, atomic units.
+        reply: oneshot::Sender<Result<Amount, DeskError>>,
+    },
     /// Relay this deposit and book it when it is mined.
     Deposit {
         /// The channel's terms.
@@ -228,6 +239,16 @@ impl Desk {
         signature: Signature,
     ) -> Result<PayerEvidence, DeskError> {
         self.ask(|reply| Question::Evidence { payer, digest, signature, reply }).await?
+    }
+
+    /// Asks a token.
+    pub(super) async fn allowance(
+        &self,
+        token: Address,
+        payer: Address,
+        spender: Address,
+    ) -> Result<Amount, DeskError> {
+        self.ask(|reply| Question::Allowance { token, payer, spender, reply }).await?
     }
 
     /// Asks for a refund. The refund goes on when the caller stops waiting.

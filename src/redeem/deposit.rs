@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Office;
 use super::flights::{Seat, Stage};
-use crate::chain::{Chain, Happening, Mined};
+use crate::chain::{Chain, Happening, Mined, through_permit2};
 use crate::gate::desk::{DepositEnd, DepositPlace};
 use crate::ledger::View;
 use crate::protocol::deposit::Authorization;
@@ -27,6 +27,8 @@ struct Relayed {
     salt: Hash,
     /// Unix seconds.
     valid_before: u64,
+    /// Whether it moves through Permit2, whose nonce the salt is then.
+    by_permit2: bool,
 }
 
 /// What became of our own transaction.
@@ -61,7 +63,8 @@ impl<C: Chain> Office<C> {
             unreachable!("only deposits are followed as deposits")
         };
         let id = config.id(&self.settlement());
-        let deposit = Relayed { id, config, salt, valid_before };
+        let by_permit2 = through_permit2(&seat.transaction.raw);
+        let deposit = Relayed { id, config, salt, valid_before, by_permit2 };
         let end = tokio::time::timeout(MAX_DEPOSIT_FOLLOW, self.follow_deposit(&mut seat, &deposit)).await;
         let Ok(Some(end)) = end else {
             return tracing::error!(channel = %id, %amount, "a deposit is not waited for any more; it may still land");
@@ -118,8 +121,13 @@ impl<C: Chain> Office<C> {
     async fn landed_without_us(&self, deposit: &Relayed, ours: Ours<'_>) -> Result<Option<u64>, String> {
         // The block before the question: were it after, the deposit could land in between and be called dead.
         let Ok(head) = self.chain.head().await else { return Ok(None) };
-        let nonce = Authorization::nonce(deposit.id, deposit.salt);
-        match (self.chain.authorization_used(deposit.config.token, deposit.config.payer, nonce).await, ours) {
+        let Relayed { config: ChannelConfig { token, payer, .. }, salt, .. } = *deposit;
+        let used = if deposit.by_permit2 {
+            self.chain.permit2_nonce_used(payer, salt).await
+        } else {
+            self.chain.authorization_used(token, payer, Authorization::nonce(deposit.id, salt)).await
+        };
+        match (used, ours) {
             (Ok(true), _) => Ok(Some(head.number)),
             // This node has not seen yet what reverted it.
             (Ok(false), Ours::Reverted(mined)) if head.number < mined.block => Ok(None),

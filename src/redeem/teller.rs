@@ -64,7 +64,9 @@ impl<C: Chain> Teller<C> {
                 else => break,
             };
             let permit = match &question {
-                Question::View { .. } | Question::Evidence { .. } => Arc::clone(&reads).acquire_owned().await.ok(),
+                Question::View { .. } | Question::Evidence { .. } | Question::Allowance { .. } => {
+                    Arc::clone(&reads).acquire_owned().await.ok()
+                }
                 Question::Deposit { .. } | Question::Refund { .. } => {
                     Arc::clone(&transactions).try_acquire_owned().ok()
                 }
@@ -94,6 +96,10 @@ impl<C: Chain> Teller<C> {
             Question::Evidence { payer, digest, signature, reply } => {
                 let evidence = self.office.chain.payer_evidence(payer, digest, &signature).await;
                 let _ = reply.send(evidence.map_err(|error| unreachable(&error)));
+            }
+            Question::Allowance { token, payer, spender, reply } => {
+                let allowance = self.office.chain.allowance(token, payer, spender).await;
+                let _ = reply.send(allowance.map_err(|error| unreachable(&error)));
             }
             Question::Deposit { config, deposit, place } => self.deposit(config, deposit, place).await,
             Question::Refund { config, row, amount, mut ticket, reply } => {
@@ -126,7 +132,7 @@ impl<C: Chain> Teller<C> {
             return Err(DepositEnd::PayerTooPoor);
         }
         let Deposit { amount, authorization } = deposit;
-        let (amount, salt, valid_before) = (*amount, authorization.salt, authorization.valid_before);
+        let (amount, salt, valid_before) = (*amount, authorization.salt(), authorization.valid_before());
         let call = Call::Deposit { config, amount, authorization: authorization.clone() };
         // Sending begins with a simulation, so what the contract would refuse is never broadcast.
         let sent = office.launch(&call, Purpose::Deposit { config, amount, salt, valid_before }, false).await;
@@ -220,7 +226,7 @@ fn refuse(question: Question) {
             let _ = reply.send(Err(RefundError::Unreachable));
         }
         // Reads wait for their turn and are never refused.
-        Question::View { .. } | Question::Evidence { .. } => {}
+        Question::View { .. } | Question::Evidence { .. } | Question::Allowance { .. } => {}
     }
 }
 
