@@ -939,6 +939,10 @@ fn a_key_reference_is_what_the_chain_can_read() {
 #[test]
 fn the_readmes_config_is_one() {
     let readme = include_str!("../README.md");
-    let config = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    Config::parse(config, "README.md").unwrap();
+    let blocks: Vec<_> =
+        readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).map(str::to_owned).collect();
+    assert_eq!(blocks.len(), 2);
+    Config::parse(&blocks[0], "README.md").unwrap();
+    let config = Config::parse(&blocks.concat(), "README.md").unwrap();
+    assert_eq!(config.redeem.max_gas_share_bps, Some(1_000));
 }

@@ -377,6 +377,7 @@ async fn chain_findings(config: &Config, nodes: Result<Nodes, Finding>, gas: Opt
     findings.push(contract_finding("deposit collector", ERC3009_COLLECTOR, collector));
     findings.extend(token_findings(token, config.chain.chain_id, token_code, domain));
     findings.extend(balance.map(|(account, balance)| gas_finding(account, balance)));
+    findings.extend(price.as_ref().ok().and_then(|price| ceiling_finding(config.redeem.max_fee_wei, price)));
     findings.extend(claim_finding(&config.redeem, config.chain.token.decimals, price));
     findings
 }
@@ -475,6 +476,16 @@ fn gas_finding(account: Address, balance: Result<u128, ChainError>) -> Finding {
     }
 }
 
+/// Where gas costs more than is ever bid, nothing is claimed until it is cheaper.
+fn ceiling_finding(max_fee_wei: u128, price: &GasPrice) -> Option<Finding> {
+    let now = price.base_wei.saturating_add(price.tip_wei);
+    let gwei = |wei: u128| Amount::new(wei).to_price(9).trim_start_matches('$').to_owned();
+    (now > max_fee_wei).then(|| {
+        let detail = format!("gas costs {} gwei now, and at most {} are paid", gwei(now), gwei(max_fee_wei));
+        Finding::warning("max_fee", detail).fix("raise redeem.max_fee, unless it is only for a while")
+    })
+}
+
 /// What claims cost now, where the config says what a coin is worth.
 fn claim_finding(redeem: &Redeem, decimals: u8, price: Result<GasPrice, ChainError>) -> Option<Finding> {
     const WHAT: &str = "claims";
@@ -544,7 +555,7 @@ fn judge_upstream(url: &str, answer: Result<u16, String>, patience: Duration) ->
 
 fn exit_of(findings: &[Finding]) -> Exit {
     let has = |exit: Exit| findings.iter().any(|finding| finding.severity == Severity::Error(exit));
-    [Exit::Config, Exit::Chain, Exit::Server].into_iter().find(|exit| has(*exit)).unwrap_or(Exit::Ok)
+    [Exit::Config, Exit::Books, Exit::Chain, Exit::Server].into_iter().find(|exit| has(*exit)).unwrap_or(Exit::Ok)
 }
 
 fn as_json_report(file: &str, findings: &[Finding]) -> Value {
@@ -686,6 +697,15 @@ mod tests {
     }
 
     #[test]
+    fn gas_that_costs_more_than_is_paid_is_a_warning() {
+        let price = GasPrice { base_wei: 49_000_000_000, tip_wei: 1_000_000_000, ..GasPrice::default() };
+        assert_eq!(ceiling_finding(50_000_000_000, &price), None);
+        let warned = ceiling_finding(49_999_999_999, &price).unwrap();
+        assert_eq!(warned.severity, Severity::Warning);
+        assert_eq!(warned.detail, "gas costs 50.00 gwei now, and at most 49.999999999 are paid");
+    }
+
+    #[test]
     fn what_a_claim_costs_is_told_where_a_coin_has_a_price() {
         // $3000 a coin and 0.1 gwei: 60,200 gas are $0.01806.
         let price = GasPrice { base_wei: 99_000_000, tip_wei: 1_000_000, data_wei_per_byte: 0, block_gas_limit: 0 };
@@ -806,7 +826,8 @@ mod tests {
         assert_eq!(of(&[Severity::Fine, Severity::Warning]), Exit::Ok);
         assert_eq!(of(&[SERVER]), Exit::Server);
         assert_eq!(of(&[SERVER, CHAIN]), Exit::Chain);
-        assert_eq!(of(&[SERVER, CHAIN, CONFIG]), Exit::Config);
+        assert_eq!(of(&[SERVER, CHAIN, Severity::Error(Exit::Books)]), Exit::Books);
+        assert_eq!(of(&[SERVER, CHAIN, Severity::Error(Exit::Books), CONFIG]), Exit::Config);
     }
 
     #[test]

@@ -126,3 +126,37 @@ pub(super) async fn told_to_stop() {
     #[cfg(not(unix))]
     drop(interrupt.await);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes(rpc: &str) -> Result<Nodes, NoNode> {
+        let text = include_str!("../../config.example.toml").replace("\"env:PEAJE_RPC\"", rpc);
+        Nodes::of(&Config::parse(&text, "c.toml").unwrap().chain)
+    }
+
+    #[test]
+    fn a_chain_is_of_this_machine_if_all_its_nodes_are() {
+        let (here, there) = ("\"http://127.0.0.1:8545\"", "\"https://node.example/s3cret\"");
+        for (rpc, loopback) in [
+            (here.to_owned(), true),
+            (there.to_owned(), false),
+            (format!("[{here}, \"http://localhost:1\"]"), true),
+            (format!("[{here}, {there}]"), false),
+        ] {
+            assert_eq!(nodes(&rpc).unwrap().is_loopback(), loopback, "{rpc}");
+        }
+    }
+
+    #[test]
+    fn the_preferred_node_is_the_first_and_each_must_be_known() {
+        let both = nodes("[\"https://b.example\", \"https://a.example\"]").unwrap();
+        assert_eq!(
+            both.all().map(ToString::to_string).collect::<Vec<_>>(),
+            ["https://b.example/", "https://a.example/"]
+        );
+        let unset = nodes("[\"https://b.example\", \"env:PEAJE_TEST_NEVER_SET\"]");
+        assert!(matches!(unset, Err(NoNode::Reference(_))));
+    }
+}

@@ -231,3 +231,49 @@ fn cors(config: &config::Cors) -> Cors {
         config::Cors::Origins(origins) => Cors::Only(origins.clone().into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_config_says_of_redemption_is_what_is_done() {
+        let lines = "[redeem]\nmax_unclaimed = \"$1\"\nmax_unclaimed_per_channel = \"$2\"\nmax_unclaimed_per_payer = \"$3\"\n\
+                     max_age = \"4h\"\nmax_gas_share = \"5%\"\ncoin_price = \"$6\"\n";
+        let changes = [
+            ("[redeem]\n", lines),
+            ("interval = \"10m\"", "interval = \"7m\""),
+            ("max_rows = 200", "max_rows = 8"),
+            ("confirmations = 1", "confirmations = 9"),
+            ("bump_after = \"30s\"", "bump_after = \"10s\""),
+            ("max_fee = \"50 gwei\"", "max_fee = \"11 wei\""),
+            ("urgent_max_fee = \"500 gwei\"", "urgent_max_fee = \"12 wei\""),
+            ("sweep_interval = \"10m\"", "sweep_interval = \"13m\""),
+            ("# refund_idle = \"30d\"", "refund_idle = \"14h\""),
+            ("stuck_after = \"1h\"", "stuck_after = \"15h\""),
+            ("poll = \"2s\"", "poll = \"16s\""),
+        ];
+        let text = changes.iter().fold(include_str!("../../config.example.toml").to_owned(), |text, (from, to)| {
+            assert!(text.contains(from), "{from}");
+            text.replacen(from, to, 1)
+        });
+        let Settings { rules, sending, watch, stuck_after, poll } = settings(&Config::parse(&text, "c.toml").unwrap());
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        let dollars = |count: u128| Some(Amount::new(1_000_000 * count));
+        let expected = Rules {
+            interval: minutes(7),
+            max_unclaimed: dollars(1),
+            max_unclaimed_per_channel: dollars(2),
+            max_unclaimed_per_payer: dollars(3),
+            max_age: Some(minutes(240)),
+            max_gas_share_bps: Some(500),
+            units_per_coin: Some(6_000_000),
+            max_rows: 8,
+        };
+        assert_eq!(rules, expected);
+        let bump_after = Duration::from_secs(10);
+        assert_eq!(sending, Sending { confirmations: 9, bump_after, max_fee_wei: 11, urgent_max_fee_wei: 12 });
+        assert_eq!(watch, Watch { sweep_interval: minutes(13), refund_idle: Some(minutes(14 * 60)) });
+        assert_eq!((stuck_after, poll), (minutes(15 * 60), Duration::from_secs(16)));
+    }
+}
