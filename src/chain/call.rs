@@ -7,7 +7,7 @@ use super::bindings::{Settlement, bytes_of, claims, collector_data, evm, terms};
 use crate::protocol::claim::ClaimRow;
 use crate::protocol::contracts::ERC3009_COLLECTOR;
 use crate::protocol::deposit::Authorization;
-use crate::protocol::{Address, Amount, ChannelConfig, Signature};
+use crate::protocol::{Address, Amount, ChannelConfig, Signature, SignedVoucher};
 
 /// A call of the settlement contract.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub enum Call {
         amount: Amount,
         /// What the payer signed.
         authorization: Authorization,
+        /// What the deposit is made for, where that is known. The contract does not want it; a facilitator does.
+        payment: Option<FirstPayment>,
     },
     /// Claims for a sender that is receiver or receiver authorizer of every row.
     Claim {
@@ -70,11 +72,20 @@ pub enum Call {
     },
 }
 
+/// The payment that a deposit came with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstPayment {
+    /// Its voucher.
+    pub voucher: SignedVoucher,
+    /// What the request costs at most, atomic units.
+    pub price: Amount,
+}
+
 impl Call {
     /// The transaction's data; it goes to the settlement contract, without any coin.
     pub(super) fn calldata(&self) -> Bytes {
         let data = match self {
-            Self::Deposit { config, amount, authorization } => Settlement::depositCall {
+            Self::Deposit { config, amount, authorization, payment: _ } => Settlement::depositCall {
                 config: terms(config),
                 amount: amount.units(),
                 collector: evm(ERC3009_COLLECTOR),

@@ -156,6 +156,23 @@ impl AlloyChain {
         })
     }
 
+    /// Tries a call on the newest state as if this account sent it; the gas it would take. Takes no gas key.
+    pub(crate) async fn simulate_from(&self, sender: Address, call: &Call) -> Result<u64, ChainError> {
+        let allowance = gas_allowance(call);
+        let transaction = json!({
+            "from": evm(sender), "to": evm(SETTLEMENT), "data": call.calldata(), "gas": U64::from(allowance),
+        });
+        let answer: Result<U64, _> = self.rpc.ask("eth_estimateGas", json!([transaction, "latest"])).await;
+        match answer.map(|gas| gas.to::<u64>()).map_err(ChainError::from) {
+            // Not every node keeps to the allowance.
+            Ok(gas) if gas > allowance => Err(too_much_gas(allowance)),
+            Err(ChainError::Refused { message, .. }) if says_too_much_gas(&message, allowance) => {
+                Err(too_much_gas(allowance))
+            }
+            estimate => estimate,
+        }
+    }
+
     fn gas_key(&self) -> Result<&LocalKey, ChainError> {
         self.gas_key.as_ref().ok_or(ChainError::NoGasKey)
     }
@@ -420,20 +437,7 @@ impl Chain for AlloyChain {
     }
 
     async fn simulate(&self, call: &Call) -> Result<u64, ChainError> {
-        let allowance = gas_allowance(call);
-        let transaction = json!({
-            "from": evm(self.gas_key()?.address()), "to": evm(SETTLEMENT), "data": call.calldata(),
-            "gas": U64::from(allowance),
-        });
-        let answer: Result<U64, _> = self.rpc.ask("eth_estimateGas", json!([transaction, "latest"])).await;
-        match answer.map(|gas| gas.to::<u64>()).map_err(ChainError::from) {
-            // Not every node keeps to the allowance.
-            Ok(gas) if gas > allowance => Err(too_much_gas(allowance)),
-            Err(ChainError::Refused { message, .. }) if says_too_much_gas(&message, allowance) => {
-                Err(too_much_gas(allowance))
-            }
-            estimate => estimate,
-        }
+        self.simulate_from(self.gas_key()?.address(), call).await
     }
 
     async fn send_witnessed<W: Witness>(

@@ -25,7 +25,7 @@ use std::time::Duration;
 use crate::protocol::voucher::PayerEvidence;
 use crate::protocol::{Address, Amount, ChannelId, Hash, Signature};
 
-pub use call::Call;
+pub use call::{Call, FirstPayment};
 pub use client::{AlloyChain, install_tls};
 pub use error::{ChainError, Objection, SendError};
 pub use keys::{DEV_KEY_NAMES, KeyError, KeyRef, PASSWORD_ENV, PASSWORD_FILE_ENV, is_development_account};

@@ -175,8 +175,8 @@ impl Gate {
                 // The place is held while the deposit is judged, so that no other one lands before it is sent.
                 Place::Free(place) => {
                     self.judge_deposit(claimed, price, &proof, &deposit).await?;
-                    let wait = self.desk.deposit(*config, deposit, place).ok_or(Refusal::from(Code::RpcReadFailed))?;
-                    break within(terms, wait.end()).await;
+                    let wait = self.desk.deposit(*config, deposit, voucher.clone(), price, place);
+                    break within(terms, wait.ok_or(Refusal::from(Code::RpcReadFailed))?.end()).await;
                 }
                 Place::Same(wait) => match within(terms, wait.end()).await {
                     // The other request with this payload was refused before anything was sent, or left.

@@ -75,7 +75,8 @@ impl<C: Chain> Office<C> {
             match end {
                 Ok(Some(block)) => {
                     if let Some(view) = self.book_deposit(deposit, block).await {
-                        return Some((DepositEnd::Landed { transaction: hash, view }, fate));
+                        let transaction = mined.as_ref().map_or(hash, Mined::on_chain);
+                        return Some((DepositEnd::Landed { transaction, view }, fate));
                     }
                 }
                 Err(why) => return Some((DepositEnd::Dead(why), fate)),

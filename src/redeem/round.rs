@@ -219,7 +219,7 @@ fn fail<C: Chain>(office: &Office<C>, rows: &[ClaimRow], reason: &str, report: &
 
 /// Books what the events say, and reads the channels again.
 async fn book_claims<C: Chain>(office: &Office<C>, rows: &[ClaimRow], mined: &Mined, report: &mut Report) {
-    report.transactions.push(mined.hash);
+    report.transactions.push(mined.on_chain());
     for event in &mined.events {
         if let Happening::Claimed { amount, .. } = event.what {
             report.channels += 1;
@@ -264,7 +264,7 @@ async fn settle_with<C: Chain>(
     if !mined.success {
         return Err(ChainError::Reverted { name: Some("settle".to_owned()) }.into());
     }
-    report.transactions.push(mined.hash);
+    report.transactions.push(mined.on_chain());
     for event in &mined.events {
         if let Happening::Settled { amount, .. } = event.what {
             report.settled = report.settled.checked_add(amount).unwrap_or(Amount::MAX);
