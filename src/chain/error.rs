@@ -86,7 +86,7 @@ impl ChainError {
         Self::Decode { what, source: None }
     }
 
-    pub(super) fn decode_from(what: &'static str, source: impl Into<Cause>) -> Self {
+    pub(crate) fn decode_from(what: &'static str, source: impl Into<Cause>) -> Self {
         Self::Decode { what, source: Some(source.into()) }
     }
 }
