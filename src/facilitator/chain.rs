@@ -47,8 +47,6 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 const DELIVERY_WAIT: Duration = Duration::from_millis(300);
 /// How long our node may not know a transaction that the facilitator named, before that is asked again.
 const NAMED_WAIT: Duration = Duration::from_secs(60);
-/// After how long without an answer the chain is looked at.
-const LOOK_AFTER: Duration = Duration::from_secs(10);
 /// How many intents that are over are remembered. One that is forgotten is found on chain when it is resent.
 const MAX_REMEMBERED: usize = 1_024;
 /// How many blocks before an intent its transaction may be, because a reorganisation can bring an earlier block.
@@ -91,8 +89,8 @@ struct Intent {
 /// How far an intent has come, as the facilitator says.
 #[derive(Debug, Clone, Copy)]
 enum Standing {
-    /// It is being asked, since then.
-    Asked(Instant),
+    /// It is being asked.
+    Asked,
     /// It named this transaction, then.
     Named(Hash, Instant),
     /// It says that it sent nothing.
@@ -136,15 +134,24 @@ impl Table {
         }
     }
 
+    /// The facilitator answered, or will not. What was found on chain meanwhile counts more than what names nothing.
+    fn answered(&mut self, hash: Hash, standing: Standing) {
+        let is_found = self.intents.get(&hash).is_some_and(|it| matches!(it.standing, Standing::Named(..)));
+        if !is_found || matches!(standing, Standing::Named(..)) {
+            self.set(hash, standing);
+        }
+    }
+
     /// The facilitator says that it sent nothing. Of a deposit that is believed the first time only: asked again, it may
     /// mean that what it sent before has taken effect.
     fn refuse(&mut self, hash: Hash) {
-        let Some(intent) = self.intents.get_mut(&hash) else { return };
+        let Some(intent) = self.intents.get(&hash) else { return };
         let is_deposit = matches!(*intent.wanted, Wanted::Deposit { .. });
-        intent.standing = match is_deposit && intent.may_be_sent {
+        let standing = match is_deposit && intent.may_be_sent {
             true => Standing::Unknown(Some(Instant::now())),
             false => Standing::Refused,
         };
+        self.answered(hash, standing);
     }
 }
 
@@ -255,7 +262,7 @@ impl FacilitatedChain {
         let body = serde_json::to_vec(request).map_err(|_| ChainError::decode("a request that is JSON"))?;
         {
             let mut table = lock(&self.table);
-            table.set(hash, Standing::Asked(Instant::now()));
+            table.set(hash, Standing::Asked);
             if let Some(intent) = table.intents.get_mut(&hash) {
                 intent.is_over = false;
             }
@@ -280,9 +287,7 @@ impl FacilitatedChain {
             Ok::<_, ChainError>(views.iter().zip(claims).all(|(view, (_, total))| view.total_claimed >= *total))
         };
         match wanted {
-            Wanted::Deposit { token, payer, nonce, .. } => {
-                self.inner.authorization_used(*token, *payer, *nonce).await
-            }
+            Wanted::Deposit { token, payer, nonce, .. } => self.inner.authorization_used(*token, *payer, *nonce).await,
             Wanted::Claim(claims) => claimed(claims).await,
             Wanted::Settle { receiver, token } => Ok(self.inner.receivers(*receiver, *token).await?.due().is_zero()),
             Wanted::Refund { channel, nonce, .. } => Ok(self.inner.channel(*channel).await?.refund_nonce > *nonce),
@@ -411,7 +416,9 @@ impl Asking {
             match self.client.verify(body.clone()).await {
                 Ok(Err(refusal)) => return self.refused(refusal, word),
                 Ok(Ok(())) => {}
-                Err(trouble) => tracing::debug!(intent = %self.hash, trouble, "the facilitator could not be asked first"),
+                Err(trouble) => {
+                    tracing::debug!(intent = %self.hash, trouble, "the facilitator could not be asked first")
+                }
             }
         }
         let purpose = self.wanted.as_str();
@@ -453,16 +460,19 @@ impl Asking {
     fn refused(&self, Refusal { reason, reverted }: Refusal, mut word: Option<oneshot::Sender<Word>>) {
         tracing::warn!(intent = %self.hash, purpose = self.wanted.as_str(), reason, "the facilitator declined");
         lock(&self.table).refuse(self.hash);
-        self.tell(&mut word, match (&*self.wanted, reverted) {
-            // Its signature is in somebody's hands, who may use it for as long as the nonce is good.
-            (Wanted::Refund { .. }, _) => Word::Go,
-            (_, true) => Word::No(ChainError::Reverted { name: Some(reason) }),
-            (_, false) => Word::No(ChainError::Declined { reason }),
-        });
+        self.tell(
+            &mut word,
+            match (&*self.wanted, reverted) {
+                // Its signature is in somebody's hands, who may use it for as long as the nonce is good.
+                (Wanted::Refund { .. }, _) => Word::Go,
+                (_, true) => Word::No(ChainError::Reverted { name: Some(reason) }),
+                (_, false) => Word::No(ChainError::Declined { reason }),
+            },
+        );
     }
 
     fn set(&self, standing: Standing) {
-        lock(&self.table).set(self.hash, standing);
+        lock(&self.table).answered(self.hash, standing);
     }
 
     /// The first word counts; nobody may be listening any more.
@@ -593,7 +603,7 @@ impl Chain for FacilitatedChain {
         let hash = transaction.hash;
         let (intent, Record { request, .. }) = self.recall(transaction)?;
         match intent.standing {
-            Standing::Asked(_) => return Ok(Resent::Known),
+            Standing::Asked => return Ok(Resent::Known),
             Standing::Unknown(Some(since)) if since.elapsed() < ASK_AGAIN_AFTER => return Ok(Resent::Known),
             Standing::Named(_, since) if since.elapsed() < NAMED_WAIT => return Ok(Resent::Known),
             Standing::Named(named, _) if self.inner.receipt(named).await?.is_some() => return Ok(Resent::Known),
@@ -621,9 +631,8 @@ impl Chain for FacilitatedChain {
         let named = match intent.standing {
             Standing::Named(named, _) => named,
             Standing::Refused | Standing::Unknown(None) => return Ok(None),
-            Standing::Asked(since) if since.elapsed() < LOOK_AFTER => return Ok(None),
-            // An answer may be lost, and what it was about done.
-            Standing::Asked(_) | Standing::Unknown(Some(_)) => match self.look(&intent).await? {
+            // An answer may be lost or late, and what it is about done.
+            Standing::Asked | Standing::Unknown(Some(_)) => match self.look(&intent).await? {
                 Sight::By(found) => {
                     lock(&self.table).set(transaction, Standing::Named(found, Instant::now()));
                     found
@@ -661,6 +670,9 @@ impl Chain for FacilitatedChain {
 
 impl fmt::Debug for FacilitatedChain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FacilitatedChain").field("inner", &self.inner).field("client", &self.client).finish_non_exhaustive()
+        f.debug_struct("FacilitatedChain")
+            .field("inner", &self.inner)
+            .field("client", &self.client)
+            .finish_non_exhaustive()
     }
 }

@@ -25,6 +25,8 @@ pub(crate) enum Way {
     Pending,
     /// Refused with this code. The facilitator does not get it.
     Refused(&'static str),
+    /// Found invalid with this code, when it is asked to verify.
+    Invalid(&'static str),
     /// Refused with this status and no words. The facilitator does not get it.
     Status(u16),
     /// Success by this transaction. The facilitator does not get it.
@@ -40,13 +42,21 @@ struct Desk {
     way: Mutex<Way>,
     /// The payloads that were to be settled, repetitions included.
     asked: Mutex<Vec<Value>>,
+    /// The last of the requests, whole.
+    last: Mutex<Bytes>,
 }
 
 impl Office {
     pub(crate) async fn open(to: String) -> (Self, String) {
         peaje::chain::install_tls();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let office = Self(Arc::new(Desk { to, http, way: Mutex::new(Way::Open), asked: Mutex::default() }));
+        let office = Self(Arc::new(Desk {
+            to,
+            http,
+            way: Mutex::new(Way::Open),
+            asked: Mutex::default(),
+            last: Mutex::default(),
+        }));
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", socket.local_addr().unwrap());
         let router = axum::Router::new().fallback(pass).with_state(office.clone());
@@ -75,6 +85,12 @@ impl Office {
         claims.map(|payload| payload["claims"].as_array().unwrap().len()).collect()
     }
 
+    /// Brings the facilitator the last request, so late that nobody waits for the answer.
+    pub(crate) async fn carry_out_last(&self) {
+        let last = self.0.last.lock().unwrap().clone();
+        self.forward(Method::POST, &Uri::from_static("/settle"), last).await;
+    }
+
     async fn forward(&self, method: Method, uri: &Uri, body: Bytes) -> (StatusCode, Value) {
         let request = self.0.http.request(method, format!("{}{}", self.0.to, uri.path())).body(body);
         let answer = request.send().await.unwrap();
@@ -83,15 +99,19 @@ impl Office {
 }
 
 async fn pass(State(office): State<Office>, method: Method, uri: Uri, body: Bytes) -> Response {
+    let way = office.0.way.lock().unwrap().clone();
+    if let (Way::Invalid(code), "/verify") = (&way, uri.path()) {
+        return told((StatusCode::OK, json!({"isValid": false, "invalidReason": code})));
+    }
     if uri.path() != "/settle" {
         return told(office.forward(method, &uri, body).await);
     }
     let request: Value = serde_json::from_slice(&body).unwrap();
+    *office.0.last.lock().unwrap() = body.clone();
     let network = request["paymentRequirements"]["network"].clone();
     office.0.asked.lock().unwrap().push(request["paymentPayload"]["payload"].clone());
-    let way = office.0.way.lock().unwrap().clone();
     match way {
-        Way::Open => told(office.forward(method, &uri, body).await),
+        Way::Open | Way::Invalid(_) => told(office.forward(method, &uri, body).await),
         Way::Dropped => StatusCode::BAD_GATEWAY.into_response(),
         Way::Held => std::future::pending().await,
         Way::Lost => {
@@ -110,9 +130,10 @@ async fn pass(State(office): State<Office>, method: Method, uri: Uri, body: Byte
             });
             told((StatusCode::OK, pending))
         }
-        Way::Refused(code) => {
-            told((StatusCode::OK, json!({"success": false, "errorReason": code, "network": network, "transaction": ""})))
-        }
+        Way::Refused(code) => told((
+            StatusCode::OK,
+            json!({"success": false, "errorReason": code, "network": network, "transaction": ""}),
+        )),
         Way::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
         Way::Lie(transaction) => {
             told((StatusCode::OK, json!({"success": true, "network": network, "transaction": transaction})))

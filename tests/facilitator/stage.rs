@@ -254,7 +254,8 @@ impl Life {
 
     /// The same, in a task of its own.
     pub(crate) fn begin(&self, payment: &Payment) -> tokio::task::JoinHandle<Answer> {
-        tokio::spawn(ask(self.http.clone(), self.url.clone(), Some(payment.header())))
+        let (http, url, header) = (self.http.clone(), self.url.clone(), payment.header());
+        tokio::spawn(async move { ask(http, url, Some(header)).await })
     }
 
     pub(crate) async fn ask_unpaid(&self) -> Answer {
@@ -264,6 +265,12 @@ impl Life {
     pub(crate) async fn redeem(&self) -> Report {
         let redemption = self.site.as_ref().unwrap().redemption().clone();
         self.runtime.spawn(async move { redemption.redeem().await.unwrap() }).await.unwrap()
+    }
+
+    /// Orders a redemption and does not wait for it.
+    pub(crate) fn begin_to_redeem(&self) {
+        let redemption = self.site.as_ref().unwrap().redemption().clone();
+        tokio::spawn(async move { redemption.redeem().await });
     }
 
     /// Pays for `count` requests by voucher, after `before` of them.
