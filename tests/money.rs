@@ -78,7 +78,7 @@ impl State {
     fn run(&mut self, call: &Call) -> (bool, Vec<Happening>) {
         let settlement = Domain::settlement(CHAIN_ID);
         match call {
-            Call::Deposit { config, amount, authorization } => {
+            Call::Deposit { config, amount, authorization, .. } => {
                 let channel = config.id(&settlement);
                 self.used.insert(Authorization::nonce(channel, authorization.salt()));
                 let view = self.channels.entry(channel).or_default();

@@ -817,8 +817,12 @@ async fn a_deposit_that_somebody_else_relayed_meanwhile_landed() {
     place.sent(1).await;
     life.crash();
     let authorization = payer.authorization(1);
-    let call =
-        Call::Deposit { config: payer.config, amount: Amount::new(DEPOSIT), authorization: authorization.into() };
+    let call = Call::Deposit {
+        config: payer.config,
+        amount: Amount::new(DEPOSIT),
+        authorization: authorization.into(),
+        payment: None,
+    };
     place.past_the_proxy(dev("5"), &call).await;
     place.gateway.set(Way::Open);
     let life = place.life().await;

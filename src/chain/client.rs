@@ -83,6 +83,11 @@ impl AlloyChain {
         Ok(Self { nodes: Nodes::open(nodes, max_lag).await?, gas_key, deposits, nonce: Mutex::new(None) })
     }
 
+    /// Tries a call on the newest state as if this account sent it; the gas it would take. Takes no gas key.
+    pub(crate) async fn simulate_from(&self, sender: Address, call: &Call) -> Result<u64, ChainError> {
+        self.nodes.read(|node| node.estimate(sender, call)).await
+    }
+
     fn gas_key(&self) -> Result<&LocalKey, ChainError> {
         self.gas_key.as_ref().ok_or(ChainError::NoGasKey)
     }
@@ -259,8 +264,7 @@ impl Chain for AlloyChain {
     }
 
     async fn simulate(&self, call: &Call) -> Result<u64, ChainError> {
-        let payer = self.gas_key()?.address();
-        self.nodes.read(|node| node.estimate(payer, call)).await
+        self.simulate_from(self.gas_key()?.address(), call).await
     }
 
     async fn send_witnessed<W: Witness>(

@@ -32,7 +32,7 @@ use std::time::Duration;
 use crate::protocol::voucher::PayerEvidence;
 use crate::protocol::{Address, Amount, ChannelId, Hash, Signature};
 
-pub use call::{Call, through_permit2};
+pub use call::{Call, FirstPayment, through_permit2};
 pub use client::{AlloyChain, ChainSettings, install_tls};
 pub use error::{ChainError, Objection, SendError};
 pub use keys::{DEV_KEY_NAMES, KeyError, KeyRef, PASSWORD_ENV, PASSWORD_FILE_ENV, is_development_account};

@@ -191,8 +191,8 @@ impl Gate {
                         tracing::warn!(channel = %id, seconds, "too many deposits; one more is not relayed");
                         Refusal::from(Code::DepositRateLimited).retry_after(seconds)
                     })?;
-                    let wait = self.desk.deposit(*config, deposit, place).ok_or(Refusal::from(Code::RpcReadFailed))?;
-                    break until(deadline, wait.end()).await;
+                    let wait = self.desk.deposit(*config, deposit, voucher.clone(), price, place);
+                    break until(deadline, wait.ok_or(Refusal::from(Code::RpcReadFailed))?.end()).await;
                 }
                 Place::Same(wait) => match until(deadline, wait.end()).await {
                     // The other request with this payload was refused before anything was sent, or left.

@@ -88,7 +88,7 @@ impl<C: Chain> Office<C> {
             let decided = match &stage {
                 Stage::Mined(mined) if mined.success => {
                     if let Some(view) = self.book_deposit(deposit, mined.block, Some(mined)).await {
-                        return Some(DepositEnd::Landed { transaction: mined.hash, view });
+                        return Some(DepositEnd::Landed { transaction: mined.on_chain(), view });
                     }
                     // A reorganisation may have dropped it meanwhile.
                     continue;

@@ -351,7 +351,7 @@ impl<C: Chain> Office<C> {
     /// It may have been sent, and is in the books as unfinished until the next start. Spawn it.
     pub(super) async fn launch(&self, call: &Call, purpose: Purpose, urgent: bool) -> Result<Seat, CallError> {
         self.may_sign()?;
-        let sender = self.chain.sender().ok_or(ChainError::NoGasKey)?;
+        let sender = self.sender();
         let board = &self.flights.0;
         let _queue = match purpose {
             // What the contract would refuse does not even queue.
@@ -383,6 +383,12 @@ impl<C: Chain> Office<C> {
         let seat = self.flights.board(slot, vec![transaction], urgent);
         self.follow(slot);
         Ok(seat)
+    }
+
+    /// Whose nonces flights have: those of the account that pays for transactions. What a facilitator sends for us is
+    /// nobody's, and has nonces of its own making.
+    pub(super) fn sender(&self) -> Address {
+        self.chain.sender().unwrap_or(Address::ZERO)
     }
 
     /// Has a flight on the board brought to its end.

@@ -63,7 +63,7 @@ pub(super) async fn fly<C: Chain>(office: Office<C>, slot: Slot) {
     let pilot = Pilot {
         office: &office,
         slot,
-        ours: office.chain.sender() == Some(slot.sender),
+        ours: office.sender() == slot.sender,
         bid_at: Instant::now(),
         used: 0,
         gaps: 0,
