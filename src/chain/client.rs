@@ -391,6 +391,11 @@ impl Chain for AlloyChain {
         Ok(Amount::new(u128::try_from(allowance).unwrap_or(u128::MAX)))
     }
 
+    async fn permit_nonce(&self, token: Address, owner: Address) -> Result<Option<Hash>, ChainError> {
+        let nonce = self.read_optional(evm(token), Token::noncesCall { owner: evm(owner) }).await?;
+        Ok(nonce.map(|nonce| Hash(nonce.to_be_bytes())))
+    }
+
     async fn permit2_nonce_used(&self, payer: Address, nonce: Hash) -> Result<bool, ChainError> {
         let nonce = U256::from_be_bytes(nonce.0);
         // A nonce is a bit of a word.
@@ -418,7 +423,7 @@ impl Chain for AlloyChain {
             None => (name.unwrap_or_default(), version),
         };
         let separator =
-            separator.ok_or(ChainError::decode("DOMAIN_SEPARATOR(), without which a token takes no ERC-3009"))?;
+            separator.ok_or(ChainError::decode("DOMAIN_SEPARATOR(), without which a token takes no signatures"))?;
         Ok(TokenDomain { name, version, separator: hash_of(separator), decimals })
     }
 

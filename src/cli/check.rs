@@ -16,8 +16,8 @@ use crate::causes::causes;
 use crate::chain::{self, AlloyChain, Chain as _, ChainError, Head, KeyRef, RpcUrl, TokenDomain};
 use crate::clock;
 use crate::config::{Config, ConfigErrors, KeyReference, Upstream};
-use crate::gate::policy::{Price, Route, TokenTerms};
-use crate::protocol::contracts::{ERC3009_COLLECTOR, SETTLEMENT};
+use crate::gate::policy::{Price, Route, TokenTerms, Transfer};
+use crate::protocol::contracts::{ERC3009_COLLECTOR, PERMIT2, PERMIT2_COLLECTOR, SETTLEMENT};
 use crate::protocol::{Address, Amount, Domain};
 use crate::store::sqlite::Reader;
 use crate::store::{Identity, StoreError};
@@ -331,10 +331,14 @@ async fn chain_findings(config: &Config, rpc: Result<RpcUrl, Finding>, gas: Opti
         return findings;
     }
     let token = &config.chain.token;
+    let at = match token.transfer {
+        Transfer::Eip3009 => ERC3009_COLLECTOR,
+        Transfer::Permit2 => PERMIT2_COLLECTOR,
+    };
     let (head, settlement, collector, token_code, domain, balance) = tokio::join!(
         chain.head(),
         chain.has_code(SETTLEMENT),
-        chain.has_code(ERC3009_COLLECTOR),
+        chain.has_code(at),
         chain.has_code(token.address),
         chain.token_domain(token.address),
         async {
@@ -346,7 +350,10 @@ async fn chain_findings(config: &Config, rpc: Result<RpcUrl, Finding>, gas: Opti
     );
     findings.push(head_finding(config, head, clock::now_s()));
     findings.push(contract_finding("settlement contract", SETTLEMENT, settlement));
-    findings.push(contract_finding("deposit collector", ERC3009_COLLECTOR, collector));
+    findings.push(contract_finding("deposit collector", at, collector));
+    if token.transfer == Transfer::Permit2 {
+        findings.push(contract_finding("Permit2", PERMIT2, chain.has_code(PERMIT2).await));
+    }
     findings.extend(token_findings(token, config.chain.chain_id, token_code, domain));
     findings.extend(balance.map(|(account, balance)| gas_finding(account, balance)));
     findings
