@@ -173,6 +173,10 @@ impl Chain for Scripted {
         Ok(Amount::MAX)
     }
 
+    async fn permit_nonce(&self, _: Address, _: Address) -> Result<Option<Hash>, ChainError> {
+        Ok(None)
+    }
+
     async fn permit2_nonce_used(&self, _: Address, nonce: Hash) -> Result<bool, ChainError> {
         Ok(self.with(|state| state.used.contains(&nonce)))
     }

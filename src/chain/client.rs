@@ -230,6 +230,12 @@ impl Chain for AlloyChain {
         Ok(Amount::new(u128::try_from(allowance).unwrap_or(u128::MAX)))
     }
 
+    async fn permit_nonce(&self, token: Address, owner: Address) -> Result<Option<Hash>, ChainError> {
+        let question = || Token::noncesCall { owner: evm(owner) };
+        let nonce = self.nodes.read(|node| node.read_optional(evm(token), question())).await?;
+        Ok(nonce.map(|nonce| Hash(nonce.to_be_bytes())))
+    }
+
     async fn permit2_nonce_used(&self, payer: Address, nonce: Hash) -> Result<bool, ChainError> {
         let nonce = U256::from_be_bytes(nonce.0);
         // A nonce is a bit of a word.

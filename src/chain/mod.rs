@@ -124,6 +124,13 @@ pub trait Chain: Send + Sync + 'static {
         spender: Address,
     ) -> impl Future<Output = Result<Amount, ChainError>> + Send;
 
+    /// The nonce of an owner's next EIP-2612 permit, 32 bytes big endian; nothing where the token has none.
+    fn permit_nonce(
+        &self,
+        token: Address,
+        owner: Address,
+    ) -> impl Future<Output = Result<Option<Hash>, ChainError>> + Send;
+
     /// Whether Permit2 has seen this nonce of a payer: used or invalidated, it will not be accepted again.
     fn permit2_nonce_used(&self, payer: Address, nonce: Hash) -> impl Future<Output = Result<bool, ChainError>> + Send;
 

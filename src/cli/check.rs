@@ -17,8 +17,8 @@ use crate::causes::causes;
 use crate::chain::{self, AlloyChain, Chain as _, ChainError, GasPrice, Head, KeyRef, RpcUrl, TokenDomain};
 use crate::clock;
 use crate::config::{Config, ConfigErrors, KeyReference, MaxLag, Redeem, Upstream};
-use crate::gate::policy::{Price, Route, TokenTerms};
-use crate::protocol::contracts::{ERC3009_COLLECTOR, SETTLEMENT};
+use crate::gate::policy::{Price, Route, TokenTerms, Transfer};
+use crate::protocol::contracts::{ERC3009_COLLECTOR, PERMIT2, PERMIT2_COLLECTOR, SETTLEMENT};
 use crate::protocol::{Address, Amount, Domain};
 use crate::redeem::{Rules, claim_cost};
 use crate::store::sqlite::Reader;
@@ -358,11 +358,15 @@ async fn chain_findings(config: &Config, nodes: Result<Nodes, Finding>, gas: Opt
         return findings;
     }
     let token = &config.chain.token;
+    let at = match token.transfer {
+        Transfer::Eip3009 => ERC3009_COLLECTOR,
+        Transfer::Permit2 => PERMIT2_COLLECTOR,
+    };
     let (head, price, settlement, collector, token_code, domain, balance) = tokio::join!(
         chain.head(),
         chain.gas_price(),
         chain.has_code(SETTLEMENT),
-        chain.has_code(ERC3009_COLLECTOR),
+        chain.has_code(at),
         chain.has_code(token.address),
         chain.token_domain(token.address),
         async {
@@ -374,7 +378,10 @@ async fn chain_findings(config: &Config, nodes: Result<Nodes, Finding>, gas: Opt
     );
     findings.push(head_finding(config, head, clock::now_s()));
     findings.push(contract_finding("settlement contract", SETTLEMENT, settlement));
-    findings.push(contract_finding("deposit collector", ERC3009_COLLECTOR, collector));
+    findings.push(contract_finding("deposit collector", at, collector));
+    if token.transfer == Transfer::Permit2 {
+        findings.push(contract_finding("Permit2", PERMIT2, chain.has_code(PERMIT2).await));
+    }
     findings.extend(token_findings(token, config.chain.chain_id, token_code, domain));
     findings.extend(balance.map(|(account, balance)| gas_finding(account, balance)));
     findings.extend(price.as_ref().ok().and_then(|price| ceiling_finding(config.redeem.max_fee_wei, price)));

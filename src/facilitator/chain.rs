@@ -554,6 +554,10 @@ impl Chain for FacilitatedChain {
         self.inner.allowance(token, owner, spender).await
     }
 
+    async fn permit_nonce(&self, token: Address, owner: Address) -> Result<Option<Hash>, ChainError> {
+        self.inner.permit_nonce(token, owner).await
+    }
+
     async fn permit2_nonce_used(&self, payer: Address, nonce: Hash) -> Result<bool, ChainError> {
         self.inner.permit2_nonce_used(payer, nonce).await
     }

@@ -354,7 +354,7 @@ mod tests {
     fn deposit(payment: Option<FirstPayment>) -> Call {
         let authorization =
             Authorization { valid_after: 0, valid_before: 1_770_000_000, salt: Hash([7; 32]), signature: signature(8) };
-        Call::Deposit { config: config(), amount: Amount::new(100_000), authorization, payment }
+        Call::Deposit { config: config(), amount: Amount::new(100_000), authorization: authorization.into(), payment }
     }
 
     #[test]

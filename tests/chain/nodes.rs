@@ -616,7 +616,12 @@ async fn deposits_count_when_enough_blocks_are_built_on_them() {
         let nonce = Authorization::nonce(stage.id(1), salt);
         let digest = Authorization::digest(&stage.token, config.payer, amount, 0, valid_before, nonce);
         let signature = stage.payer.sign(digest);
-        Call::Deposit { config, amount, authorization: Authorization { valid_after: 0, valid_before, salt, signature } }
+        Call::Deposit {
+            config,
+            amount,
+            authorization: Authorization { valid_after: 0, valid_before, salt, signature }.into(),
+            payment: None,
+        }
     };
     stage.mine(&top_up).await;
     stage.mine(&stage.deposit(2, 300)).await;

@@ -1,7 +1,11 @@
 //! Deposits through Permit2, of a token without ERC-3009: what the official facilitator checks, each check once.
 
+use std::sync::Arc;
+
 use alloy::primitives::Bytes;
 use alloy::sol_types::SolCall as _;
+use peaje::agent::{Agent, AgentConfig, AgentError, KnownToken, NodeReader, PayRequest, Terms};
+use peaje::chain::AlloyChain;
 use peaje::devnet::{Mining, genesis};
 use peaje::gate::policy::{TokenTerms, Transfer};
 use peaje::protocol::bytes::encode_decimal;
@@ -325,6 +329,51 @@ async fn a_nonce_is_good_for_one_deposit_of_all_channels() {
     world.assert_untouched(&before).await;
     world.pay("/paid", &deposit(&other, 254, 1)).await.assert_served();
     world.finish(2 * PRICE).await;
+}
+
+/// Our own agent, with the plain dollar allowed.
+fn agent(world: &World, payer: &Payer) -> Agent<NodeReader<AlloyChain>> {
+    let TokenTerms { address, decimals, domain_name, domain_version, .. } = plain_dollar();
+    let token = KnownToken { chain_id: 84_532, address, decimals, domain_name, domain_version };
+    let terms = Terms { tokens: vec![token], ..Terms::default() };
+    let config = AgentConfig { terms, ..AgentConfig::new(payer.key.clone()) };
+    Agent::new(config, NodeReader::new(Arc::clone(&world.chain))).unwrap()
+}
+
+#[tokio::test]
+async fn our_agent_sends_a_permit_only_where_it_is_needed() {
+    let world = world().await;
+    let needy = world.payer(1);
+    let allowed = allowing(&world, 2, PURSE).await;
+    for (payer, left) in [(&needy, 0), (&allowed, PURSE - 5 * PRICE)] {
+        let agent = agent(&world, payer);
+        let opened = agent.pay(PayRequest::get(world.url("/paid"))).await.unwrap();
+        assert_eq!(opened.status(), 200);
+        assert_eq!(opened.payment.as_ref().unwrap().deposited.unwrap().units(), 5 * PRICE);
+        assert_eq!(allowance(&world, payer).await, left);
+        let next = agent.pay(PayRequest::get(world.url("/paid"))).await.unwrap();
+        assert_eq!((next.attempts, next.payment.unwrap().deposited), (1, None));
+    }
+    assert_eq!(world.onchain_deposits().await, 2);
+    world.finish(4 * PRICE).await;
+}
+
+/// Without anybody who relays permits the payer itself would have to act, and is told.
+#[tokio::test]
+async fn our_agent_signs_nothing_where_an_allowance_is_missing_and_cannot_be_sent() {
+    let world = world().await;
+    let payer = world.payer(1);
+    // A token that takes no permits answers a question for their nonces with a revert.
+    let code = world.rpc("eth_getCode", json!([genesis::PLAIN_DOLLAR, "latest"])).await;
+    let without = code.as_str().unwrap().replace("7ecebe00", "00000000").parse().unwrap();
+    world.devnet.set_code(genesis::PLAIN_DOLLAR, without).unwrap();
+    let before = world.tally().await;
+    let agent = agent(&world, &payer);
+    let error = agent.pay(PayRequest::get(world.url("/paid"))).await.unwrap_err();
+    assert!(matches!(error, AgentError::NeedsAllowance { token } if token == payer.config.token), "{error}");
+    assert!(agent.book().channels().unwrap().is_empty());
+    world.assert_untouched(&before).await;
+    world.finish(0).await;
 }
 
 /// Anybody may relay a deposit. One that was relayed before ours is mined makes ours revert, and is there all the same.
