@@ -6,6 +6,7 @@
 //! in the books before it leaves, and followed until its fate is known, across crashes; and that the authorizer's key
 //! signs claim batches and refunds made here and nothing else. **Does not** keep accounts or answer HTTP.
 
+mod counting;
 mod deposit;
 mod follow;
 mod idle;
