@@ -7,6 +7,7 @@
 //! signs claim batches and refunds made here and nothing else. **Does not** keep accounts or answer HTTP.
 
 mod claims;
+mod counting;
 mod deposit;
 mod flights;
 mod follow;
