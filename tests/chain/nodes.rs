@@ -369,6 +369,11 @@ async fn what_a_receiver_is_owed_and_whether_a_deposit_was_used_are_compared_too
     assert_eq!(chain.receivers(receiver, dollar()).await.unwrap().due(), Amount::new(100_000));
     assert!(chain.authorization_used(dollar(), payer, nonce).await.unwrap());
 
+    // What reverts everywhere is nobody's lie.
+    let error = chain.authorization_used(SETTLEMENT, payer, nonce).await.unwrap_err();
+    assert!(matches!(&error, ChainError::Reverted { .. }), "{error:?}");
+    assert_eq!(healths(&chain), [(true, true), (false, true)]);
+
     nodes[1].set(Mode::Twists(more_balance));
     let error = chain.receivers(receiver, dollar()).await.unwrap_err();
     assert!(matches!(&error, ChainError::Disagreement { .. }), "{error:?}");
