@@ -194,7 +194,9 @@ fn reason(row: &ClaimRow, books: Option<&Statement>, error: &ChainError) -> Stri
     let bare = name.split('(').next().unwrap_or(name);
     match bare {
         "ClaimExceedsBalance" => {
-            format!("the deposit is gone: {claims} units are claimed in all, and the channel's balance is {balance} at most")
+            format!(
+                "the deposit is gone: {claims} units are claimed in all, and the channel's balance is {balance} at most"
+            )
         }
         "ClaimExceedsCeiling" => format!("{claims} units are claimed in all, and the voucher allows {max}"),
         "InvalidSignature" | "ECDSAInvalidSignature" | "ECDSAInvalidSignatureLength" | "ECDSAInvalidSignatureS"
@@ -254,6 +256,9 @@ mod tests {
         assert!(said(&wallet, "InvalidSignature").contains(&payer), "{}", said(&wallet, "InvalidSignature"));
         assert!(said(&key, "NotReceiverAuthorizer").contains(&Address([2; 20]).to_string()));
         assert_eq!(said(&key, "Whatever"), "the contract reverted: Whatever");
-        assert_eq!(reason(&key, None, &ChainError::Reverted { name: None }), "the contract reverted: it gave no reason");
+        assert_eq!(
+            reason(&key, None, &ChainError::Reverted { name: None }),
+            "the contract reverted: it gave no reason"
+        );
     }
 }

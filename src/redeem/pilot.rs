@@ -127,7 +127,10 @@ impl<C: Chain> Pilot<'_, C> {
                 match self.confirmed(mined).await {
                     Some(mined) => return self.landed(mined),
                     None => {
-                        tracing::warn!(nonce = self.slot.nonce, "a reorganisation dropped a transaction; it is sent again");
+                        tracing::warn!(
+                            nonce = self.slot.nonce,
+                            "a reorganisation dropped a transaction; it is sent again"
+                        );
                         self.office.flights.publish(self.slot, Stage::Aloft);
                         self.bid_at = Instant::now();
                         self.send_again().await;
@@ -300,7 +303,7 @@ impl<C: Chain> Pilot<'_, C> {
                 let (transaction, purpose) = (next.hash, next.purpose.as_str());
                 tracing::info!(%transaction, before = %newest.hash, purpose, "replaced by one that pays more");
                 self.with(|flight| {
-                    flight.versions.push(next);
+                    flight.versions.push(*next);
                     flight.bid_urgently = urgent;
                 });
                 self.trouble(Some("no block had it for long; it pays more now".to_owned()));

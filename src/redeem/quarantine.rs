@@ -76,8 +76,7 @@ impl Quarantine {
         }
         let backoff_s = before.as_ref().map_or(FIRST_BACKOFF_S, |kept| kept.backoff_s.saturating_mul(2));
         let backoff_s = backoff_s.min(MAX_BACKOFF_S);
-        let wait_s =
-            if books.view.withdrawal.is_some() && !at_a_price { WITHDRAWING_BACKOFF_S } else { backoff_s };
+        let wait_s = if books.view.withdrawal.is_some() && !at_a_price { WITHDRAWING_BACKOFF_S } else { backoff_s };
         let kept = Kept {
             reason,
             since: before.map_or(now, |kept| kept.since),
@@ -159,7 +158,8 @@ mod tests {
     fn a_channel_that_got_better_comes_out_and_begins_anew() {
         let worse = [books(10, 0, 5, false), books(9, 0, 5, false), books(10, 0, 4, false)];
         let better = [books(11, 0, 5, false), books(10, 1, 5, false), books(10, 0, 6, false)];
-        for (changed, held) in worse.iter().map(|books| (books, true)).chain(better.iter().map(|books| (books, false))) {
+        for (changed, held) in worse.iter().map(|books| (books, true)).chain(better.iter().map(|books| (books, false)))
+        {
             let mut quarantine = Quarantine::default();
             quarantine.put(&books(10, 0, 5, false), "bad".to_owned(), false, 1_000);
             quarantine.put(&books(10, 0, 5, false), "bad".to_owned(), false, 1_000);

@@ -105,7 +105,6 @@ pub(super) async fn run<C: Chain>(
         let report = round(&office, &mut quarantine).await;
         log(&report);
         note(&office, &report);
-        office.look_at_gas().await;
         if report.problem.is_some() {
             ticks.reset_after(RETRY_AFTER.min(interval));
         }
@@ -113,6 +112,7 @@ pub(super) async fn run<C: Chain>(
             // Whoever asked may have gone; the round was worth it.
             let _ = order.send(report);
         }
+        office.look_at_gas().await;
     }
 }
 
@@ -264,8 +264,7 @@ async fn settle_with<C: Chain>(
     if office.flights.is_settling(receiver, token) || office.chain.receivers(receiver, token).await?.due().is_zero() {
         return Ok(());
     }
-    let mined =
-        office.carry_out(&Call::Settle { receiver, token }, Purpose::Settle { receiver, token }, false).await?;
+    let mined = office.carry_out(&Call::Settle { receiver, token }, Purpose::Settle { receiver, token }, false).await?;
     if !mined.success {
         return Err(ChainError::Reverted { name: Some("settle".to_owned()) }.into());
     }
