@@ -1632,17 +1632,21 @@ mod operators {
         unready: CancellationToken,
         stop: CancellationToken,
         task: JoinHandle<()>,
-        _devnet: Devnet,
+        devnet: Option<Devnet>,
     }
 
     async fn office() -> Office {
+        office_with(Settings::default()).await
+    }
+
+    async fn office_with(settings: Settings) -> Office {
         let devnet = Devnet::start(DevnetConfig::default()).await.unwrap();
         let url: RpcUrl = devnet.rpc_url().parse().unwrap();
         let chain = Arc::new(AlloyChain::connect(url, None).await.unwrap());
         let route = Route::new(PathPattern::parse("/paid").unwrap(), Price::Fixed(PRICE));
         let (desk, questions) = Desk::new();
         let gate = Gate::new(Policy::new(terms(), "http://h", vec![route]).unwrap(), desk);
-        let settings = Settings { poll: Duration::from_millis(20), ..Settings::default() };
+        let settings = Settings { poll: Duration::from_millis(20), ..settings };
         let authorizer = LocalKey::from_bytes(&[9; 32]).unwrap();
         let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings, Opening::default());
         let socket = admin::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -1650,7 +1654,7 @@ mod operators {
         let (unready, stop) = (CancellationToken::new(), CancellationToken::new());
         let serving = admin::serve(socket, gate.clone(), redemption.clone(), unready.clone(), stop.clone());
         let task = tokio::spawn(serving);
-        Office { address, gate, redemption, unready, stop, task, _devnet: devnet }
+        Office { address, gate, redemption, unready, stop, task, devnet: Some(devnet) }
     }
 
     impl Office {
@@ -1687,7 +1691,16 @@ mod operators {
             "host: 10.0.0.1\r\n",
             "host: localhost\r\nhost: evil.example\r\n",
         ] {
-            for start in ["GET /livez", "GET /readyz", "GET /channels", "POST /redeem", "GET /nothing"] {
+            let starts = [
+                "GET /livez",
+                "GET /readyz",
+                "GET /channels",
+                "GET /redemption",
+                "GET /redeem/plan",
+                "POST /redeem",
+                "GET /nothing",
+            ];
+            for start in starts {
                 let answer = office.ask(start, &format!("{host}x-peaje-admin: 1\r\n")).await;
                 assert_eq!(
                     (answer.status, answer.json()["error"].as_str()),
@@ -1727,6 +1740,35 @@ mod operators {
         let mut sorted = names.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, expected);
+    }
+
+    #[tokio::test]
+    async fn readiness_ends_once_claims_are_stuck() {
+        let mut office = office_with(Settings { stuck_after: Duration::ZERO, ..Settings::default() }).await;
+        let (local, order) = ("host: localhost\r\n", "host: localhost\r\nx-peaje-admin: 1\r\n");
+        assert!(office.ask("POST /redeem", order).await.json().get("problem").is_none());
+        assert_eq!(office.ask("GET /readyz", local).await.status, 200);
+
+        office.devnet.take().unwrap().shutdown().await;
+        let report = office.ask("POST /redeem", order).await.json();
+        let problem = report["problem"].as_str().expect("nobody can be asked what is owed");
+        let failing = office.ask("GET /redemption", local).await.json();
+        assert_eq!(failing["vitals"]["problem"], problem);
+        let begun = tokio::time::Instant::now();
+        let unready = loop {
+            let answer = office.ask("GET /readyz", local).await;
+            if answer.status != 200 {
+                break answer;
+            }
+            assert!(begun.elapsed() < PATIENCE, "still ready");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_eq!(unready.status, 503);
+        let why = unready.text();
+        assert!(why.starts_with("claims are stuck: $0.00 unclaimed on 0 channels") && why.contains(problem), "{why}");
+        let plan = office.ask("GET /redeem/plan", local).await;
+        assert_eq!((plan.status, plan.json()["gas_price_wei"].is_null()), (200, true));
+        assert!(plan.json()["problem"].is_string(), "a dry run says that it does not know what gas costs");
     }
 
     #[tokio::test]

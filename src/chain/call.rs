@@ -8,7 +8,7 @@ use super::client::decode_transaction;
 use crate::protocol::claim::ClaimRow;
 use crate::protocol::contracts::{ERC3009_COLLECTOR, PERMIT2_COLLECTOR};
 use crate::protocol::deposit::Permission;
-use crate::protocol::{Address, Amount, ChannelConfig, Signature};
+use crate::protocol::{Address, Amount, ChannelConfig, Signature, SignedVoucher};
 
 /// A call of the settlement contract.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum Call {
         amount: Amount,
         /// What the payer signed.
         authorization: Permission,
+        /// What the deposit is made for, where that is known. The contract does not want it; a facilitator does.
+        payment: Option<FirstPayment>,
     },
     /// Claims for a sender that is receiver or receiver authorizer of every row.
     Claim {
@@ -71,11 +73,20 @@ pub enum Call {
     },
 }
 
+/// The payment that a deposit came with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstPayment {
+    /// Its voucher.
+    pub voucher: SignedVoucher,
+    /// What the request costs at most, atomic units.
+    pub price: Amount,
+}
+
 impl Call {
     /// The transaction's data; it goes to the settlement contract, without any coin.
     pub(super) fn calldata(&self) -> Bytes {
         let data = match self {
-            Self::Deposit { config, amount, authorization } => {
+            Self::Deposit { config, amount, authorization, payment: _ } => {
                 let (collector, data) = match authorization {
                     Permission::Erc3009(authorization) => (ERC3009_COLLECTOR, collector_data(authorization)),
                     Permission::Permit2(authorization) => (PERMIT2_COLLECTOR, permit2_collector_data(authorization)),

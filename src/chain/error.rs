@@ -3,7 +3,7 @@
 use crate::protocol::Hash;
 
 /// A cause that is kept for the log. It never names the RPC address beyond its host.
-pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a transaction must not leave.
 pub type Objection = Box<dyn std::error::Error + Send + Sync>;
@@ -42,6 +42,27 @@ pub enum ChainError {
         #[source]
         source: Option<Cause>,
     },
+    /// The node's newest block is too old to believe that it follows the chain. It may catch up.
+    #[error("the chain node is behind: its newest block is {by_s} s old")]
+    Behind {
+        /// How old, seconds.
+        by_s: u64,
+    },
+    /// Nodes say different things, and no majority says which is true. Worth trying again: nodes that follow a
+    /// reorganisation differ for some seconds.
+    #[error("the chain nodes disagree on {what}: {}", nodes.join(", "))]
+    Disagreement {
+        /// What was asked.
+        what: &'static str,
+        /// Those who were asked, without the secret parts of their addresses.
+        nodes: Vec<String>,
+    },
+    /// A transaction that another key signed, or for another chain, cannot be replaced with this gas key.
+    #[error("transaction {transaction} was not signed with this gas key for this chain")]
+    ForeignTransaction {
+        /// Which.
+        transaction: Hash,
+    },
     /// A transaction was sent and no block has it yet. It may still land.
     #[error("transaction {transaction} is not mined yet")]
     NotMined {
@@ -62,6 +83,12 @@ pub enum ChainError {
         /// Which.
         nonce: u64,
     },
+    /// The facilitator that sends transactions for us said no, and names no contract's revert.
+    #[error("the facilitator declined: {reason}")]
+    Declined {
+        /// Its code or words, shortened and without secrets.
+        reason: String,
+    },
     /// This chain was opened for reading only.
     #[error("this takes a gas key, and none is configured")]
     NoGasKey,
@@ -76,11 +103,11 @@ impl ChainError {
         }
     }
 
-    pub(super) fn decode(what: &'static str) -> Self {
+    pub(crate) fn decode(what: &'static str) -> Self {
         Self::Decode { what, source: None }
     }
 
-    pub(super) fn decode_from(what: &'static str, source: impl Into<Cause>) -> Self {
+    pub(crate) fn decode_from(what: &'static str, source: impl Into<Cause>) -> Self {
         Self::Decode { what, source: Some(source.into()) }
     }
 }

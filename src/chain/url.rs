@@ -35,14 +35,20 @@ impl RpcUrl {
         host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
     }
 
+    /// Scheme, host and port, to name the node by; nothing of it is secret.
+    pub fn origin(&self) -> String {
+        let shown = self.to_string();
+        shown.trim_end_matches('…').trim_end_matches('/').to_owned()
+    }
+
     /// The whole address, secrets included, for the HTTP client and nobody else.
-    pub(super) fn expose(&self) -> reqwest::Url {
+    pub(crate) fn expose(&self) -> reqwest::Url {
         self.0.clone()
     }
 
     /// Makes a text from a node fit to be shown: without the secret parts of this address, without control characters,
     /// and of bounded length.
-    pub(super) fn scrub(&self, text: &str) -> String {
+    pub(crate) fn scrub(&self, text: &str) -> String {
         let url = &self.0;
         let query = url.query_pairs().map(|(_, value)| value.into_owned());
         let path = url.path_segments().into_iter().flatten().map(str::to_owned);
@@ -105,6 +111,7 @@ mod tests {
         for (text, shown) in cases {
             assert_eq!(url(text).to_string(), shown);
             assert_eq!(format!("{:?}", url(text)), shown);
+            assert_eq!(url(text).origin(), shown.trim_end_matches("/…").trim_end_matches('/'));
         }
     }
 
