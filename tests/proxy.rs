@@ -27,7 +27,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use peaje::gate::path::PathPattern;
 use peaje::gate::policy::{Policy, Price, Route};
-use peaje::gate::{Desk, Gate};
+use peaje::gate::{DepositLimits, Desk, Gate, Limits};
 use peaje::ledger::View;
 use peaje::protocol::{Amount, ChannelId, LocalKey};
 use peaje::proxy::{Cors, Listener, Upstream, UpstreamSettings};
@@ -69,6 +69,7 @@ struct Setup {
     drain: Duration,
     header_time: Option<Duration>,
     max_connections: Option<usize>,
+    limits: Limits,
 }
 
 impl Setup {
@@ -82,6 +83,7 @@ impl Setup {
             drain: PATIENCE,
             header_time: None,
             max_connections: None,
+            limits: Limits::default(),
         }
     }
 
@@ -93,6 +95,7 @@ impl Setup {
             Route { methods: vec![Method::GET], ..route("/private/report", Price::Fixed(PRICE)) },
         ];
         let gate = Gate::new(Policy::new(terms(), self.public_url, routes).unwrap(), Desk::closed());
+        let gate = gate.with_limits(self.limits);
         let upstream = Upstream::new(&UpstreamSettings {
             url: self.upstream.parse().unwrap(),
             connect_timeout: Duration::from_secs(2),
@@ -161,6 +164,26 @@ impl Payer {
     fn header(&self) -> String {
         self.wallet.voucher(self.charged() + PRICE.units()).header()
     }
+}
+
+/// The budget is of who is at the other end of the connection, whatever the request says of that.
+#[tokio::test]
+async fn deposits_are_counted_by_the_connections_address() {
+    let upstream = SocketAddr::from(([127, 0, 0, 1], 9));
+    let deposits = DepositLimits { per_peer_per_hour: 1, ..DepositLimits::default() };
+    let limits = Limits { deposits, ..Limits::default() };
+    let site = Setup { limits, ..Setup::new(upstream) }.open().await;
+    let payer = Payer::of(&site);
+    let mut answers = Vec::new();
+    for forwarded in ["192.0.2.1", "192.0.2.2"] {
+        let payment = payer.wallet.deposit(PRICE.units(), PRICE.units()).header();
+        let head = format!("GET /paid/x HTTP/1.1\r\nhost: a\r\nx-forwarded-for: {forwarded}\r\n");
+        let answer = site.ask(&format!("{head}payment-signature: {payment}\r\nconnection: close\r\n\r\n")).await;
+        answers.push((answer.status, answer.json()["error"].as_str().unwrap_or_default().to_owned()));
+    }
+    // Nobody is at the desk, so the first one gets no further than there.
+    assert_eq!(answers[0], (503, "invalid_batch_settlement_evm_rpc_read_failed".to_owned()));
+    assert_eq!(answers[1], (429, "deposit_rate_limited".to_owned()));
 }
 
 // ---- a client that sees the bytes

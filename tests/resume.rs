@@ -1183,6 +1183,41 @@ async fn a_withdrawal_makes_what_is_in_flight_pay_more_at_once_and_is_claimed_ne
 }
 
 #[tokio::test]
+async fn a_deposit_that_can_only_revert_is_left_alone_until_something_waits_for_its_nonce() {
+    let place = Place::new().await;
+    let (life, payer) = (place.life_sending(SOON, 1).await, place.payer(9));
+    place.gateway.set(Way::Swallowed);
+    let client = life.paying(payer.deposit(1, PRICE));
+    place.written("deposit").await;
+    place.sent(1).await;
+    place.devnet.increase_time(Duration::from_secs(400));
+    place.devnet.mine(1).unwrap();
+    assert_ne!(client.await.unwrap(), StatusCode::OK, "its authorization ran out");
+    // What the pilot had begun before.
+    tokio::time::sleep(SOON).await;
+    let (sent, versions) = (place.gateway.sent().len(), place.books.of("deposit").len());
+    tokio::time::sleep(3 * SOON).await;
+    assert_eq!((place.gateway.sent().len(), place.books.of("deposit").len()), (sent, versions), "it is left alone");
+    assert_eq!(life.redemption.vitals().failing_since, None, "and keeps nobody waiting");
+
+    place.gateway.set(Way::Open);
+    let other = Payer { valid_before: now_s() + 800, ..place.payer(10) };
+    assert_eq!(life.pay(other.deposit(1, PRICE)).await, StatusCode::OK);
+    let ended = async || place.books.of("deposit").iter().all(|(_, fate)| fate.is_some());
+    eventually("both have ended", ended).await;
+    let ends = place.books.of("deposit");
+    let end = |nonce| {
+        ends.iter().filter(|(sent, _)| sent.nonce == nonce).find_map(|(_, fate)| match fate {
+            Some(Fate::Mined { success, .. }) => Some(*success),
+            _ => None,
+        })
+    };
+    assert_eq!((end(0), end(1)), (Some(false), Some(true)), "{ends:?}");
+    assert_eq!(place.nonce().await, 2);
+    life.stop().await;
+}
+
+#[tokio::test]
 async fn what_was_claimed_is_settled_in_the_same_round_though_the_node_lags() {
     let place = Place::new().await;
     let (life, payer) = (place.life().await, place.payer(9));

@@ -232,7 +232,7 @@ impl Chain for AlloyChain {
 
     async fn permit_nonce(&self, token: Address, owner: Address) -> Result<Option<Hash>, ChainError> {
         let question = || Token::noncesCall { owner: evm(owner) };
-        let nonce = self.nodes.read(|node| Node::read_optional(node, evm(token), question())).await?;
+        let nonce = self.nodes.read(|node| node.read_optional(evm(token), question())).await?;
         Ok(nonce.map(|nonce| Hash(nonce.to_be_bytes())))
     }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
-use super::client::{Client, FacilitatorError, Refusal, Settled};
+use super::client::{About, Client, FacilitatorError, Refusal, Settled};
 use super::wanted::Wanted;
 use super::wire::Request;
 use super::{DepositTerms, FacilitatorSettings};
@@ -127,6 +127,16 @@ impl Table {
         }
     }
 
+    /// An intent that came to nothing. Its nonce is free, unless later ones were given out meanwhile: those were not
+    /// waiting for it.
+    fn remove(&mut self, hash: &Hash) {
+        if let Some(intent) = self.intents.remove(hash)
+            && intent.nonce.checked_add(1) == Some(self.next_nonce)
+        {
+            self.next_nonce = intent.nonce;
+        }
+    }
+
     fn set(&mut self, hash: Hash, standing: Standing) {
         if let Some(intent) = self.intents.get_mut(&hash) {
             intent.may_be_sent |= matches!(standing, Standing::Named(..) | Standing::Unknown(_));
@@ -184,7 +194,7 @@ impl Drop for Reserved {
     fn drop(&mut self) {
         let mut table = lock(&self.table);
         if self.withheld {
-            table.intents.remove(&self.hash);
+            table.remove(&self.hash);
         }
     }
 }
@@ -457,18 +467,19 @@ impl Asking {
         }
     }
 
-    fn refused(&self, Refusal { reason, reverted }: Refusal, mut word: Option<oneshot::Sender<Word>>) {
+    fn refused(&self, Refusal { reason, about }: Refusal, mut word: Option<oneshot::Sender<Word>>) {
         tracing::warn!(intent = %self.hash, purpose = self.wanted.as_str(), reason, "the facilitator declined");
         lock(&self.table).refuse(self.hash);
-        self.tell(
-            &mut word,
-            match (&*self.wanted, reverted) {
-                // Its signature is in somebody's hands, who may use it for as long as the nonce is good.
-                (Wanted::Refund { .. }, _) => Word::Go,
-                (_, true) => Word::No(ChainError::Reverted { name: Some(reason) }),
-                (_, false) => Word::No(ChainError::Declined { reason }),
-            },
-        );
+        let heard = match (&*self.wanted, about) {
+            // Its signature is in somebody's hands, who may use it for as long as the nonce is good.
+            (Wanted::Refund { .. }, _) => Word::Go,
+            // The room that claims halves what reverts.
+            (_, About::Request) | (Wanted::Claim(_), About::Size) => {
+                Word::No(ChainError::Reverted { name: Some(reason) })
+            }
+            (_, About::Itself | About::Size) => Word::No(ChainError::Declined { reason }),
+        };
+        self.tell(&mut word, heard);
     }
 
     fn set(&self, standing: Standing) {
@@ -590,7 +601,7 @@ impl Chain for FacilitatedChain {
         reserved.withheld = false;
         match tokio::time::timeout(REFUSAL_WAIT, heard).await {
             Ok(Ok(Word::No(error))) => {
-                lock(&self.table).intents.remove(&intent.hash);
+                lock(&self.table).remove(&intent.hash);
                 Err(SendError::Refused(error))
             }
             Ok(Ok(Word::Go) | Err(_)) | Err(_) => Ok(intent.hash),
@@ -617,7 +628,8 @@ impl Chain for FacilitatedChain {
         match intent.standing {
             Standing::Asked => return Ok(Resent::Known),
             Standing::Unknown(Some(since)) if since.elapsed() < ASK_AGAIN_AFTER => return Ok(Resent::Known),
-            Standing::Named(_, since) if since.elapsed() < NAMED_WAIT => return Ok(Resent::Known),
+            // One that was seen in a block and is in none any more went with that block.
+            Standing::Named(_, since) if !intent.is_over && since.elapsed() < NAMED_WAIT => return Ok(Resent::Known),
             Standing::Named(named, _) if self.inner.receipt(named).await?.is_some() => return Ok(Resent::Known),
             Standing::Named(..) | Standing::Unknown(_) | Standing::Refused => {}
         }
@@ -686,5 +698,95 @@ impl fmt::Debug for FacilitatedChain {
             .field("inner", &self.inner)
             .field("client", &self.client)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(intents: &[(u8, u64)]) -> Table {
+        let mut table = Table::default();
+        for (number, nonce) in intents {
+            let wanted = Arc::new(Wanted::Settle { receiver: Address([*number; 20]), token: Address::ZERO });
+            let (standing, since_block) = (Standing::Asked, 0);
+            let intent = Intent { nonce: *nonce, since_block, wanted, standing, may_be_sent: false, is_over: false };
+            table.add(Hash([*number; 32]), intent);
+        }
+        table
+    }
+
+    fn end(table: &mut Table, number: u8) {
+        table.intents.get_mut(&Hash([number; 32])).unwrap().is_over = true;
+    }
+
+    #[test]
+    fn intents_count_like_an_accounts_transactions() {
+        assert_eq!((table(&[]).mined(), table(&[]).next_nonce), (0, 0));
+        let mut table = table(&[(1, 0), (2, 1), (3, 2)]);
+        assert_eq!((table.mined(), table.next_nonce), (0, 3));
+        end(&mut table, 2);
+        assert_eq!(table.mined(), 0, "the lowest is not over");
+        end(&mut table, 1);
+        assert_eq!(table.mined(), 2);
+        assert_eq!([1, 2, 3, 9].map(|nonce| table.takes(nonce)), [false, false, true, true]);
+        end(&mut table, 3);
+        assert_eq!((table.mined(), table.next_nonce), (3, 3));
+        table.remove(&Hash([3; 32]));
+        assert_eq!((table.mined(), table.next_nonce, table.takes(2)), (2, 2, true), "what came to nothing used none");
+    }
+
+    #[test]
+    fn what_another_process_left_goes_on_with_its_nonces() {
+        let table = table(&[(1, 5), (2, 7)]);
+        assert_eq!((table.mined(), table.next_nonce), (5, 8));
+        assert_eq!([4, 5, 6, 7].map(|nonce| table.takes(nonce)), [false, false, true, false]);
+    }
+
+    #[test]
+    fn what_is_over_is_forgotten_before_what_is_not() {
+        let numbers: Vec<_> = (0..=u8::MAX).map(|number| (number, u64::from(number))).collect();
+        let mut table = table(&numbers);
+        table.intents.values_mut().skip(1).for_each(|intent| intent.is_over = true);
+        let over = table.intents[&Hash([9; 32])].clone();
+        for extra in 0..MAX_REMEMBERED {
+            let hash = keccak256(&extra.to_be_bytes());
+            table.add(hash, Intent { nonce: 1_000 + u64::try_from(extra).unwrap(), ..over.clone() });
+        }
+        assert_eq!(table.intents.len(), MAX_REMEMBERED + 1);
+        assert_eq!(table.mined(), 0, "the one that is not over is there");
+    }
+
+    #[test]
+    fn a_deposit_that_may_be_sent_is_not_refused_any_more() {
+        let hash = Hash([1; 32]);
+        let with = |wanted: Wanted, before: Standing| {
+            let mut table = table(&[(1, 0)]);
+            table.intents.get_mut(&hash).unwrap().wanted = Arc::new(wanted);
+            table.set(hash, before);
+            table.set(hash, Standing::Asked);
+            table.refuse(hash);
+            table.intents[&hash].standing
+        };
+        let (channel, nonce) = (ChannelId([2; 32]), Hash::ZERO);
+        let (token, payer) = (Address::ZERO, Address::ZERO);
+        let deposit = || Wanted::Deposit { channel, amount: Amount::new(1), token, payer, nonce };
+        let unknown = Standing::Unknown(Some(Instant::now()));
+        assert!(matches!(with(deposit(), Standing::Asked), Standing::Refused));
+        assert!(matches!(with(deposit(), unknown), Standing::Unknown(Some(_))));
+        assert!(matches!(with(deposit(), Standing::Named(hash, Instant::now())), Standing::Unknown(Some(_))));
+        assert!(matches!(with(Wanted::Claim(Vec::new()), unknown), Standing::Refused));
+    }
+
+    #[test]
+    fn what_was_found_on_chain_outlives_an_answer_that_names_nothing() {
+        let hash = Hash([1; 32]);
+        let mut table = table(&[(1, 0)]);
+        table.set(hash, Standing::Named(Hash([7; 32]), Instant::now()));
+        table.refuse(hash);
+        table.answered(hash, Standing::Unknown(Some(Instant::now())));
+        assert!(matches!(table.intents[&hash].standing, Standing::Named(found, _) if found == Hash([7; 32])));
+        table.answered(hash, Standing::Named(Hash([8; 32]), Instant::now()));
+        assert!(matches!(table.intents[&hash].standing, Standing::Named(named, _) if named == Hash([8; 32])));
     }
 }

@@ -166,8 +166,19 @@ pub(super) enum Settled {
 pub(super) struct Refusal {
     /// Its code, or the HTTP status.
     pub(super) reason: String,
-    /// Whether that is about what it was shown and the chain's state, as a revert is, and not about the facilitator.
-    pub(super) reverted: bool,
+    /// What that is about.
+    pub(super) about: About,
+}
+
+/// What a refusal is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum About {
+    /// What it was shown, and the chain's state; as with a revert, the same again gives the same.
+    Request,
+    /// How much there is of it: less of the same may pass.
+    Size,
+    /// Nothing but the facilitator.
+    Itself,
 }
 
 /// A facilitator, seen through HTTP.
@@ -318,7 +329,8 @@ impl Client {
                 if is_unclear(&reason) {
                     return Err(reason);
                 }
-                Err(Refusal { reverted: !reason.starts_with("unsupported_"), reason })
+                let about = if reason.starts_with("unsupported_") { About::Itself } else { About::Request };
+                Err(Refusal { reason, about })
             }
         })
     }
@@ -341,7 +353,11 @@ impl Client {
             // that gave up waiting, a limit of requests.
             Err(_) if is_refusal(status) => {
                 let reason = format!("HTTP status {}", status.as_u16());
-                return Settled::Refused(Refusal { reason, reverted: false });
+                let too_large = status == reqwest::StatusCode::PAYLOAD_TOO_LARGE;
+                return Settled::Refused(Refusal {
+                    reason,
+                    about: if too_large { About::Size } else { About::Itself },
+                });
             }
             Err(trouble) => return Settled::Unknown(trouble.to_string()),
         };
@@ -354,7 +370,12 @@ impl Client {
         if success || error_reason.is_none() || is_unclear(&reason) {
             return Settled::Unknown(if words.is_empty() { reason } else { format!("{reason}: {words}") });
         }
-        Settled::Refused(Refusal { reverted: reason.ends_with("_simulation_failed"), reason })
+        let about = match reason.as_str() {
+            reason if reason.ends_with("_simulation_failed") => About::Request,
+            reason if is_of_size(reason) => About::Size,
+            _ => About::Itself,
+        };
+        Settled::Refused(Refusal { reason, about })
     }
 
     fn post(&self, name: &str, body: Vec<u8>) -> reqwest::RequestBuilder {
@@ -394,13 +415,18 @@ fn is_refusal(status: reqwest::StatusCode) -> bool {
     (status.is_client_error() || status.is_redirection()) && !later.contains(&status)
 }
 
+/// Whether a reason speaks of too much at once. The protocol has no code for that.
+fn is_of_size(reason: &str) -> bool {
+    reason.contains("too_many") || reason.contains("too_large")
+}
+
 /// Whether a facilitator that says this may have sent something all the same, or may do so when it is asked again. The
 /// codes of the scheme that end in a failed transaction are also given where the node it sent to did not answer; and
 /// what is not a code of the protocol's says nothing.
 fn is_unclear(reason: &str) -> bool {
     let known = ["invalid_", "unsupported_", "insufficient_"].iter().any(|kind| reason.starts_with(kind));
     let later = ["_transaction_failed", "_reverted", "_receipt_failed", "_read_failed", "_state", "_unavailable"];
-    !known || later.iter().any(|end| reason.ends_with(end))
+    !(known || is_of_size(reason)) || later.iter().any(|end| reason.ends_with(end))
 }
 
 #[cfg(test)]
@@ -441,15 +467,16 @@ mod tests {
         let said = |status, reason: &str| {
             judged(status, &json!({"success": false, "transaction": "", "network": "x", "errorReason": reason}))
         };
-        for (status, reason, reverted) in [
-            (200, code("nothing_to_settle"), false),
-            (200, code("claim_simulation_failed"), true),
-            (400, code("authorizer_not_configured"), false),
-            (500, code("insufficient_balance"), false),
-            (402, "insufficient_funds".to_owned(), false),
-            (400, "unsupported_scheme".to_owned(), false),
+        for (status, reason, about) in [
+            (200, code("nothing_to_settle"), About::Itself),
+            (200, code("claim_simulation_failed"), About::Request),
+            (400, code("authorizer_not_configured"), About::Itself),
+            (500, code("insufficient_balance"), About::Itself),
+            (402, "insufficient_funds".to_owned(), About::Itself),
+            (400, "unsupported_scheme".to_owned(), About::Itself),
+            (400, "too_many_claims".to_owned(), About::Size),
         ] {
-            assert_eq!(said(status, &reason), Settled::Refused(Refusal { reason, reverted }));
+            assert_eq!(said(status, &reason), Settled::Refused(Refusal { reason, about }));
         }
         for reason in [
             code("deposit_transaction_failed"),
@@ -480,7 +507,8 @@ mod tests {
     fn a_status_alone_refuses_only_what_was_not_begun() {
         let body = json!({"error": "no"});
         for status in [301, 400, 401, 404, 413, 422] {
-            assert!(matches!(judged(status, &body), Settled::Refused(_)), "{status}");
+            let Settled::Refused(Refusal { about, .. }) = judged(status, &body) else { panic!("{status}") };
+            assert_eq!(about == About::Size, status == 413);
         }
         for status in [200, 408, 409, 425, 429, 500, 502, 503, 504] {
             assert!(matches!(judged(status, &body), Settled::Unknown(_)), "{status}");

@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use super::Office;
+use super::counting::counts;
 use super::flights::{Seat, Stage};
-use crate::chain::{Chain, Happening, Mined, through_permit2};
+use crate::chain::{Chain, Mined, through_permit2};
 use crate::gate::desk::{DepositEnd, DepositPlace};
 use crate::ledger::View;
 use crate::protocol::deposit::Authorization;
@@ -37,23 +38,6 @@ enum Ours<'a> {
     MayLand,
     Reverted(&'a Mined),
     Lost(Hash),
-}
-
-/// After how many blocks a deposit that the balance does not show is not waited for any more. No chain makes a deposit
-/// count later, so something went out of the channel again.
-const MAX_UNCOUNTED_BLOCKS: u64 = 128;
-
-/// Whether a view has the deposit in it that a receipt tells of, or will never have it. `known` is whether the books have
-/// the channel at all.
-fn counts(deposit: &Relayed, block: u64, mined: Option<&Mined>, view: &View, known: bool) -> bool {
-    let after = |what: &Happening| match what {
-        Happening::Deposited { channel, new_balance, .. } if *channel == deposit.id => Some(*new_balance),
-        _ => None,
-    };
-    let events = mined.map_or(&[][..], |mined| &mined.events);
-    let balance = events.iter().filter_map(|event| after(&event.what)).next_back();
-    let counts = known && balance.is_none_or(|balance| view.balance >= balance);
-    counts || view.block >= block.saturating_add(MAX_UNCOUNTED_BLOCKS)
 }
 
 impl<C: Chain> Office<C> {
@@ -146,7 +130,7 @@ impl<C: Chain> Office<C> {
         match self.refresh_since(&[(deposit.id, deposit.config)], block).await {
             Ok(views) => {
                 let known = self.accounts().knows(&deposit.id);
-                if !views.iter().all(|view| counts(deposit, block, mined, view, known)) {
+                if !views.iter().all(|view| counts(deposit.id, block, mined, view, known)) {
                     tokio::time::sleep(self.settings.poll).await;
                     return None;
                 }

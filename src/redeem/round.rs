@@ -117,7 +117,6 @@ pub(super) async fn run<C: Chain>(
         lookout.round_ended(left, report.problem.is_some());
         log(&report);
         note(&office, &report);
-        office.look_at_gas().await;
         if report.problem.is_some() {
             ticks.reset_after(RETRY_AFTER.min(interval));
         }
@@ -125,6 +124,7 @@ pub(super) async fn run<C: Chain>(
             // Whoever asked may have gone; the round was worth it.
             let _ = order.send(report);
         }
+        office.look_at_gas().await;
     }
 }
 

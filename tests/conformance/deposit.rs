@@ -210,7 +210,7 @@ async fn relay_elsewhere(world: &World, payer: &Payer, amount: u128) {
     let authorization = Authorization { valid_after: 0, valid_before, salt, signature: payer.key.sign(digest) };
     let relayer = dev("5");
     world.devnet.fund(evm(relayer.address()), genesis::DEV_BALANCE);
-    let call = Call::Deposit { config: payer.config, amount, authorization };
+    let call = Call::Deposit { config: payer.config, amount, authorization: authorization.into(), payment: None };
     world.chain_as(relayer).await.send(&call).await.unwrap();
 }
 

@@ -16,7 +16,11 @@ mod stage;
 
 use std::io::Write as _;
 
+use peaje::chain::{
+    Bid, Call, Chain as _, ChainError, Objection, Replacement, Resent, SendError, SignedTransaction, Witness,
+};
 use peaje::facilitator::{Client, FacilitatorError, FacilitatorSettings};
+use peaje::protocol::claim::claim_batch_digest;
 use peaje::protocol::{Amount, Hash};
 
 use office::Way;
@@ -274,10 +278,10 @@ fn a_refusal_is_told_at_once_and_nothing_is_sent() {
         }
 
         // About the facilitator: nobody's row is to blame.
-        stage.office.set(Way::Status(413));
+        stage.office.set(Way::Status(403));
         let report = life.redeem().await;
         let problem = report.problem.unwrap();
-        assert!(problem.contains("declined") && problem.contains("413"), "{problem}");
+        assert!(problem.contains("declined") && problem.contains("403"), "{problem}");
         assert_eq!((stage.office.rows(), report.failures.len()), (vec![2], 0));
         // About a row: it is looked for.
         stage.office.set(Way::Refused("invalid_batch_settlement_evm_claim_simulation_failed"));
@@ -344,5 +348,148 @@ fn after_a_crash_what_was_asked_for_is_found_or_asked_for_again() {
         assert_eq!(stage.office.asked_for("claim"), 1, "it was found on chain");
         life.stop().await;
         stage.is_written(&[("deposit", "mined"), ("claim", "mined"), ("settle", "mined")]).await;
+    });
+}
+
+#[test]
+fn a_claim_that_is_too_large_for_the_facilitator_goes_in_parts() {
+    tell(Mode::Facilitated, async |stage| {
+        let (life, payers) = (stage.open().await, [1, 2, 3].map(|n| stage.payer(n)));
+        for payer in &payers {
+            assert_eq!(life.pay(&payer.deposit(DEPOSIT, PRICE)).await.status, 200);
+        }
+        stage.office.set(Way::AtMost(1));
+        let report = life.redeem().await;
+        assert!(report.is_complete() && report.channels == 3, "{report:?}");
+        assert_eq!(stage.office.rows(), [3, 1, 2, 1, 1]);
+        all_is_well(&stage, &life, 3).await;
+        life.stop().await;
+    });
+}
+
+#[test]
+fn deposits_of_many_payers_at_once_land_once_each() {
+    tell(Mode::Facilitated, async |stage| {
+        let life = stage.open().await;
+        let payers: Vec<_> = (1..=8).map(|n| stage.payer(n)).collect();
+        let requests: Vec<_> = payers.iter().map(|payer| life.begin(&payer.deposit(DEPOSIT, PRICE))).collect();
+        for request in requests {
+            let answer = request.await.unwrap();
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+        assert_eq!(stage.deposits().await, [DEPOSIT; 8]);
+        all_is_well(&stage, &life, 8).await;
+        life.stop().await;
+    });
+}
+
+#[test]
+fn a_refund_whose_answer_is_lost_is_paid_once() {
+    tell(Mode::Facilitated, async |stage| {
+        let (life, payer) = (stage.open().await, stage.payer(1));
+        assert_eq!(life.pay(&payer.deposit(DEPOSIT, PRICE)).await.status, 200);
+        stage.office.set(Way::Lost);
+        let answer = life.pay(&payer.refund(PRICE, None)).await;
+        assert_eq!((answer.status, &answer.receipt["amount"]), (200, &(DEPOSIT - PRICE).to_string().into()));
+        assert_eq!((stage.dollars(payer.address()), stage.office.asked_for("refund")), (PURSE - PRICE, 1));
+        stage.office.set(Way::Open);
+        all_is_well_after_refunds(&stage, &life, 1).await;
+        life.stop().await;
+    });
+}
+
+/// A signature that was shown may be used for as long as its nonce is good, whatever its receiver says.
+#[test]
+fn what_a_refused_refund_would_take_is_not_sold_for() {
+    tell(Mode::Facilitated, async |stage| {
+        let (life, payer) = (stage.open().await, stage.payer(1));
+        assert_eq!(life.pay(&payer.deposit(DEPOSIT, PRICE)).await.status, 200);
+        stage.office.set(Way::Refused("invalid_batch_settlement_evm_refund_simulation_failed"));
+        let answer = life.pay(&payer.refund(PRICE, Some(&(DEPOSIT - 2 * PRICE).to_string()))).await;
+        assert_ne!(answer.status, 200, "{answer:?}");
+        life.serve(&payer, 1, 1).await;
+        let too_much = life.pay(&payer.voucher(3 * PRICE)).await;
+        assert_eq!(too_much.status, 402, "{too_much:?}");
+        stage.office.carry_out_last().await;
+        assert_eq!(stage.locked(), 2 * PRICE, "it was paid after all");
+        stage.office.set(Way::Open);
+        all_is_well_after_refunds(&stage, &life, 2).await;
+        life.stop().await;
+    });
+}
+
+async fn all_is_well_after_refunds(stage: &Stage, life: &stage::Life, charged: u128) {
+    eventually("all is claimed and settled", async || life.redeem().await.is_complete()).await;
+    assert_eq!((stage.received(), stage.locked()), (charged * PRICE, 0));
+}
+
+// ------------------------------------------------------------------------------------------------- the chain by itself
+
+/// Notes what is about to be sent.
+#[derive(Default)]
+struct Notebook(std::sync::Mutex<Vec<SignedTransaction>>);
+
+impl Witness for Notebook {
+    async fn sees(&self, transaction: &SignedTransaction) -> Result<(), Objection> {
+        self.0.lock().unwrap().push(transaction.clone());
+        Ok(())
+    }
+}
+
+struct Objector;
+
+impl Witness for Objector {
+    async fn sees(&self, _: &SignedTransaction) -> Result<(), Objection> {
+        Err("no".into())
+    }
+}
+
+#[test]
+fn an_intent_plays_a_transaction() {
+    tell(Mode::Facilitated, async |stage| {
+        let (life, payer) = (stage.open().await, stage.payer(1));
+        assert_eq!(life.pay(&payer.deposit(DEPOSIT, PRICE)).await.status, 200);
+        let rows = vec![life.claimable().remove(0).row.unwrap()];
+        let signature = stage::dev("authorizer").sign(claim_batch_digest(&payer.settlement(), &rows));
+        let claim = Call::ClaimWithSignature { rows: rows.clone(), signature };
+        let (chain, bid) = (stage.facilitated().await, Bid::default());
+        let nonces = async || chain.nonces().await.map(|nonces| (nonces.mined, nonces.pending)).unwrap();
+
+        assert_eq!((chain.sender(), nonces().await), (None, (0, 0)));
+        assert!(chain.simulate(&claim).await.unwrap() > 21_000);
+        let withheld = chain.send_witnessed(&claim, bid, None, &Objector).await;
+        assert!(matches!(withheld, Err(SendError::Withheld(_))));
+        let of_nobody = chain.send_witnessed(&Call::Claim { rows }, bid, None, &Objector).await;
+        assert!(matches!(of_nobody, Err(SendError::Refused(ChainError::Declined { .. }))));
+        assert_eq!((nonces().await, stage.office.asked_for("claim")), ((0, 0), 0), "nothing was asked for");
+
+        let notebook = Notebook::default();
+        let hash = chain.send_witnessed(&claim, bid, Some(0), &notebook).await.unwrap();
+        let intent = notebook.0.lock().unwrap().remove(0);
+        assert_eq!((intent.hash, intent.nonce), (hash, 0));
+        let taken = chain.send_witnessed(&claim, bid, Some(0), &notebook).await;
+        assert!(matches!(taken, Err(SendError::Refused(ChainError::NonceUsed { nonce: 0 }))), "{taken:?}");
+        assert_eq!(nonces().await, (0, 1), "it is not over before it was seen in a block");
+        assert_eq!(chain.replace_witnessed(&intent, bid, &notebook).await.unwrap(), Replacement::AtCeiling);
+        let mined = chain.receipt(hash).await.unwrap().unwrap();
+        assert_eq!((mined.hash, mined.success, mined.fee_wei, mined.events.len()), (hash, true, Some(0), 1));
+        assert!(mined.on_chain() != hash && stage.is_on_chain(mined.on_chain()).await);
+        assert_eq!(nonces().await, (1, 1));
+
+        // A block that is not in the chain any more takes the claim with it.
+        assert_eq!(stage.devnet.reorg(1).unwrap().len(), 1);
+        stage.use_nonce_of_facilitator().await;
+        assert_eq!((chain.receipt(hash).await.unwrap(), stage.claims().await), (None, vec![]));
+        assert_eq!(chain.resend(&intent).await.unwrap(), Resent::Known);
+        eventually("it is claimed again", async || chain.receipt(hash).await.unwrap().is_some()).await;
+        assert_eq!((stage.claims().await, stage.office.asked_for("claim")), (vec![PRICE], 2));
+
+        // Another process knows it from its bytes alone, and finds it without asking.
+        let chain = stage.facilitated().await;
+        assert_eq!(chain.receipt(hash).await.unwrap(), None);
+        assert_eq!(chain.resend(&intent).await.unwrap(), Resent::Known);
+        assert!(chain.receipt(hash).await.unwrap().is_some_and(|mined| mined.success));
+        assert_eq!(stage.office.asked_for("claim"), 2);
+        life.stop().await;
     });
 }

@@ -29,6 +29,8 @@ pub(crate) enum Way {
     Invalid(&'static str),
     /// Refused with this status and no words. The facilitator does not get it.
     Status(u16),
+    /// Claims of more rows than this are refused by their size; the facilitator gets all else.
+    AtMost(usize),
     /// Success by this transaction. The facilitator does not get it.
     Lie(String),
 }
@@ -111,7 +113,8 @@ async fn pass(State(office): State<Office>, method: Method, uri: Uri, body: Byte
     let network = request["paymentRequirements"]["network"].clone();
     office.0.asked.lock().unwrap().push(request["paymentPayload"]["payload"].clone());
     match way {
-        Way::Open | Way::Invalid(_) => told(office.forward(method, &uri, body).await),
+        Way::AtMost(rows) if claims(&request) > rows => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
+        Way::Open | Way::Invalid(_) | Way::AtMost(_) => told(office.forward(method, &uri, body).await),
         Way::Dropped => StatusCode::BAD_GATEWAY.into_response(),
         Way::Held => std::future::pending().await,
         Way::Lost => {
@@ -139,6 +142,10 @@ async fn pass(State(office): State<Office>, method: Method, uri: Uri, body: Byte
             told((StatusCode::OK, json!({"success": true, "network": network, "transaction": transaction})))
         }
     }
+}
+
+fn claims(request: &Value) -> usize {
+    request["paymentPayload"]["payload"]["claims"].as_array().map_or(0, Vec::len)
 }
 
 fn told((status, body): (StatusCode, Value)) -> Response {

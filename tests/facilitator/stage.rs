@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use peaje::chain::{AlloyChain, Chain, ChannelEvent, Happening, KeyRef};
+use peaje::chain::{AlloyChain, Call, Chain, ChannelEvent, Happening, KeyRef, RpcUrl};
 use peaje::cli::site::{Books, Site};
 use peaje::config::Config;
 use peaje::devnet::{Devnet, DevnetConfig, genesis};
 use peaje::facilitator::{DepositTerms, FacilitatedChain, FacilitatorSettings};
+use peaje::gate::Statement;
 use peaje::gate::policy::Terms;
 use peaje::protocol::contracts::SETTLEMENT;
 use peaje::protocol::x402::{self, PAYMENT_SIGNATURE};
@@ -159,14 +160,7 @@ impl Stage {
                     Site::open(&config, authorizer, Arc::new(chain), books).await.unwrap()
                 }
                 Mode::Facilitated => {
-                    let settings = FacilitatorSettings { url: facilitator.parse().unwrap(), timeout: TIMEOUT };
-                    let inner = AlloyChain::connect(rpc, None).await.unwrap();
-                    let terms = DepositTerms {
-                        domain_name: terms.token.domain_name,
-                        domain_version: terms.token.domain_version,
-                        max_timeout_s: terms.max_timeout_s,
-                    };
-                    let chain = FacilitatedChain::open(inner, settings, terms).await.unwrap();
+                    let chain = facilitated(rpc, &facilitator, terms).await;
                     Site::open(&config, authorizer, Arc::new(chain), books).await.unwrap()
                 }
             }
@@ -174,6 +168,11 @@ impl Stage {
         let site = opened.await.unwrap();
         let url = format!("http://{}/thing", site.address());
         Life { runtime, site: Some(site), url, http: self.http.clone() }
+    }
+
+    /// A chain behind the facilitator, without a proxy.
+    pub(crate) async fn facilitated(&self) -> FacilitatedChain {
+        facilitated(self.devnet.rpc_url().parse().unwrap(), &self.facilitator, self.terms()).await
     }
 
     /// Dollars of an account.
@@ -201,6 +200,15 @@ impl Stage {
     pub(crate) async fn made(&self) -> (u64, u64) {
         let facilitator = LocalKey::from_bytes(&genesis::DEV_KEYS[node::KEY].0).unwrap();
         (self.made_by(dev("gas")).await, self.made_by(facilitator).await)
+    }
+
+    /// Sends something from the facilitator's account. It does not notice that a block, and with it a nonce it used, is
+    /// not there any more.
+    pub(crate) async fn use_nonce_of_facilitator(&self) {
+        let key = LocalKey::from_bytes(&genesis::DEV_KEYS[node::KEY].0).unwrap();
+        let chain = AlloyChain::connect(self.devnet.rpc_url().parse().unwrap(), Some(key)).await.unwrap();
+        let receiver = Address([0xee; 20]);
+        chain.send(&Call::Settle { receiver, token: self.terms().token.address }).await.unwrap();
     }
 
     pub(crate) async fn events(&self) -> Vec<ChannelEvent> {
@@ -267,6 +275,11 @@ impl Life {
         self.runtime.spawn(async move { redemption.redeem().await.unwrap() }).await.unwrap()
     }
 
+    /// What is due, by the books.
+    pub(crate) fn claimable(&self) -> Vec<Statement> {
+        self.site.as_ref().unwrap().gate().accounts().claimable()
+    }
+
     /// Orders a redemption and does not wait for it.
     pub(crate) fn begin_to_redeem(&self) {
         let redemption = self.site.as_ref().unwrap().redemption().clone();
@@ -296,6 +309,17 @@ impl Life {
         journal.close();
         drop(site);
     }
+}
+
+async fn facilitated(rpc: RpcUrl, facilitator: &str, terms: Terms) -> FacilitatedChain {
+    let settings = FacilitatorSettings { url: facilitator.parse().unwrap(), timeout: TIMEOUT };
+    let inner = AlloyChain::connect(rpc, None).await.unwrap();
+    let terms = DepositTerms {
+        domain_name: terms.token.domain_name,
+        domain_version: terms.token.domain_version,
+        max_timeout_s: terms.max_timeout_s,
+    };
+    FacilitatedChain::open(inner, settings, terms).await.unwrap()
 }
 
 async fn ask(http: reqwest::Client, url: String, header: Option<String>) -> Answer {
