@@ -94,6 +94,14 @@ impl Spell {
         Self::NoBlocks,
     ];
 
+    /// Whether it meets transactions, or counts of them, and nothing else that often.
+    pub(crate) fn is_of_sending(self) -> bool {
+        matches!(
+            self,
+            Self::AnswerLost | Self::Dropped | Self::Stuck | Self::NonceTooLow | Self::NonceTooHigh | Self::NoGas
+        )
+    }
+
     /// Whether it can make an honest sender believe that a claim is not there which is.
     pub(crate) fn hides_claims(self) -> bool {
         matches!(self, Self::NonceTooLow | Self::NonceTooHigh | Self::Behind)

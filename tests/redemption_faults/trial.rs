@@ -29,7 +29,7 @@ use super::process::{IDENTITY, Life, PRICES};
 const CHANNELS: (usize, usize) = if cfg!(debug_assertions) { (20, 40) } else { (20, 100) };
 
 /// How long faults are at work, milliseconds, from and to.
-const PLAY_MS: (usize, usize) = (400, 1_000);
+const PLAY_MS: (usize, usize) = (500, 1_200);
 
 /// How long one spell lasts, milliseconds, from and to.
 const SPELL_MS: (usize, usize) = (15, 200);
@@ -38,6 +38,9 @@ const SPELL_MS: (usize, usize) = (15, 200);
 fn patience() -> Duration {
     Duration::from_secs(super::number_in("PEAJE_PATIENCE_S").unwrap_or(20))
 }
+
+/// How long a reorganisation waits for something to replace.
+const MOMENT: Duration = Duration::from_millis(80);
 
 /// The delay of withdrawals, seconds: the shortest there is.
 const WITHDRAW_DELAY_S: u64 = 900;
@@ -111,6 +114,8 @@ pub(crate) struct Trial {
     pub(crate) crashes: u64,
     spikes_end: Option<Instant>,
     blocks_come_again: Option<Instant>,
+    /// Whether faults are left out for the moment.
+    calm: bool,
 }
 
 /// Plays a seed.
@@ -181,6 +186,7 @@ impl Trial {
             crashes: 0,
             spikes_end: None,
             blocks_come_again: None,
+            calm: false,
         }
     }
 
@@ -254,14 +260,15 @@ impl Trial {
             self.alive().await?;
             self.end_what_is_over().await;
             match self.dice.below(200) {
-                0..=19 => self.spell().await,
-                20..=22 => self.reorg().await,
-                23..=27 => self.somebody_leaves().await,
-                28 if warps > 0 => {
+                0..=44 => self.spell().await,
+                45..=50 => self.reorg().await,
+                51..=57 => self.somebody_leaves().await,
+                58 | 59 if warps > 0 => {
                     warps -= 1;
                     self.no_more_faults().await;
                     judge::leaving_are_safe(self, patience()).await?;
                     self.time_passes().await;
+                    self.calm = false;
                 }
                 _ => self.somebody_pays(),
             }
@@ -280,6 +287,9 @@ impl Trial {
             }
             let switch = Switch::new(self.deaths.pop().unwrap_or(Death::Never));
             let settings = self.settings.clone();
+            if self.crashes > 0 && self.dice.once_in(3) && !self.calm {
+                self.spell().await;
+            }
             self.life = Some(Life::begin(&self.books(), &self.gateway, switch, &self.terms, settings).await);
         }
         Ok(())
@@ -287,7 +297,9 @@ impl Trial {
 
     async fn spell(&mut self) {
         let spell = Spell::ALL[self.dice.below(Spell::ALL.len())];
-        let lasts = Duration::from_millis(between(&mut self.dice, SPELL_MS) as u64);
+        // What only meets transactions and counts of them has less to meet.
+        let times = if spell.is_of_sending() { 3 } else { 1 };
+        let lasts = Duration::from_millis((times * between(&mut self.dice, SPELL_MS)) as u64);
         match spell {
             Spell::FeeSpike => {
                 self.gateway.count(spell);
@@ -314,6 +326,7 @@ impl Trial {
     }
 
     async fn no_more_faults(&mut self) {
+        self.calm = true;
         (self.spikes_end, self.blocks_come_again) = (None, None);
         self.gateway.calm();
         self.node.spike(None).await;
@@ -328,6 +341,9 @@ impl Trial {
 
     async fn reorg(&mut self) {
         let depth = 1 + self.dice.below(3) as u64;
+        if !self.dice.once_in(3) {
+            self.a_transaction_lands().await;
+        }
         let ids: Vec<_> = self.agents.iter().map(|agent| agent.id()).collect();
         let before = self.node.views(&ids).await;
         self.node.reorg(depth).await;
@@ -352,6 +368,18 @@ impl Trial {
             for raw in &self.sent {
                 self.node.send_raw(raw).await;
             }
+        }
+    }
+
+    /// Waits a moment for a block with something of the provider's in it: replacing that is what hurts.
+    async fn a_transaction_lands(&self) {
+        let count = async || {
+            let count = self.node.ask("eth_getTransactionCount", json!([dev("gas").address(), "latest"])).await;
+            super::node::number(&count)
+        };
+        let (before, begun) = (count().await, Instant::now());
+        while begun.elapsed() < MOMENT && count().await <= before {
+            tokio::time::sleep(Duration::from_millis(3)).await;
         }
     }
 
@@ -423,6 +451,10 @@ impl Trial {
         self.sent.push(raw);
         agent.purse(|purse| purse.leaving = Some(false));
         self.tally.add("withdrawals announced", 1);
+        if self.dice.once_in(3) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            self.reorg().await;
+        }
     }
 
     pub(crate) fn leaving(&self) -> Vec<Arc<Agent>> {
