@@ -14,32 +14,8 @@ use peaje::store::sqlite::Reader;
 
 use super::gateway::Spell;
 use super::node::dev;
+use super::onchain::abi;
 use super::trial::{Agent, Poison, Trial};
-
-mod abi {
-    alloy::sol! {
-        struct Config {
-            address payer;
-            address payerAuthorizer;
-            address receiver;
-            address receiverAuthorizer;
-            address token;
-            uint40 withdrawDelay;
-            bytes32 salt;
-        }
-        struct Voucher {
-            Config channel;
-            uint128 maxClaimableAmount;
-        }
-        struct Row {
-            Voucher voucher;
-            bytes signature;
-            uint128 totalClaimed;
-        }
-        function claim(Row[] rows) external;
-        function claimWithSignature(Row[] rows, bytes signature) external;
-    }
-}
 
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(10);

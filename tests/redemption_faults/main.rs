@@ -26,6 +26,8 @@ mod judge;
 mod node;
 #[path = "../support/npm.rs"]
 mod npm;
+#[path = "../support/onchain.rs"]
+mod onchain;
 #[path = "../stock_client/package.rs"]
 mod package;
 #[path = "../support/payer.rs"]

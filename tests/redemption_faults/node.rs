@@ -7,57 +7,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use alloy::consensus::{SignableTransaction as _, TxEip1559, TxEnvelope};
-use alloy::eips::Encodable2718 as _;
-use alloy::network::TxSignerSync as _;
-use alloy::primitives::{TxKind, U256, hex};
-use alloy::signers::local::PrivateKeySigner;
-use alloy::sol_types::{SolCall as _, SolValue as _};
+use alloy::primitives::{U256, hex};
+use alloy::sol_types::SolCall as _;
 use peaje::chain::{AlloyChain, Chain as _, Owed, View};
 use peaje::devnet::{Devnet, DevnetConfig, Mining, genesis};
-use peaje::protocol::deposit::Authorization;
-use peaje::protocol::{Address, ChannelConfig, ChannelId, LocalKey};
+use peaje::protocol::{Address, ChannelId, LocalKey};
 use serde_json::{Value, json};
 
+use super::onchain::{self, COINS, Deed, Rpc, abi, evm};
 use super::package;
 use super::payer::Payer;
 
 pub(crate) const CHAIN_ID: u64 = 84_532;
 
-/// What a payer offers for a unit of gas, wei: more than any spike takes.
-const PAYERS_FEE: u128 = 500_000_000_000;
-const PAYERS_TIP: u128 = 1_000_000;
-/// Gas of a payer's transaction, at most.
-const PAYERS_GAS: u64 = 300_000;
-/// What a payer has to pay for gas with, wei.
-const PAYERS_COINS: u128 = 10_000_000_000_000_000_000;
-
 /// The base fee of quiet times, wei a unit of gas.
 const QUIET_FEE: u64 = 10_000_000;
 
-/// Unix seconds, in a time that no clock of these tests reaches.
-pub(crate) const FAR_AWAY_S: u64 = 4_000_000_000;
-
 /// How many channels one question is about.
 const CHANNELS_AT_ONCE: usize = 200;
-
-mod abi {
-    alloy::sol! {
-        struct Config {
-            address payer;
-            address payerAuthorizer;
-            address receiver;
-            address receiverAuthorizer;
-            address token;
-            uint40 withdrawDelay;
-            bytes32 salt;
-        }
-        function deposit(Config config, uint128 amount, address collector, bytes collectorData) external;
-        function initiateWithdraw(Config config, uint128 amount) external;
-        function finalizeWithdraw(Config config) external;
-        function mint(address to, uint256 value) external;
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -68,17 +35,6 @@ pub(crate) enum Kind {
 enum Machine {
     Devnet(Devnet),
     Anvil(Child),
-}
-
-/// What a payer does on chain by itself.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Deed {
-    /// Deposits so much with its own transaction.
-    Deposit(u128),
-    /// Announces that it takes so much out.
-    Announce(u128),
-    /// Takes it out.
-    TakeOut,
 }
 
 /// A transaction of the provider's gas key in a block.
@@ -97,7 +53,7 @@ pub(crate) struct Node {
     pub(crate) rpc: String,
     /// For reading, past the gateway; it has no key.
     pub(crate) eyes: AlloyChain,
-    http: reqwest::Client,
+    plain: Rpc,
     paused: AtomicBool,
     /// What the next blocks take for a unit of gas, wei; 0 leaves it to the chain.
     fee: AtomicU64,
@@ -119,8 +75,8 @@ impl Node {
         };
         let eyes = AlloyChain::connect(rpc.parse().unwrap(), None).await.unwrap();
         assert_eq!(eyes.chain_id(), CHAIN_ID);
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let node = Self { machine, rpc, eyes, http, paused: AtomicBool::new(false), fee: AtomicU64::new(0) };
+        let plain = Rpc::new(&rpc);
+        let node = Self { machine, rpc, eyes, plain, paused: AtomicBool::new(false), fee: AtomicU64::new(0) };
         if kind == Kind::Anvil {
             for (address, code) in genesis::contracts() {
                 node.ask("anvil_setCode", json!([address, code])).await;
@@ -183,7 +139,7 @@ impl Node {
 
     pub(crate) async fn endow(&self, payers: &[(Address, u128)]) {
         for (payer, dollars) in payers {
-            self.ask("anvil_setBalance", json!([payer, format!("{PAYERS_COINS:#x}")])).await;
+            self.ask("anvil_setBalance", json!([payer, format!("{COINS:#x}")])).await;
             match &self.machine {
                 Machine::Devnet(devnet) => devnet.mint_dollars(evm(*payer), *dollars).unwrap(),
                 Machine::Anvil(_) => {
@@ -198,46 +154,13 @@ impl Node {
         self.mine(1).await;
     }
 
-    /// Sends a payer's own transaction. Whether the node took it; whether a block does is another question.
+    /// A payer's own transaction, if the node takes it.
     pub(crate) async fn does(&self, payer: &Payer, deed: Deed) -> Option<Vec<u8>> {
-        let config = abi_config(&payer.config);
-        let input = match deed {
-            Deed::Deposit(amount) => {
-                let authorization = authorization_of(payer, amount);
-                let Authorization { valid_after, valid_before, salt, signature } = authorization;
-                let data = (
-                    U256::from(valid_after),
-                    U256::from(valid_before),
-                    U256::from_be_bytes(salt.0),
-                    alloy::primitives::Bytes::from(signature.as_bytes().to_vec()),
-                );
-                let collector = genesis::ERC3009_COLLECTOR;
-                let data = data.abi_encode_params().into();
-                abi::depositCall { config, amount, collector, collectorData: data }.abi_encode()
-            }
-            Deed::Announce(amount) => abi::initiateWithdrawCall { config, amount }.abi_encode(),
-            Deed::TakeOut => abi::finalizeWithdrawCall { config }.abi_encode(),
-        };
-        let count = self.ask("eth_getTransactionCount", json!([payer.address(), "pending"])).await;
-        let mut transaction = TxEip1559 {
-            chain_id: CHAIN_ID,
-            nonce: number(&count),
-            gas_limit: PAYERS_GAS,
-            max_fee_per_gas: PAYERS_FEE,
-            max_priority_fee_per_gas: PAYERS_TIP,
-            to: TxKind::Call(genesis::SETTLEMENT),
-            value: U256::ZERO,
-            access_list: Default::default(),
-            input: input.into(),
-        };
-        let signer = PrivateKeySigner::from_slice(&*payer.key.expose()).unwrap();
-        let signature = signer.sign_transaction_sync(&mut transaction).unwrap();
-        let raw = TxEnvelope::from(transaction.into_signed(signature)).encoded_2718();
-        self.send_raw(&raw).await.then_some(raw)
+        self.plain.does(payer, deed).await
     }
 
     pub(crate) async fn send_raw(&self, raw: &[u8]) -> bool {
-        self.try_ask("eth_sendRawTransaction", json!([hex::encode_prefixed(raw)])).await.is_ok()
+        self.plain.send_raw(raw).await
     }
 
     // ---- looking
@@ -299,17 +222,7 @@ impl Node {
     }
 
     pub(crate) async fn ask(&self, method: &str, params: Value) -> Value {
-        self.try_ask(method, params).await.unwrap_or_else(|error| panic!("{method}: {error}"))
-    }
-
-    async fn try_ask(&self, method: &str, params: Value) -> Result<Value, Value> {
-        let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-        let sent = self.http.post(&self.rpc).json(&request).send().await;
-        let answer: Value = sent.unwrap().json().await.unwrap();
-        match answer.get("error") {
-            Some(error) => Err(error.clone()),
-            None => Ok(answer["result"].clone()),
-        }
+        self.plain.ask(method, params).await
     }
 }
 
@@ -322,36 +235,7 @@ impl Drop for Node {
     }
 }
 
-/// What a payer signs so that somebody deposits for it, whatever the chain's clock says.
-fn authorization_of(payer: &Payer, amount: u128) -> Authorization {
-    let salt = peaje::protocol::bytes::keccak256(&payer.id().0);
-    let (valid_before, nonce) = (FAR_AWAY_S, Authorization::nonce(payer.id(), salt));
-    let amount = peaje::protocol::Amount::new(amount);
-    let domain = payer.terms.token_domain();
-    let digest = Authorization::digest(&domain, payer.config.payer, amount, 0, valid_before, nonce);
-    Authorization { valid_after: 0, valid_before, salt, signature: payer.key.sign(digest) }
-}
-
-fn abi_config(config: &ChannelConfig) -> abi::Config {
-    abi::Config {
-        payer: evm(config.payer),
-        payerAuthorizer: evm(config.payer_authorizer),
-        receiver: evm(config.receiver),
-        receiverAuthorizer: evm(config.receiver_authorizer),
-        token: evm(config.token),
-        withdrawDelay: alloy::primitives::aliases::U40::from(config.withdraw_delay),
-        salt: config.salt.0.into(),
-    }
-}
-
-pub(crate) fn evm(address: Address) -> alloy::primitives::Address {
-    alloy::primitives::Address::new(address.0)
-}
-
-/// A quantity in an answer.
-pub(crate) fn number(value: &Value) -> u64 {
-    u64::from_str_radix(value.as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
-}
+pub(crate) use onchain::number;
 
 /// The account of a development key.
 pub(crate) fn dev(name: &str) -> LocalKey {

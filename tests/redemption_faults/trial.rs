@@ -21,7 +21,8 @@ use super::Tally;
 use super::dice::Dice;
 use super::gateway::{Death, Gateway, Spell, Switch, When};
 use super::judge;
-use super::node::{CHAIN_ID, Deed, FAR_AWAY_S, Kind, Node, dev};
+use super::node::{CHAIN_ID, Kind, Node, dev};
+use super::onchain::{Deed, FAR_AWAY_S};
 use super::payer::{Payer, Payment, now_s};
 use super::process::{IDENTITY, Life, PRICES};
 
