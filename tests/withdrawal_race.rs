@@ -27,7 +27,7 @@ use peaje::protocol::x402::{self, PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SI
 use peaje::protocol::{Address, Amount, ChannelId, LocalKey};
 use peaje::store::Identity;
 use peaje::store::sqlite::SqliteStore;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use onchain::{COINS, Deed, Rpc, evm};
@@ -37,7 +37,7 @@ const CHANNELS: u8 = 100;
 /// What a request costs, atomic units.
 const PRICE: u128 = 2_000;
 /// Requests a deposit is good for, and something that is good for none.
-const REQUESTS: u128 = 40;
+const REQUESTS: u128 = 20;
 const DEPOSIT: u128 = REQUESTS * PRICE + 1_234;
 /// Who is paid. Nobody has its key.
 const PAY_TO: &str = "0x00000000000000000000000000000000c0ffee01";
@@ -46,7 +46,7 @@ const WITHDRAW_DELAY_S: u64 = 900;
 /// Between two blocks.
 const BLOCKS: Duration = Duration::from_millis(20);
 /// Between two requests of one payer.
-const PACE: Duration = Duration::from_millis(50);
+const PACE: Duration = Duration::from_millis(if cfg!(debug_assertions) { 400 } else { 60 });
 /// How long anything may take that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -107,9 +107,9 @@ impl Agent {
                         }
                         other => panic!("{}: {other}", self.payer.id()),
                     };
-                    tokio::time::sleep(Duration::from_millis(60)).await;
+                    tokio::time::sleep(PACE).await;
                 }
-                503 => tokio::time::sleep(Duration::from_millis(60)).await,
+                503 => tokio::time::sleep(PACE).await,
                 other => panic!("{other}"),
             }
             tokio::time::sleep(PACE).await;
@@ -220,6 +220,7 @@ impl Race {
             assert!(self.paying.iter().all(|task| !task.is_finished()), "a payer has given up");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        say(&format!("{:>6.1} s until {what}", begun.elapsed().as_secs_f64()));
     }
 
     /// Those with one of these habits announce, while they pay.
@@ -229,24 +230,31 @@ impl Race {
         let known: BTreeMap<_, _> = leaving.iter().map(|agent| (agent.payer.id(), agent.acknowledged())).collect();
         let claimed = async || {
             let views = self.views().await;
-            let mut missing = None;
+            let (mut missing, mut announcing) = (None, Vec::new());
             for agent in &leaving {
                 let (id, known) = (agent.payer.id(), Amount::new(known[&agent.payer.id()]));
                 let view = views[&id];
                 if view.withdrawal.is_none() {
                     // A claim that came first left less than it asked for; it asks again.
-                    self.announcing(agent, &view).await;
+                    announcing.push(self.announcing(agent, view));
                     missing = Some(format!("{id} announces"));
                 } else if view.total_claimed < known {
                     missing = Some(format!("{id}: {known} of {view:?}"));
                 }
             }
+            futures_util::future::join_all(announcing).await;
             missing
         };
         self.eventually("the watcher claims what those owe who leave", claimed).await;
     }
 
-    async fn announcing(&self, agent: &Agent, view: &View) {
+    /// Unless one is on its way.
+    async fn announcing(&self, agent: &Agent, view: View) {
+        let count = |at: &'static str| self.rpc.ask("eth_getTransactionCount", json!([agent.payer.address(), at]));
+        let (mined, pending) = tokio::join!(count("latest"), count("pending"));
+        if mined != pending {
+            return;
+        }
         let available = view.balance.saturating_sub(view.total_claimed).units();
         let amount = match agent.habit {
             Habit::All => available,
@@ -294,6 +302,7 @@ impl Race {
 async fn payers_that_withdraw_while_they_pay_cost_the_provider_nothing() {
     let begun = Instant::now();
     let mut race = Race::begin().await;
+    say(&format!("{:>6.1} s until all is there", begun.elapsed().as_secs_f64()));
     let all_pay = async || {
         let idle = race.agents.iter().find(|agent| agent.acknowledged() < 3 * PRICE);
         idle.map(|agent| agent.payer.id().to_string())
@@ -338,9 +347,11 @@ async fn payers_that_withdraw_while_they_pay_cost_the_provider_nothing() {
     assert_eq!(count(Habit::Stays).0, 0, "who has not announced is not held to it");
 
     let Race { devnet, eyes, site, agents, .. } = race;
+    let stopping = Instant::now();
     // What was paid since the watcher's last claim, covered by what is left, waits for a round.
     let report = tokio::time::timeout(PATIENCE, site.close()).await.expect("the proxy stops in time").unwrap();
     assert!(report.is_complete(), "{report:?}");
+    say(&format!("{:>6.1} s until the proxy stops", stopping.elapsed().as_secs_f64()));
     let mut sum = 0;
     for agent in &agents {
         let (id, served) = (agent.payer.id(), agent.acknowledged());
