@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests fail the test")]
 
+#[path = "chain/fees.rs"]
+mod fees;
+#[path = "chain/nodes.rs"]
+mod nodes;
+
 use std::error::Error as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

@@ -124,6 +124,12 @@ alloy::sol! {
 
         function aggregate3(Call3[] calls) external view returns (Result[] results);
     }
+
+    #[derive(Debug)]
+    interface DataFeeOracle {
+        function getL1FeeUpperBound(uint256 unsignedTxSize) external view returns (uint256);
+        function getL1Fee(bytes data) external view returns (uint256);
+    }
 }
 
 pub(super) fn evm(address: Address) -> EvmAddress {
@@ -215,6 +221,8 @@ mod tests {
             (Settlement::receiversCall::SELECTOR, "21ff6389"),
             (Wallet::isValidSignatureCall::SELECTOR, "1626ba7e"),
             (Multicall3::aggregate3Call::SELECTOR, "82ad56cb"),
+            (DataFeeOracle::getL1FeeUpperBoundCall::SELECTOR, "f1c7a58b"),
+            (DataFeeOracle::getL1FeeCall::SELECTOR, "49948e0e"),
             (Token::authorizationStateCall::SELECTOR, "e94a0102"),
             (Token::DOMAIN_SEPARATORCall::SELECTOR, "3644e515"),
             (Token::eip712DomainCall::SELECTOR, "84b0196e"),

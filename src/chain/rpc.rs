@@ -22,7 +22,7 @@ use super::error::{Cause, ChainError};
 use super::url::RpcUrl;
 
 /// From the first byte sent to the last byte read.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// For the connection alone.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest answer that is read. The largest honest ones are event logs.
@@ -94,7 +94,6 @@ impl Rpc {
     pub(super) fn new(url: RpcUrl) -> Result<Self, ChainError> {
         let mut builder = reqwest::Client::builder()
             .tls_backend_preconfigured(crate::tls::client_config())
-            .timeout(REQUEST_TIMEOUT)
             .connect_timeout(CONNECT_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("peaje/", env!("CARGO_PKG_VERSION")));
@@ -105,14 +104,15 @@ impl Rpc {
         Ok(Self { http, url })
     }
 
-    /// Asks one question. A `null` answer is an error unless `R` is an `Option`.
+    /// Asks one question and waits so long for the answer. A `null` answer is an error unless `R` is an `Option`.
     pub(super) async fn ask<R: DeserializeOwned>(
         &self,
         method: &'static str,
         params: impl Serialize,
+        timeout: Duration,
     ) -> Result<R, Failure> {
         let request = Request { jsonrpc: "2.0", id: 1, method, params };
-        let sent = self.http.post(self.url.expose()).json(&request).send().await;
+        let sent = self.http.post(self.url.expose()).timeout(timeout).json(&request).send().await;
         let mut response = sent.map_err(|error| {
             // A connection that never came about carried nothing; anything later may have.
             let fate = if error.is_connect() || error.is_builder() { Fate::Unread } else { Fate::Unclear };

@@ -16,9 +16,9 @@ use crate::admin;
 use crate::chain::Chain;
 use crate::config::{self, Config};
 use crate::gate::{Accounts, Desk, Gate};
-use crate::protocol::LocalKey;
+use crate::protocol::{Amount, LocalKey};
 use crate::proxy::{Cors, Listener, Upstream, UpstreamSettings};
-use crate::redeem::{Redemption, Report, Rules, Settings};
+use crate::redeem::{Redemption, Report, Rules, Sending, Settings, Watch};
 use crate::store::{Latched, LedgerStore, Opening, StoreError};
 
 /// Why a site could not be opened.
@@ -108,9 +108,7 @@ impl Site {
         let (desk, questions) = Desk::new();
         let Books { accounts, opening } = books;
         let gate = Gate::with_accounts(policy, desk, accounts);
-        let rules = Rules { interval: config.redeem.interval, max_rows: config.redeem.max_rows, ..Rules::default() };
-        let settings = Settings { rules, poll: config.chain.poll, ..Settings::default() };
-        let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings, opening);
+        let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings(config), opening);
         let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors));
         let unready = CancellationToken::new();
         let stop_admin = CancellationToken::new();
@@ -196,10 +194,34 @@ impl Site {
 /// How long the last redemption may take.
 const MAX_LAST_REDEMPTION: Duration = Duration::from_secs(300);
 
-fn unclaimed(gate: &Gate) -> crate::protocol::Amount {
-    gate.accounts().statements().iter().fold(crate::protocol::Amount::ZERO, |sum, statement| {
-        sum.checked_add(statement.unclaimed).unwrap_or(crate::protocol::Amount::MAX)
-    })
+fn unclaimed(gate: &Gate) -> Amount {
+    gate.accounts()
+        .statements()
+        .iter()
+        .fold(Amount::ZERO, |sum, statement| sum.checked_add(statement.unclaimed).unwrap_or(Amount::MAX))
+}
+
+/// How a config wants redemption to be run.
+fn settings(config: &Config) -> Settings {
+    let config::Redeem { interval, max_rows, max_age, max_gas_share_bps, .. } = config.redeem;
+    let rules = Rules {
+        interval,
+        max_unclaimed: config.redeem.max_unclaimed,
+        max_unclaimed_per_channel: config.redeem.max_unclaimed_per_channel,
+        max_unclaimed_per_payer: config.redeem.max_unclaimed_per_payer,
+        max_age,
+        max_gas_share_bps,
+        units_per_coin: config.redeem.coin_price.map(Amount::units),
+        max_rows,
+    };
+    let sending = Sending {
+        confirmations: config.chain.confirmations,
+        bump_after: config.redeem.bump_after,
+        max_fee_wei: config.redeem.max_fee_wei,
+        urgent_max_fee_wei: config.redeem.urgent_max_fee_wei,
+    };
+    let watch = Watch { sweep_interval: config.redeem.sweep_interval, refund_idle: config.channel.refund_idle };
+    Settings { rules, sending, watch, stuck_after: config.redeem.stuck_after, poll: config.chain.poll }
 }
 
 fn cors(config: &config::Cors) -> Cors {

@@ -43,6 +43,18 @@ pub struct TokenTerms {
     pub domain_name: String,
     /// The `version` of its EIP-712 domain.
     pub domain_version: String,
+    /// How payers let it be taken into their channels.
+    pub transfer: Transfer,
+}
+
+/// How a payer's signature moves its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transfer {
+    /// By the token itself (ERC-3009).
+    #[default]
+    Eip3009,
+    /// By the Permit2 contract, for tokens that cannot do it themselves.
+    Permit2,
 }
 
 impl TokenTerms {
@@ -53,6 +65,7 @@ impl TokenTerms {
             decimals: token.decimals,
             domain_name: token.domain_name.to_owned(),
             domain_version: token.domain_version.to_owned(),
+            transfer: Transfer::Eip3009,
         }
     }
 }

@@ -112,6 +112,16 @@ codes! {
     BooksUnavailable => "books_unavailable", 503;
     /// Refunds of this channel were asked too often.
     RefundTooOften => "refund_rate_limited", 429;
+    /// Too many deposits were relayed, for this peer or for all together. Nothing was sent. Not a 402, which would ask for
+    /// a payment at once: the next one would be refused too.
+    DepositRateLimited => "deposit_rate_limited", 429;
+    /// A withdrawal of the channel can be finished too soon to serve anything more on it. Stock clients pass this code on
+    /// to the application: they neither sign again nor deposit, and find the way back by themselves once the withdrawal is
+    /// finished.
+    ChannelWithdrawing => "channel_withdrawing", 402;
+    /// Too much of the channel waits to be claimed to trust its payer's own account with more. Stock clients pass this
+    /// code on to the application.
+    WalletExposed => "wallet_exposure_limit", 402;
 }
 
 impl Code {
@@ -122,7 +132,9 @@ impl Code {
             Self::SettlementPending | Self::RpcReadFailed | Self::ChannelStateReadFailed | Self::BooksUnavailable => {
                 Some(5)
             }
-            Self::RefundTooOften => Some(60),
+            Self::RefundTooOften | Self::DepositRateLimited => Some(60),
+            // A claim is on its way.
+            Self::WalletExposed => Some(30),
             _ => None,
         }
     }
