@@ -3,7 +3,7 @@
 //! A fault is a [`Spell`] that lasts a while; several may be at work. In calm every question and answer passes as it is.
 //! A process that has crashed ([`Switch`]) gets no answer any more, and nothing it still says is heard.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -181,6 +181,8 @@ struct Lane {
     url: Mutex<String>,
     /// The process that may speak, and its number.
     life: Mutex<(u64, Arc<Switch>)>,
+    /// How many nodes there seem to be. Of several only the first is at fault.
+    nodes: usize,
     spells: Mutex<BTreeMap<Spell, Instant>>,
     dice: Mutex<Dice>,
     record: Mutex<Record>,
@@ -192,8 +194,6 @@ pub(crate) struct Record {
     /// Questions that a fault met.
     pub(crate) faults: BTreeMap<Spell, u64>,
     pub(crate) questions: u64,
-    /// Transactions that were handed over, by their bytes.
-    pub(crate) sent: BTreeSet<Vec<u8>>,
     /// Channels of which somebody was told too high a balance.
     pub(crate) deceived: HashSet<ChannelId>,
 }
@@ -206,7 +206,7 @@ enum Reply {
 }
 
 impl Gateway {
-    pub(crate) async fn open(to: &str, dice: Dice) -> Self {
+    pub(crate) async fn open(to: &str, nodes: usize, dice: Dice) -> Self {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let nobody = Switch::new(Death::Never);
         nobody.kill();
@@ -216,6 +216,7 @@ impl Gateway {
             http,
             url: Mutex::default(),
             life: Mutex::new((0, nobody)),
+            nodes,
             spells,
             dice: Mutex::new(dice),
             record,
@@ -227,11 +228,17 @@ impl Gateway {
         Self(lane)
     }
 
-    /// The address for a new process; those before it are not heard any more.
-    pub(crate) fn address_of(&self, switch: &Arc<Switch>) -> String {
+    /// The nodes' addresses for a new process; those before it are not heard any more.
+    pub(crate) fn addresses_of(&self, switch: &Arc<Switch>) -> Vec<String> {
         let mut life = self.0.life.lock().unwrap();
         *life = (life.0 + 1, Arc::clone(switch));
-        format!("{}/{}", self.0.url.lock().unwrap(), life.0)
+        let url = self.0.url.lock().unwrap();
+        (0..self.0.nodes).map(|node| format!("{url}/{}/{node}", life.0)).collect()
+    }
+
+    /// Whether a lie about a balance can be believed: nobody contradicts it.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.0.nodes == 1
     }
 
     pub(crate) fn begin(&self, spell: Spell, lasts: Duration) {
@@ -291,14 +298,15 @@ impl Lane {
         number(&answer["result"])
     }
 
+    async fn honestly(&self, question: Value) -> Reply {
+        self.record.lock().unwrap().questions += 1;
+        Reply::Json(self.forward(&question).await)
+    }
+
     async fn answer(self: &Arc<Self>, question: Value) -> Reply {
         let method = question["method"].as_str().unwrap().to_owned();
         self.record.lock().unwrap().questions += 1;
         let sends = method == "eth_sendRawTransaction";
-        if sends {
-            let raw = hex::decode(question["params"][0].as_str().unwrap()).unwrap();
-            self.record.lock().unwrap().sent.insert(raw);
-        }
         if self.strikes(Spell::Down, 1) {
             if self.below(2) == 0 {
                 self.silence(Spell::Down).await;
@@ -485,16 +493,18 @@ async fn pass(State(lane): State<Arc<Lane>>, uri: Uri, body: bytes::Bytes) -> Re
         let life = lane.life.lock().unwrap();
         (life.0, Arc::clone(&life.1))
     };
-    if uri.path().trim_start_matches('/') != current.to_string() || switch.is_dead() {
+    let mut path = uri.path().trim_start_matches('/').split('/');
+    if path.next() != Some(&current.to_string()) || switch.is_dead() {
         return std::future::pending().await;
     }
+    let at_fault = path.next() == Some("0");
     let death = switch.at_request();
     if death == Some(When::Before) {
         switch.kill();
         return std::future::pending().await;
     }
     let question: Value = serde_json::from_slice(&body).unwrap();
-    let reply = lane.answer(question).await;
+    let reply = if at_fault { lane.answer(question).await } else { lane.honestly(question).await };
     if death == Some(When::After) {
         switch.kill();
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::Full;
-use peaje::chain::AlloyChain;
+use peaje::chain::{AlloyChain, ChainSettings, Counting};
 use peaje::gate::path::PathPattern;
 use peaje::gate::policy::{Policy, Price, Route, Terms};
 use peaje::gate::{Accounts, Desk, Gate};
@@ -97,12 +97,15 @@ impl Life {
         let disk = SqliteStore::open(books, IDENTITY).unwrap();
         let (accounts, opening) = Accounts::open(Books { disk, switch: Arc::clone(&switch) }).unwrap();
         let gate = Gate::with_accounts(policy, desk, accounts);
-        let url = gateway.address_of(&switch);
+        let nodes: Vec<_> = gateway.addresses_of(&switch).iter().map(|url| url.parse().unwrap()).collect();
+        // A deposit counts once it has as many blocks on it as a transaction must have to be believed.
+        let deposits = Counting { confirmations: settings.sending.confirmations, instant: Amount::ZERO };
+        let chain = ChainSettings { nodes, gas_key: Some(dev("gas")), deposits, max_lag: None };
         let at_work = gate.clone();
         let mut started = runtime.spawn(async move {
             // A supervisor starts a process again that could not reach its node.
             let chain = loop {
-                match AlloyChain::connect(url.parse().unwrap(), Some(dev("gas"))).await {
+                match AlloyChain::open(chain.clone()).await {
                     Ok(chain) => break Arc::new(chain),
                     Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 }

@@ -29,15 +29,15 @@ use super::process::{IDENTITY, Life, PRICES};
 /// How many channels a trial has, from and to.
 const CHANNELS: (usize, usize) = if cfg!(debug_assertions) { (20, 40) } else { (20, 100) };
 
-/// How long faults are at work, milliseconds, from and to.
-const PLAY_MS: (usize, usize) = (500, 1_200);
+/// How many things happen while faults are at work, from and to: some milliseconds each.
+const STEPS: (usize, usize) = (120, 320);
 
 /// How long one spell lasts, milliseconds, from and to.
 const SPELL_MS: (usize, usize) = (15, 200);
 
 /// How long after the faults everything must be claimed and settled.
 fn patience() -> Duration {
-    Duration::from_secs(super::number_in("PEAJE_PATIENCE_S").unwrap_or(20))
+    Duration::from_secs(super::number_in("PEAJE_PATIENCE_S").unwrap_or(60))
 }
 
 /// How long a reorganisation waits for something to replace.
@@ -139,7 +139,9 @@ impl Trial {
     async fn set(seed: u64, kind: Kind) -> Self {
         let mut dice = Dice::new(seed.wrapping_mul(0x5851_f42d_4c95_7f2d));
         let node = Node::start(kind).await;
-        let gateway = Gateway::open(&node.rpc, Dice::new(dice.throw())).await;
+        // Of three nodes one is at fault: its lies must not be believed then.
+        let nodes = if dice.once_in(4) { 3 } else { 1 };
+        let gateway = Gateway::open(&node.rpc, nodes, Dice::new(dice.throw())).await;
         let terms = terms();
         let count = between(&mut dice, CHANNELS);
         let poisoned = if count >= 50 || dice.once_in(3) { 2 } else { 1 };
@@ -255,9 +257,9 @@ impl Trial {
 
     async fn under_faults(&mut self) -> Result<(), String> {
         self.alive().await?;
-        let end = Instant::now() + Duration::from_millis(between(&mut self.dice, PLAY_MS) as u64);
+        let steps = between(&mut self.dice, STEPS);
         let mut warps = self.dice.below(2);
-        while Instant::now() < end {
+        for _ in 0..steps {
             self.alive().await?;
             self.end_what_is_over().await;
             match self.dice.below(200) {
@@ -294,6 +296,12 @@ impl Trial {
             self.life = Some(Life::begin(&self.books(), &self.gateway, switch, &self.terms, settings).await);
         }
         Ok(())
+    }
+
+    /// A new process on the same books.
+    pub(crate) async fn restart(&mut self) -> Result<(), String> {
+        self.life().switch.kill();
+        self.alive().await
     }
 
     async fn spell(&mut self) {
@@ -428,7 +436,8 @@ impl Trial {
             if Instant::now() > deadline {
                 let busy = self.agents.iter().filter(|agent| agent.purse(|purse| purse.busy));
                 let busy: Vec<_> = busy.map(|agent| agent.id().to_string()).collect();
-                return Err(format!("requests without an answer: {busy:?}"));
+                let vitals = self.life().redemption.as_ref().map(peaje::redeem::Redemption::vitals);
+                return Err(format!("{} requests without an answer: {busy:?}\n{vitals:?}", busy.len()));
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
