@@ -573,7 +573,8 @@ fn terms() -> Terms {
         pay_to: Address(keccak256(b"who is paid").0[..20].try_into().unwrap()),
         receiver_authorizer: dev("authorizer").address(),
         withdraw_delay_s: WITHDRAW_DELAY_S,
-        max_timeout_s: 60,
+        // A request waits so long for its deposit, and then comes again.
+        max_timeout_s: 5,
         min_deposit: None,
     }
 }
