@@ -940,15 +940,15 @@ async fn an_open_deposit_keeps_its_way_when_the_server_asks_for_another() {
         other => panic!("{other:?}"),
     };
     let directory = tempfile::tempdir().unwrap();
-    let refused = |_: &Seen| refused(Code::Erc3009AuthorizationRequired);
+    let refused = |_: &Seen| refused(Code::Permit2AuthorizationRequired);
     let absent = |_: &Seen| self::refused(Code::ChannelNotFound);
-    let server = Server::script(vec![by_permit2, |_| Reply::hang_up(), unpaid, absent, refused]).await;
+    let server = Server::script(vec![unpaid, |_| Reply::hang_up(), by_permit2, absent, refused]).await;
     pay(&agent_with(Budget::default(), open(directory.path())), &server).await.unwrap_err();
     let agent = agent_with(Budget::default(), open(directory.path()));
     let error = pay(&agent, &server).await.unwrap_err();
     assert!(matches!(error, AgentError::Refused { .. }), "{error}");
     let first = server.check(1, permission);
-    assert!(matches!(first, Permission::Permit2(_)));
+    assert!(matches!(first, Permission::Erc3009(_)));
     assert!(first == server.check(4, permission));
 }
 
