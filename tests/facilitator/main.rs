@@ -19,6 +19,7 @@ use std::io::Write as _;
 use peaje::chain::{
     Bid, Call, Chain as _, ChainError, Objection, Replacement, Resent, SendError, SignedTransaction, Witness,
 };
+use peaje::devnet::Mining;
 use peaje::facilitator::{Client, FacilitatorError, FacilitatorSettings};
 use peaje::protocol::claim::claim_batch_digest;
 use peaje::protocol::{Amount, Hash};
@@ -421,6 +422,35 @@ fn what_a_refused_refund_would_take_is_not_sold_for() {
 async fn all_is_well_after_refunds(stage: &Stage, life: &stage::Life, charged: u128) {
     eventually("all is claimed and settled", async || life.redeem().await.is_complete()).await;
     assert_eq!((stage.received(), stage.locked()), (charged * PRICE, 0));
+}
+
+#[test]
+fn who_sends_may_change_with_something_on_its_way() {
+    tell(Mode::Own, async |mut stage| {
+        let (life, payer) = (stage.open().await, stage.payer(1));
+        assert_eq!(life.pay(&payer.deposit(DEPOSIT, PRICE)).await.status, 200);
+        stage.devnet.set_mining(Mining::Manual);
+        life.begin_to_redeem();
+        eventually("the claim waits for a block", async || stage.devnet.pending_transactions().len() == 1).await;
+        life.crash();
+        stage.is_written(&[("deposit", "mined"), ("claim", "open")]).await;
+        assert!(stage.devnet.drop_transaction(stage.devnet.pending_transactions()[0]));
+        stage.devnet.set_mining(Mining::OnDemand);
+
+        let life = stage.open_as(Mode::Facilitated).await;
+        stage.is_written(&[("deposit", "mined"), ("claim", "mined")]).await;
+        assert_eq!((stage.claims().await, stage.office.asked_for("claim")), (vec![PRICE], 0), "the same bytes again");
+        stage.office.set(Way::Held);
+        life.begin_to_redeem();
+        eventually("a settlement was asked for", async || stage.office.asked_for("settle") == 1).await;
+        life.crash();
+
+        let life = stage.open_as(Mode::Own).await;
+        all_is_well(&stage, &life, 1).await;
+        life.stop().await;
+        let settled = [("settle", "never_sent"), ("settle", "mined")];
+        stage.is_written(&[&[("deposit", "mined"), ("claim", "mined")], &settled[..]].concat()).await;
+    });
 }
 
 // ------------------------------------------------------------------------------------------------- the chain by itself
