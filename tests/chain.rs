@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests fail the test")]
 
+#[path = "chain/fees.rs"]
+mod fees;
+#[path = "chain/nodes.rs"]
+mod nodes;
+
 use std::error::Error as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -102,7 +107,7 @@ impl Stage {
         let digest = Authorization::digest(&self.token, config.payer, amount, 0, valid_before, nonce);
         let signature = self.payer.sign(digest);
         let authorization = Authorization { valid_after: 0, valid_before, salt: authorization_salt, signature };
-        Call::Deposit { config, amount, authorization, payment: None }
+        Call::Deposit { config, amount, authorization: authorization.into(), payment: None }
     }
 
     fn row(&self, salt: u8, max: u128, total: u128) -> ClaimRow {
@@ -896,7 +901,9 @@ async fn a_wallet_contract_can_be_the_payer() {
         salt: Hash::ZERO,
         signature: signature.clone(),
     };
-    stage.mine(&Call::Deposit { config, amount: Amount::new(1_000), authorization, payment: None }).await;
+    stage
+        .mine(&Call::Deposit { config, amount: Amount::new(1_000), authorization: authorization.into(), payment: None })
+        .await;
     let row = ClaimRow { config, max_claimable: Amount::new(400), signature, total_claimed: Amount::new(400) };
     stage.mine(&stage.claim_with_signature(vec![row])).await;
     let view = stage.chain.channel(config.id(&stage.domain)).await.unwrap();

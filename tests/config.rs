@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use peaje::config::{Config, Cors, LogFormat, LogLevel, known_keys};
-use peaje::gate::policy::Price;
+use peaje::config::{Config, Cors, Deposits, LogFormat, LogLevel, MaxLag, known_keys};
+use peaje::gate::policy::{Price, Transfer};
 use peaje::protocol::{Address, Amount};
 use proptest::prelude::*;
 
@@ -39,6 +39,20 @@ fn with(more: &str) -> String {
     format!("{MINIMAL}{more}\n")
 }
 
+/// The minimal config with more of `[chain]`, in line 7.
+fn in_chain(line: &str) -> String {
+    changed("rpc = \"env:PEAJE_RPC\"", &format!("rpc = \"env:PEAJE_RPC\"\n{line}"))
+}
+
+/// The minimal config where gas may take so much and has a price.
+fn priced(share: &str) -> String {
+    with(&format!("[redeem]\ncoin_price = \"$3000\"\nmax_gas_share = \"{share}\""))
+}
+
+/// All that a token without a preset needs.
+const OWN_TOKEN: &str = "[chain.token]\naddress = \"0x036CbD53842c5426634e7929541eC2318f3dCF7e\"\ndecimals = 6\n\
+                         domain_name = \"X\"\ndomain_version = \"1\"\n";
+
 /// The first line of each error.
 fn errors(text: &str) -> Vec<String> {
     let errors = match Config::parse(text, "c.toml") {
@@ -68,7 +82,21 @@ fn a_minimal_config_is_short_and_the_rest_has_defaults() {
     assert_eq!(config.receiver.gas_key, config.receiver.authorizer_key);
     assert_eq!(config.channel.withdraw_delay, Duration::from_secs(86_400));
     assert_eq!(config.channel.min_deposit, None);
-    assert_eq!(config.redeem.max_rows, 100);
+    assert_eq!(config.redeem.max_rows, 200);
+    assert_eq!((config.chain.confirmations, config.chain.max_lag), (1, MaxLag::Unsaid));
+    assert_eq!(config.chain.token.transfer, Transfer::Eip3009);
+    assert_eq!(config.channel.withdraw_margin, Duration::from_secs(300));
+    assert_eq!((config.channel.refund_idle, config.channel.max_wallet_exposure), (None, Amount::new(1_000_000)));
+    let deposits = Deposits { instant: Amount::ZERO, per_peer_per_hour: 30, per_hour: 1_000 };
+    assert_eq!(config.deposits, deposits);
+    let redeem = &config.redeem;
+    let sums = [redeem.max_unclaimed, redeem.max_unclaimed_per_channel, redeem.max_unclaimed_per_payer];
+    assert_eq!((sums, redeem.max_age), ([None; 3], None));
+    assert_eq!((redeem.max_gas_share_bps, redeem.coin_price), (None, None));
+    assert_eq!((redeem.max_fee_wei, redeem.urgent_max_fee_wei), (50_000_000_000, 500_000_000_000));
+    let times = [redeem.interval, redeem.bump_after, redeem.stuck_after, redeem.sweep_interval];
+    assert_eq!(times, [600, 30, 3_600, 600].map(Duration::from_secs));
+    assert_eq!(config.facilitator, None);
     assert_eq!(config.cors, Cors::Any);
     assert_eq!((config.log.level, config.log.format), (LogLevel::Info, LogFormat::Auto));
     assert_eq!(config.routes.len(), 1);
@@ -108,7 +136,11 @@ fn the_example_is_complete() {
         .map(|(heading, key)| (heading, key.to_owned()))
         .collect();
     assert_eq!(shown, known);
-    assert!(known.len() > 25);
+    assert!(known.len() > 50);
+}
+
+fn is_key(line: &str) -> bool {
+    line.split_once(" = ").is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
 }
 
 #[test]
@@ -117,11 +149,27 @@ fn the_examples_comments_are_a_config_too() {
     let uncommented: String = own_token
         .lines()
         .map(|line| match line.strip_prefix("# ") {
-            Some(rest) if rest.contains(" = ") || rest == "[chain.token]" => format!("{rest}\n"),
+            Some(rest) if is_key(rest) || (rest.starts_with('[') && rest.ends_with(']')) => format!("{rest}\n"),
             _ => format!("{line}\n"),
         })
         .collect();
-    let config = Config::parse(&uncommented, "c.toml").unwrap();
+    // One of the two sends the transactions.
+    let gas_key = "gas_key = \"env:PEAJE_GAS_KEY\"\n";
+    assert_eq!(errors(&uncommented).len(), 1, "{:?}", errors(&uncommented));
+    let config = Config::parse(&uncommented.replace(gas_key, ""), "c.toml").unwrap();
+    let facilitator = config.facilitator.unwrap();
+    assert_eq!(
+        (facilitator.url.host(), facilitator.timeout),
+        (Some("facilitator.example.com"), Duration::from_secs(90))
+    );
+    let (before, rest) = uncommented.split_once("[facilitator]\n").unwrap();
+    let (_, after) = rest.split_once("\n\n").unwrap();
+    let config = Config::parse(&format!("{before}\n{after}"), "c.toml").unwrap();
+    assert_eq!(config.redeem.max_gas_share_bps, Some(1_000));
+    assert_eq!(config.redeem.coin_price, Some(Amount::new(3_000_000_000)));
+    assert_eq!(config.redeem.max_unclaimed_per_channel, Some(Amount::new(5_000_000)));
+    assert_eq!(config.channel.refund_idle, Some(Duration::from_secs(30 * 86_400)));
+    assert_eq!(config.chain.max_lag, MaxLag::Of(Duration::from_secs(60)));
     assert_eq!(config.channel.min_deposit, Some(Amount::new(100_000)));
     assert_eq!(config.receiver.gas_key.as_str(), "env:PEAJE_GAS_KEY");
     assert_eq!(config.routes[0].extensions["bazaar"]["info"]["input"]["method"], "GET");
@@ -305,6 +353,168 @@ fn every_error_says_where_what_and_how_to_fix_it() {
             "6:7 [chain].rpc: an RPC endpoint is a URL that begins with http:// or https://, or \"env:NAME\" for a \
              variable that holds one",
         ),
+        (
+            changed("\"env:PEAJE_RPC\"", "[\"env:A\", \"wss://node.example/v2/s3cret\"]"),
+            "6:7 [chain].rpc: no. 2: an RPC endpoint is a URL that begins with http:// or https://, or \"env:NAME\" for \
+             a variable that holds one",
+        ),
+        (changed("\"env:PEAJE_RPC\"", "[]"), "6:7 [chain].rpc: names no endpoint; add one, as in [\"env:PEAJE_RPC\"]"),
+        (
+            changed("\"env:PEAJE_RPC\"", "[\"env:A\", \"env:B\", \"env:C\", \"env:D\", \"env:E\", \"env:F\"]"),
+            "6:7 [chain].rpc: 6 endpoints are more than 5; keep the best of them",
+        ),
+        (
+            changed("\"env:PEAJE_RPC\"", "[\"env:A\", \"env:B\", \"env:A\"]"),
+            "6:7 [chain].rpc: names an endpoint twice; a second one helps if it is somebody else's",
+        ),
+        (
+            changed("\"env:PEAJE_RPC\"", "[7]"),
+            "6:7 [chain].rpc: no. 1: expected text, found the number 7; put it in quotes",
+        ),
+        (changed("\"env:PEAJE_RPC\"", "7"), "6:7 [chain].rpc: expected text, found the number 7; put it in quotes"),
+        (in_chain("confirmations = 0"), "7:17 [chain].confirmations: 0 is not between 1 and 1000"),
+        (in_chain("confirmations = 1001"), "7:17 [chain].confirmations: 1001 is not between 1 and 1000"),
+        (in_chain("max_lag = \"999ms\""), "7:11 [chain].max_lag: \"999ms\" is not between 1s and 1h"),
+        (
+            in_chain("max_lag = \"never\""),
+            "7:11 [chain].max_lag: \"never\" is refused: a duration is a whole number and a unit (ms, s, m, h, d), as in \
+             \"30s\"",
+        ),
+        (
+            with(&format!("{OWN_TOKEN}transfer = \"erc20\"")),
+            "20:12 [chain.token].transfer: \"erc20\" is not known here; use \"eip3009\", \"permit2\"",
+        ),
+        // Channels and deposits.
+        (
+            with("[channel]\nwithdraw_delay = \"15m\"\nwithdraw_margin = \"15m\"\n[redeem]\ninterval = \"1m\""),
+            "17:19 [channel].withdraw_margin: 15m is not below withdraw_delay, 15m; lower it: nothing would be sold to a \
+             payer that announces a withdrawal",
+        ),
+        (
+            with("[channel]\nrefund_idle = \"3599s\""),
+            "16:15 [channel].refund_idle: \"3599s\" is not between 1h and 3650d",
+        ),
+        (
+            with("[channel]\nmax_wallet_exposure = \"1\""),
+            "16:23 [channel].max_wallet_exposure: \"1\" is not a price; write it with a dollar sign: \"$1\"",
+        ),
+        (
+            with("[deposits]\ninstant = \"$0.0000001\""),
+            "16:11 [deposits].instant: \"$0.0000001\" is finer than the token, which has 6 decimal places; use a \
+             multiple of $0.000001",
+        ),
+        (
+            with("[deposits]\nper_peer_per_hour = 0"),
+            "16:21 [deposits].per_peer_per_hour: 0 is not between 1 and 1000000",
+        ),
+        (with("[deposits]\nper_hour = 0"), "16:12 [deposits].per_hour: 0 is not between 1 and 1000000"),
+        (with("[deposits]\nper_hour = 1000001"), "16:12 [deposits].per_hour: 1000001 is not between 1 and 1000000"),
+        // When to redeem.
+        (
+            with("[redeem]\nmax_unclaimed = \"$0\""),
+            "16:17 [redeem].max_unclaimed: would claim every voucher by itself, which costs more than it brings; write \
+             what may be unclaimed, \"$5\" say",
+        ),
+        (
+            with("[redeem]\nmax_unclaimed_per_channel = \"5\""),
+            "16:29 [redeem].max_unclaimed_per_channel: \"5\" is not a price; write it with a dollar sign: \"$5\"",
+        ),
+        (
+            with("[redeem]\nmax_unclaimed_per_payer = 5"),
+            "16:27 [redeem].max_unclaimed_per_payer: expected text, found the number 5; put it in quotes",
+        ),
+        (with("[redeem]\nmax_age = \"500ms\""), "16:11 [redeem].max_age: \"500ms\" is not between 1s and 30d"),
+        (
+            with("[redeem]\nmax_gas_share = \"10%\""),
+            "16:17 [redeem].max_gas_share: says nothing while nobody knows what gas costs in dollars; add coin_price = \
+             \"$3000\", what one of the chain's own coins is worth",
+        ),
+        (
+            priced("0%"),
+            "17:17 [redeem].max_gas_share: \"0%\" is not above 0% and at most 100%; write it like \"10%\" or \"0.25%\"",
+        ),
+        (
+            priced("100.01%"),
+            "17:17 [redeem].max_gas_share: \"100.01%\" is not above 0% and at most 100%; write it like \"10%\" or \
+             \"0.25%\"",
+        ),
+        (
+            priced("0.001%"),
+            "17:17 [redeem].max_gas_share: \"0.001%\" is not a percentage of at most two decimal places; write it like \
+             \"10%\" or \"0.25%\"",
+        ),
+        (
+            priced("0.1"),
+            "17:17 [redeem].max_gas_share: \"0.1\" is not a percentage; write it like \"10%\" or \"0.25%\"",
+        ),
+        (
+            with("[redeem]\ncoin_price = \"$0\""),
+            "16:14 [redeem].coin_price: a coin that is worth nothing makes gas free; leave coin_price out",
+        ),
+        (
+            with("[redeem]\ncoin_price = \"$0.0000001\""),
+            "16:14 [redeem].coin_price: \"$0.0000001\" is finer than the token, which has 6 decimal places; use a \
+             multiple of $0.000001",
+        ),
+        (
+            with("[redeem]\nmax_fee = \"50\""),
+            "16:11 [redeem].max_fee: \"50\" is not a price of gas: it needs a unit, wei or gwei; write it like \"50 \
+             gwei\", \"0.05 gwei\" or \"1000 wei\"",
+        ),
+        (
+            with("[redeem]\nmax_fee = \"0.5 wei\""),
+            "16:11 [redeem].max_fee: \"0.5 wei\" is not a price of gas: a number of whole wei, then wei or gwei; write it \
+             like \"50 gwei\", \"0.05 gwei\" or \"1000 wei\"",
+        ),
+        (
+            with("[redeem]\nmax_fee = \"0 gwei\""),
+            "16:11 [redeem].max_fee: \"0 gwei\" buys no gas; write it like \"50 gwei\", \"0.05 gwei\" or \"1000 wei\"",
+        ),
+        (
+            with("[redeem]\nurgent_max_fee = \"1000000001 gwei\""),
+            "16:18 [redeem].urgent_max_fee: \"1000000001 gwei\" is more than a whole coin for a unit of gas; write it like \
+             \"50 gwei\", \"0.05 gwei\" or \"1000 wei\"",
+        ),
+        (
+            with("[redeem]\nurgent_max_fee = \"49.5 gwei\""),
+            "16:18 [redeem].urgent_max_fee: 49.50 gwei is less than max_fee, 50.00 gwei; raise it, or lower max_fee: what is \
+             urgent must not bid less",
+        ),
+        (
+            with("[redeem]\nmax_fee = \"501 gwei\""),
+            "15:1 [redeem].urgent_max_fee: 500.00 gwei is less than max_fee, 501.00 gwei; raise it, or lower max_fee: what \
+             is urgent must not bid less",
+        ),
+        (with("[redeem]\nbump_after = \"999ms\""), "16:14 [redeem].bump_after: \"999ms\" is not between 1s and 1h"),
+        (with("[redeem]\nstuck_after = \"59s\""), "16:15 [redeem].stuck_after: \"59s\" is not between 1m and 30d"),
+        (
+            with("[redeem]\nsweep_interval = \"86401s\""),
+            "16:18 [redeem].sweep_interval: \"86401s\" is not between 1s and 1d",
+        ),
+        // The facilitator.
+        (
+            with("[facilitator]\ntimeout = \"90s\""),
+            "15:1 [facilitator].url: is missing; add url = \"https://…\", the facilitator's address",
+        ),
+        (
+            with("[facilitator]\nurl = \"http://f.example\""),
+            "16:7 [facilitator].url: is not encrypted, so what it says about payments can be forged on the way; write \
+             https, or use one on this machine",
+        ),
+        (
+            with("[facilitator]\nurl = \"ftp://f.example\""),
+            "16:7 [facilitator].url: \"ftp://f.example\" is not an http or https URL; write it like \
+             \"https://facilitator.example.com\"",
+        ),
+        (
+            with("[facilitator]\nurl = \"https://f.example\"\ntimeout = \"0s\""),
+            "17:11 [facilitator].timeout: \"0s\" is not between 1s and 1h",
+        ),
+        (
+            changed("[[route]]", "gas_key = \"env:G\"\n[facilitator]\nurl = \"https://f.example\"\n[[route]]"),
+            "12:11 [receiver].gas_key: is not used where a [facilitator] sends the transactions; remove it, or \
+             [facilitator]",
+        ),
         // The receiver.
         (
             changed("0x209693Bc", "0x209693bc"),
@@ -418,6 +628,36 @@ fn every_limit_holds_at_its_boundary() {
         with("[channel]\nmax_timeout = \"61s\""),
         with("[redeem]\ninterval = \"86399s\""),
         with("[redeem]\nmax_rows = 1"),
+        changed("\"env:PEAJE_RPC\"", "[\"env:A\"]"),
+        changed("\"env:PEAJE_RPC\"", "[\n  \"env:A\",\n  \"env:B\", \"env:C\", \"https://d\", \"http://e/x\",\n]"),
+        in_chain("confirmations = 1"),
+        in_chain("confirmations = 1000"),
+        in_chain("max_lag = \"off\""),
+        in_chain("max_lag = \"1s\""),
+        in_chain("max_lag = \"1h\""),
+        with(&format!("{OWN_TOKEN}transfer = \"permit2\"")),
+        with("[channel]\nwithdraw_margin = \"86399999ms\""),
+        with("[channel]\nwithdraw_margin = \"0s\""),
+        with("[channel]\nrefund_idle = \"1h\""),
+        with("[channel]\nmax_wallet_exposure = \"$0\""),
+        with("[deposits]\ninstant = \"$0.000001\"\nper_peer_per_hour = 1\nper_hour = 1"),
+        with("[deposits]\nper_peer_per_hour = 1000000\nper_hour = 1000000"),
+        with("[redeem]\nmax_unclaimed = \"$0.000001\"\nmax_unclaimed_per_channel = \"$1\""),
+        with("[redeem]\nmax_unclaimed_per_payer = \"$1\"\nmax_age = \"1s\""),
+        with("[redeem]\nmax_age = \"30d\"\ncoin_price = \"$0.000001\""),
+        priced("0.01%"),
+        priced("100%"),
+        priced("100.00%"),
+        with("[redeem]\nmax_fee = \"1 wei\"\nurgent_max_fee = \"1wei\""),
+        with("[redeem]\nmax_fee = \"0.000000001 gwei\"\nurgent_max_fee = \"1000000000 gwei\""),
+        with("[redeem]\nmax_fee = \"500 gwei\""),
+        with("[redeem]\nbump_after = \"1s\"\nstuck_after = \"1m\"\nsweep_interval = \"1s\""),
+        with("[redeem]\nbump_after = \"1h\"\nstuck_after = \"30d\"\nsweep_interval = \"1d\""),
+        with("[facilitator]\nurl = \"https://f.example/base\"\ntimeout = \"1s\""),
+        with("[facilitator]\nurl = \"http://127.0.0.1:4022\""),
+        with("[facilitator]\nurl = \"http://localhost:4022\""),
+        with("[facilitator]\nurl = \"http://[::1]:4022\""),
+        changed("[[route]]", "gas_key = \"env:G\"\n[[route]]"),
         with("[redeem]\nmax_rows = 272"),
         with("[redeem]\nmax_rows = 0x64"),
         with("[admin]\nlisten = \"[::1]:9402\""),
@@ -449,6 +689,52 @@ fn a_chain_without_a_preset_is_described() {
     let config = Config::parse(&text.replace("$0.002", "$0.02"), "c.toml").unwrap();
     assert_eq!((config.chain.network, config.chain.chain_id), (None, 31337));
     assert_eq!(config.routes[0].price, Price::Fixed(Amount::new(2)));
+}
+
+#[test]
+fn what_is_said_is_what_is_meant() {
+    let config = |text: &str| Config::parse(text, "c.toml").unwrap();
+    let rpc = config(&changed("\"env:PEAJE_RPC\"", "[\"env:B\", \"https://a.example/s3cret\"]")).chain.rpc;
+    assert_eq!(rpc.iter().map(ToString::to_string).collect::<Vec<_>>(), ["env:B", "https://a.example/…"]);
+    let redeem = config(&with(
+        "[redeem]\nmax_unclaimed = \"$5\"\nmax_unclaimed_per_channel = \"$0.5\"\nmax_unclaimed_per_payer = \"$2\"\n\
+         max_age = \"1h\"\nmax_gas_share = \"0.25%\"\ncoin_price = \"$3012.5\"\nmax_fee = \"0.05 gwei\"\n\
+         urgent_max_fee = \"70000000 wei\"\nbump_after = \"12s\"\nstuck_after = \"2h\"\nsweep_interval = \"5m\"",
+    ))
+    .redeem;
+    let sums = [redeem.max_unclaimed, redeem.max_unclaimed_per_channel, redeem.max_unclaimed_per_payer];
+    assert_eq!(sums, [5_000_000, 500_000, 2_000_000].map(|units| Some(Amount::new(units))));
+    assert_eq!((redeem.max_age, redeem.max_gas_share_bps), (Some(Duration::from_secs(3_600)), Some(25)));
+    assert_eq!(redeem.coin_price, Some(Amount::new(3_012_500_000)));
+    assert_eq!((redeem.max_fee_wei, redeem.urgent_max_fee_wei), (50_000_000, 70_000_000));
+    let times = [redeem.bump_after, redeem.stuck_after, redeem.sweep_interval];
+    assert_eq!(times, [12, 7_200, 300].map(Duration::from_secs));
+    let token = config(&with(&format!("{OWN_TOKEN}transfer = \"permit2\""))).chain.token;
+    assert_eq!(token.transfer, Transfer::Permit2);
+    let deposits = config(&with("[deposits]\ninstant = \"$2\"\nper_peer_per_hour = 3\nper_hour = 4")).deposits;
+    assert_eq!(deposits, Deposits { instant: Amount::new(2_000_000), per_peer_per_hour: 3, per_hour: 4 });
+}
+
+#[test]
+fn confirmations_are_those_of_the_network_unless_said() {
+    let of = |text: String| Config::parse(&text, "c.toml").unwrap().chain.confirmations;
+    for (network, confirmations) in [("base", 1), ("arbitrum", 1), ("polygon", 8)] {
+        assert_eq!(of(changed("base-sepolia", network)), confirmations, "{network}");
+    }
+    let unknown = changed("network = \"base-sepolia\"", "chain_id = 31337") + OWN_TOKEN;
+    assert_eq!(of(unknown), 1);
+    assert_eq!(of(in_chain("confirmations = 3").replace("base-sepolia", "polygon")), 3);
+}
+
+#[test]
+fn lag_is_watched_where_the_chain_is_not_on_this_machine() {
+    let of = |text: &str| Config::parse(text, "c.toml").unwrap().chain.max_lag;
+    let minute = Some(Duration::from_secs(60));
+    assert_eq!((of(MINIMAL).limit(false), of(MINIMAL).limit(true)), (minute, None));
+    let off = of(&in_chain("max_lag = \"off\""));
+    assert_eq!((off.limit(false), off.limit(true)), (None, None));
+    let said = of(&in_chain("max_lag = \"1m\""));
+    assert_eq!((said.limit(false), said.limit(true)), (minute, minute));
 }
 
 #[test]
@@ -512,6 +798,10 @@ fn no_secret_is_shown() {
         changed("rpc = \"env:PEAJE_RPC\"", "rcp = \"https://node.example/s3cret\""),
         changed("rpc = \"env:PEAJE_RPC\"", "chian = { rcp = \"https://node.example/s3cret\" }"),
         changed("http://127.0.0.1:8080", "http://me:s3cret@host/"),
+        changed("\"env:PEAJE_RPC\"", "[\n \"env:A\",\n \"node.example/s3cret\",\n]"),
+        changed("\"env:PEAJE_RPC\"", "[\n \"https://node.example/s3cret\",\n \"https://node.example/s3cret\",\n]"),
+        with("[facilitator]\nurl = \"https://me:s3cret@f.example\""),
+        with("[facilitator]\nurl = \"https://f.example/?key=s3cret\""),
     ];
     for text in texts {
         let errors = Config::parse(&text, "c.toml").unwrap_err();
@@ -649,6 +939,10 @@ fn a_key_reference_is_what_the_chain_can_read() {
 #[test]
 fn the_readmes_config_is_one() {
     let readme = include_str!("../README.md");
-    let config = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    Config::parse(config, "README.md").unwrap();
+    let blocks: Vec<_> =
+        readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).map(str::to_owned).collect();
+    assert_eq!(blocks.len(), 2);
+    Config::parse(&blocks[0], "README.md").unwrap();
+    let config = Config::parse(&blocks.concat(), "README.md").unwrap();
+    assert_eq!(config.redeem.max_gas_share_bps, Some(1_000));
 }

@@ -61,6 +61,12 @@ struct State {
     claimed_elsewhere: u128,
     /// A claim of this channel passes its simulation and reverts when it is mined.
     poison: Option<ChannelId>,
+    /// Claims of these channels fail their simulation, and why.
+    refused: HashMap<ChannelId, &'static str>,
+    /// How many claims were simulated.
+    simulated: usize,
+    /// The node does not answer simulations.
+    mute: bool,
 }
 
 impl State {
@@ -74,7 +80,7 @@ impl State {
         match call {
             Call::Deposit { config, amount, authorization, .. } => {
                 let channel = config.id(&settlement);
-                self.used.insert(Authorization::nonce(channel, authorization.salt));
+                self.used.insert(Authorization::nonce(channel, authorization.salt()));
                 let view = self.channels.entry(channel).or_default();
                 view.balance = view.balance.checked_add(*amount).unwrap();
                 view.total_claimed = view.total_claimed.checked_add(Amount::new(self.claimed_elsewhere)).unwrap();
@@ -163,6 +169,18 @@ impl Chain for Scripted {
         Ok(Amount::MAX)
     }
 
+    async fn allowance(&self, _: Address, _: Address, _: Address) -> Result<Amount, ChainError> {
+        Ok(Amount::MAX)
+    }
+
+    async fn permit_nonce(&self, _: Address, _: Address) -> Result<Option<Hash>, ChainError> {
+        Ok(None)
+    }
+
+    async fn permit2_nonce_used(&self, _: Address, nonce: Hash) -> Result<bool, ChainError> {
+        Ok(self.with(|state| state.used.contains(&nonce)))
+    }
+
     async fn authorization_used(&self, _: Address, _: Address, nonce: Hash) -> Result<bool, ChainError> {
         Ok(self.with(|state| state.used.contains(&nonce)))
     }
@@ -180,8 +198,19 @@ impl Chain for Scripted {
             .with(|state| Owed { total_claimed: Amount::new(state.owed), total_settled: Amount::new(state.settled) }))
     }
 
-    async fn simulate(&self, _: &Call) -> Result<u64, ChainError> {
-        Ok(100_000)
+    async fn simulate(&self, call: &Call) -> Result<u64, ChainError> {
+        let (Call::ClaimWithSignature { rows, .. } | Call::Claim { rows }) = call else { return Ok(100_000) };
+        self.with(|state| {
+            state.simulated += 1;
+            if state.mute {
+                return Err(ChainError::Unreachable { source: "no answer".into() });
+            }
+            let id = |row: &ClaimRow| row.config.id(&Domain::settlement(CHAIN_ID));
+            match rows.iter().find_map(|row| state.refused.get(&id(row))) {
+                Some(name) => Err(ChainError::Reverted { name: Some((*name).to_owned()) }),
+                None => Ok(100_000),
+            }
+        })
     }
 
     async fn send_witnessed<W: Witness>(
@@ -191,6 +220,7 @@ impl Chain for Scripted {
         _: Option<u64>,
         witness: &W,
     ) -> Result<Hash, SendError> {
+        self.simulate(call).await.map_err(SendError::Refused)?;
         let nonce = self.with(|state| state.block);
         let hash = Hash([u8::try_from(nonce + 1).unwrap(); 32]);
         let transaction = SignedTransaction { hash, sender: Address([0x6a; 20]), nonce, raw: Vec::new() };
@@ -291,6 +321,15 @@ impl Payer {
         self.config.id(&Domain::settlement(CHAIN_ID))
     }
 
+    fn voucher(&self, terms: &Terms, max: u128) -> Value {
+        let voucher = Voucher { channel: self.id(), max_claimable: Amount::new(max) };
+        json!({
+            "type": "voucher",
+            "channelConfig": self.config,
+            "voucher": voucher.sign(&terms.settlement(), &self.key),
+        })
+    }
+
     /// A voucher up to `max`, and the deposit that goes with it.
     fn deposit(&self, terms: &Terms, amount: u128, max: u128) -> Value {
         let (amount, salt, valid_before) = (Amount::new(amount), Hash([7; 32]), now_s() + 60);
@@ -359,6 +398,69 @@ async fn a_row_that_reverts_when_mined_does_not_hold_up_the_others() {
     assert_eq!(report.settled, Amount::new(7 * PRICE));
     assert_eq!(report.failures.iter().map(|row| row.channel).collect::<Vec<_>>(), [payers[5].id()]);
     assert_eq!(report.left, Amount::new(PRICE));
+    // All, all again because each passed when it was tried, and then halves: one with the bad row each time.
+    let mut claims = toll.chain.with(|state| state.claims.clone());
+    claims.sort_unstable();
+    assert_eq!(claims, [1, 1, 2, 2, 4, 4, 8, 8]);
+    // Each try costs gas, so there is no other for a while.
+    assert_eq!(toll.redemption.redeem().await.unwrap().failures.len(), 1);
+    assert_eq!(toll.chain.with(|state| state.claims.len()), 8);
+    toll.redemption.stop().await;
+}
+
+#[tokio::test]
+async fn two_bad_rows_in_twenty_are_found_by_simulation_and_the_others_claimed_in_one_transaction() {
+    let toll = Toll::open(State::default());
+    let payers: Vec<_> = (1..=20).map(|number| toll.payer(number + 16)).collect();
+    for payer in &payers {
+        assert_eq!(toll.pay(payer.deposit(&toll.terms, DEPOSIT, PRICE)).await.status(), StatusCode::OK);
+    }
+    let (gone, forged) = (payers[4].id(), payers[13].id());
+    toll.chain.with(|state| state.refused = [(gone, "ClaimExceedsBalance"), (forged, "InvalidSignature")].into());
+    let report = toll.redemption.redeem().await.unwrap();
+    assert_eq!((report.channels, report.problem.as_ref()), (18, None), "{report:?}");
+    assert_eq!((report.claimed, report.settled), (Amount::new(18 * PRICE), Amount::new(18 * PRICE)));
+    assert_eq!(toll.chain.with(|state| state.claims.clone()), [18], "in one transaction");
+    assert!(toll.chain.with(|state| state.simulated) < 30);
+    let reason = |channel| report.quarantined.iter().find(|row| row.channel == channel).unwrap().reason.clone();
+    assert!(reason(gone).starts_with("the deposit is gone"), "{}", reason(gone));
+    assert!(reason(forged).contains("signature"), "{}", reason(forged));
+    assert_eq!((report.quarantined.len(), report.failures.len()), (2, 2));
+    let vitals = toll.redemption.vitals();
+    assert_eq!((vitals.quarantined.len(), vitals.failing_since), (2, None), "a bad row is no failure of ours");
+    assert_eq!(vitals.quarantined[0].unclaimed, Amount::new(PRICE));
+
+    // They are left alone for a while, and stay in the report.
+    let simulated = toll.chain.with(|state| state.simulated);
+    let report = toll.redemption.redeem().await.unwrap();
+    assert_eq!((report.failures.len(), report.quarantined.len(), report.transactions.len()), (2, 2, 0));
+    assert_eq!(toll.chain.with(|state| state.simulated), simulated);
+
+    // A new voucher is a new chance, and only for its channel.
+    toll.chain.with(|state| state.refused.clear());
+    assert_eq!(toll.pay(payers[4].voucher(&toll.terms, 2 * PRICE)).await.status(), StatusCode::OK);
+    let report = toll.redemption.redeem().await.unwrap();
+    assert_eq!((report.claimed, report.quarantined.len()), (Amount::new(2 * PRICE), 1), "{report:?}");
+    assert_eq!(report.quarantined[0].channel, forged);
+    toll.redemption.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_be_asked_is_no_reason_for_quarantine() {
+    let toll = Toll::open(State::default());
+    let payers: Vec<_> = (1..=4).map(|number| toll.payer(number + 16)).collect();
+    for payer in &payers {
+        assert_eq!(toll.pay(payer.deposit(&toll.terms, DEPOSIT, PRICE)).await.status(), StatusCode::OK);
+    }
+    toll.chain.with(|state| state.mute = true);
+    let report = toll.redemption.redeem().await.unwrap();
+    assert!(report.problem.is_some());
+    assert_eq!((report.failures.len(), report.quarantined.len()), (0, 0));
+    assert!(toll.redemption.vitals().failing_since.is_some());
+    toll.chain.with(|state| state.mute = false);
+    let report = toll.redemption.redeem().await.unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    assert_eq!((report.channels, toll.redemption.vitals().failing_since), (4, None));
     toll.redemption.stop().await;
 }
 

@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use alloy::primitives::hex;
+use alloy::primitives::{hex, keccak256};
 use axum::Json;
 use axum::extract::State;
 use bytes::Bytes;
@@ -27,7 +27,7 @@ use peaje::protocol::contracts::SETTLEMENT;
 use peaje::protocol::deposit::Authorization;
 use peaje::protocol::x402::{self, PAYMENT_SIGNATURE};
 use peaje::protocol::{Address, Amount, ChannelConfig, ChannelId, Domain, Hash, LocalKey, Network, Voucher};
-use peaje::redeem::{Redemption, Settings};
+use peaje::redeem::{Redemption, Report, Sending, Settings};
 use peaje::store::sqlite::SqliteStore;
 use peaje::store::{
     ChannelRow, ClaimedRow, Cursor, Entry, Fate, Identity, LedgerStore, Moved, Outcome, Purpose, StoreError,
@@ -95,6 +95,26 @@ impl Books {
             let fate = |hash| pages.outcomes.get(hash).map(|outcome| outcome.fate.clone());
             of.map(|transaction| (transaction.clone(), fate(&transaction.hash))).collect()
         })
+    }
+
+    /// Waits until there are so many versions of the transaction for a purpose, all with one nonce, and none at its end.
+    async fn versions(&self, purpose: &str, count: usize) {
+        eventually("there are versions", async || self.of(purpose).len() >= count).await;
+        let found = self.of(purpose);
+        assert!(found.iter().all(|(version, fate)| version.nonce == found[0].0.nonce && fate.is_none()), "{found:?}");
+    }
+
+    /// The version that a block has, once all have ended and the others are replaced, or came too late to be sent.
+    async fn landed(&self, purpose: &str) -> (Transaction, Fate) {
+        eventually("their ends are written", async || self.of(purpose).iter().all(|(_, fate)| fate.is_some())).await;
+        let ends = self.of(purpose).into_iter().map(|(version, fate)| (version, fate.unwrap()));
+        let (mut landed, others): (Vec<_>, Vec<_>) = ends.partition(|(_, fate)| matches!(fate, Fate::Mined { .. }));
+        assert_eq!(landed.len(), 1, "{purpose}: {landed:?}");
+        let replaced = |(version, fate): &(Transaction, Fate)| {
+            matches!(fate, Fate::Replaced | Fate::NeverSent) && version.nonce == landed[0].0.nonce
+        };
+        assert!(others.iter().all(replaced), "{purpose}: {others:?}");
+        landed.pop().unwrap()
     }
 
     /// The one transaction for a purpose, once it has ended.
@@ -171,6 +191,19 @@ enum Way {
     Silent,
     /// The node says no.
     Refused,
+    /// Nobody gets it, and the sender hears that all is well.
+    Swallowed,
+}
+
+/// What the gateway makes of the node's answers.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lies {
+    /// How many transactions more than it made the gas key is said to have made.
+    nonce: i64,
+    /// The base fee, wei.
+    base_fee: Option<u64>,
+    /// How many blocks what is newest is behind.
+    lag: u64,
 }
 
 /// What stands between redemption and the node. It lets no transaction through that is not in the books.
@@ -182,6 +215,7 @@ struct Lane {
     http: reqwest::Client,
     books: Books,
     way: Mutex<Way>,
+    lies: Mutex<Lies>,
     /// The first block of every question for events.
     asked_from: Mutex<Vec<u64>>,
     sent: Mutex<Vec<Vec<u8>>>,
@@ -192,8 +226,8 @@ impl Gateway {
     async fn open(to: String, books: Books) -> (Self, String) {
         peaje::chain::install_tls();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let (asked_from, sent, unwritten) = Default::default();
-        let lane = Arc::new(Lane { to, http, books, way: Mutex::new(Way::Open), asked_from, sent, unwritten });
+        let (lies, asked_from, sent, unwritten) = Default::default();
+        let lane = Arc::new(Lane { to, http, books, way: Mutex::new(Way::Open), lies, asked_from, sent, unwritten });
         let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", socket.local_addr().unwrap());
         let router = axum::Router::new().fallback(axum::routing::post(pass)).with_state(Arc::clone(&lane));
@@ -205,13 +239,26 @@ impl Gateway {
         *self.0.way.lock().unwrap() = way;
     }
 
+    fn lie(&self, lies: Lies) {
+        *self.0.lies.lock().unwrap() = lies;
+    }
+
     /// The transactions that were to be broadcast so far, repetitions included.
     fn sent(&self) -> Vec<Vec<u8>> {
         self.0.sent.lock().unwrap().clone()
     }
 }
 
-async fn pass(State(lane): State<Arc<Lane>>, Json(question): Json<Value>) -> Json<Value> {
+async fn pass(State(lane): State<Arc<Lane>>, Json(mut question): Json<Value>) -> Json<Value> {
+    let lies = *lane.lies.lock().unwrap();
+    let newest = question["method"] == "eth_getBlockByNumber" && question["params"][0] == "latest";
+    if lies.lag > 0 && (newest || question["method"] == "eth_call" && question["params"][1] == "latest") {
+        let ask = json!({"jsonrpc": "2.0", "id": 1, "method": "eth_blockNumber", "params": []});
+        let head: Value = lane.http.post(&lane.to).json(&ask).send().await.unwrap().json().await.unwrap();
+        let behind = number(&head["result"]).saturating_sub(lies.lag);
+        let tag = usize::from(!newest);
+        question["params"][tag] = json!(format!("{behind:#x}"));
+    }
     let ask = async || lane.http.post(&lane.to).json(&question).send().await.unwrap().json::<Value>().await.unwrap();
     match question["method"].as_str().unwrap() {
         "eth_sendRawTransaction" => {
@@ -232,15 +279,36 @@ async fn pass(State(lane): State<Arc<Lane>>, Json(question): Json<Value>) -> Jso
                     let error = json!({"code": -32000, "message": "txpool is full"});
                     return Json(json!({"jsonrpc": "2.0", "id": 1, "error": error}));
                 }
+                Way::Swallowed => {
+                    let hash = keccak256(lane.sent.lock().unwrap().last().unwrap());
+                    return Json(json!({"jsonrpc": "2.0", "id": 1, "result": hash}));
+                }
             }
         }
+        "eth_getTransactionCount" if question["params"][0] == json!(evm(dev("gas").address())) => {
+            let mut answer = ask().await;
+            let made = number(&answer["result"]).saturating_add_signed(lies.nonce);
+            answer["result"] = json!(format!("{made:#x}"));
+            return Json(answer);
+        }
+        "eth_getBlockByNumber" => {
+            let mut answer = ask().await;
+            if let Some(base_fee) = lies.base_fee {
+                answer["result"]["baseFeePerGas"] = json!(format!("{base_fee:#x}"));
+            }
+            return Json(answer);
+        }
         "eth_getLogs" => {
-            let from = question["params"][0]["fromBlock"].as_str().unwrap().trim_start_matches("0x");
-            lane.asked_from.lock().unwrap().push(u64::from_str_radix(from, 16).unwrap());
+            lane.asked_from.lock().unwrap().push(number(&question["params"][0]["fromBlock"]));
         }
         _ => {}
     }
     Json(ask().await)
+}
+
+/// A quantity of JSON-RPC.
+fn number(text: &Value) -> u64 {
+    u64::from_str_radix(text.as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
 }
 
 // -------------------------------------------------------------------------------------------------------- the place
@@ -293,6 +361,16 @@ impl Place {
     }
 
     async fn life_with(&self, terms: Terms, authorizer: LocalKey, poll: Duration) -> Life {
+        self.life_of(terms, authorizer, Settings { poll, ..Settings::default() }).await
+    }
+
+    /// A process that bids more after so long, and wants so many confirmations.
+    async fn life_sending(&self, bump_after: Duration, confirmations: u64) -> Life {
+        let sending = Sending { bump_after, confirmations, ..Sending::default() };
+        self.life_of(terms(), dev("authorizer"), Settings { sending, poll: POLL, ..Settings::default() }).await
+    }
+
+    async fn life_of(&self, terms: Terms, authorizer: LocalKey, settings: Settings) -> Life {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let routes = vec![Route::new(PathPattern::parse("/paid").unwrap(), Price::Fixed(Amount::new(PRICE)))];
         let policy = Policy::new(terms.clone(), "https://api.example", routes).unwrap();
@@ -301,7 +379,6 @@ impl Place {
         let (accounts, opening) = Accounts::open(self.books.clone()).unwrap();
         *self.accounts.lock().unwrap() = accounts.clone();
         let gate = Gate::with_accounts(policy, desk, accounts);
-        let settings = Settings { poll, ..Settings::default() };
         let (url, at_work) = (self.url.parse().unwrap(), gate.clone());
         let started = runtime.spawn(async move {
             let chain = Arc::new(AlloyChain::connect(url, Some(dev("gas"))).await.unwrap());
@@ -332,7 +409,7 @@ impl Place {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let answer: Value =
             http.post(self.devnet.rpc_url()).json(&question).send().await.unwrap().json().await.unwrap();
-        u64::from_str_radix(answer["result"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
+        number(&answer["result"])
     }
 
     /// What the chain says of a channel: balance, claimed.
@@ -406,9 +483,9 @@ impl Life {
     }
 
     /// Orders a round and does not wait for it.
-    fn redeeming(&self) {
+    fn redeeming(&self) -> tokio::task::JoinHandle<Report> {
         let redemption = self.redemption.clone();
-        self.runtime.spawn(async move { redemption.redeem().await });
+        self.runtime.spawn(async move { redemption.redeem().await.unwrap() })
     }
 }
 
@@ -626,7 +703,7 @@ async fn a_claim_that_was_sent_before_the_crash_is_written_to_its_end_and_not_ma
 }
 
 #[tokio::test]
-async fn a_claim_whose_nonce_was_taken_was_never_sent_and_is_made_anew() {
+async fn a_claim_whose_nonce_was_taken_while_nobody_looked_is_made_anew() {
     let place = Place::new().await;
     let (life, payer) = (place.life().await, place.payer(9));
     life.opened(&payer).await;
@@ -641,7 +718,7 @@ async fn a_claim_whose_nonce_was_taken_was_never_sent_and_is_made_anew() {
 
     place.gateway.set(Way::Open);
     let life = place.life().await;
-    assert_eq!(place.books.ended("claim").await.1, Fate::NeverSent);
+    assert_eq!(place.books.ended("claim").await.1, Fate::Replaced);
     let report = life.redemption.redeem().await.unwrap();
     assert_eq!((report.claimed.units(), report.settled.units()), (PRICE, PRICE), "{report:?}");
     life.stop().await;
@@ -740,7 +817,12 @@ async fn a_deposit_that_somebody_else_relayed_meanwhile_landed() {
     place.sent(1).await;
     life.crash();
     let authorization = payer.authorization(1);
-    let call = Call::Deposit { config: payer.config, amount: Amount::new(DEPOSIT), authorization, payment: None };
+    let call = Call::Deposit {
+        config: payer.config,
+        amount: Amount::new(DEPOSIT),
+        authorization: authorization.into(),
+        payment: None,
+    };
     place.past_the_proxy(dev("5"), &call).await;
     place.gateway.set(Way::Open);
     let life = place.life().await;
@@ -772,6 +854,384 @@ async fn a_refund_that_was_sent_before_the_crash_is_booked_and_not_made_again() 
     let view = place.accounts().statement(&payer.id()).unwrap().view;
     assert_eq!((view.refund_nonce, view.balance.units()), (1, PRICE));
     assert_eq!(place.nonce().await, 2);
+    life.stop().await;
+}
+
+// ---- transactions that land
+
+const SOON: Duration = Duration::from_millis(150);
+const NEVER: Duration = Duration::from_secs(3_600);
+
+#[tokio::test]
+async fn a_stuck_transaction_is_replaced_at_its_nonce_and_one_version_lands() {
+    let place = Place::new().await;
+    let (life, payer) = (place.life_sending(SOON, 1).await, place.payer(9));
+    place.devnet.set_mining(Mining::Manual);
+    let client = life.paying(payer.deposit(1, PRICE));
+    place.books.versions("deposit", 3).await;
+    place.devnet.set_mining(Mining::OnDemand);
+    place.devnet.mine(1).unwrap();
+    assert_eq!(client.await.unwrap(), StatusCode::OK);
+    let (_, fate) = place.books.landed("deposit").await;
+    assert_eq!(moved(&fate), [Moved::Deposited(payer.id(), Amount::new(DEPOSIT))]);
+
+    place.devnet.set_mining(Mining::Manual);
+    let round = life.redeeming();
+    // Others that come meanwhile are answered by the next round, and claim nothing again.
+    let next = life.redeeming();
+    place.books.versions("claim", 3).await;
+    eventually("operators see it", async || {
+        let vitals = life.redemption.vitals();
+        vitals.in_flight.iter().any(|flight| flight.purpose == "claim" && flight.nonce == 1 && flight.replaced > 1)
+            && vitals.problem.is_some()
+            && vitals.failing_since.is_some()
+    })
+    .await;
+    assert_eq!(place.devnet.pending_transactions().len(), 1);
+    place.devnet.set_mining(Mining::OnDemand);
+    place.devnet.mine(1).unwrap();
+    let (report, next) = (round.await.unwrap(), next.await.unwrap());
+    assert!(report.is_complete() && next.is_complete(), "{report:?} {next:?}");
+    assert_eq!((report.claimed.units(), report.settled.units(), next.transactions.len()), (PRICE, PRICE, 0));
+    let (claim, fate) = place.books.landed("claim").await;
+    assert_eq!(moved(&fate), [Moved::Claimed(payer.id(), Amount::new(PRICE))]);
+    assert_eq!((place.nonce().await, place.earned(terms().pay_to)), (3, PRICE));
+    let vitals = life.redemption.vitals();
+    assert_eq!((vitals.in_flight.len(), vitals.problem, vitals.failing_since), (0, None, None));
+    assert_eq!(vitals.last_claim.unwrap().transaction, claim.hash);
+    assert!(vitals.gas_balance_wei.is_some() && vitals.gas_lasts_s.is_some());
+    life.stop().await;
+}
+
+#[tokio::test]
+async fn gas_above_the_ceiling_is_not_paid_and_the_claim_lands_after_it() {
+    let place = Place::new().await;
+    let (life, payer) = (place.life_sending(SOON, 1).await, place.payer(9));
+    life.opened(&payer).await;
+    let spike = Lies { base_fee: Some(60_000_000_000), ..Lies::default() };
+    place.gateway.lie(spike);
+    let report = life.redemption.redeem().await.unwrap();
+    assert!(report.problem.as_ref().is_some_and(|problem| problem.contains("gas costs")), "{report:?}");
+    assert_eq!(place.books.of("claim"), [], "nothing is signed");
+    assert!(life.redemption.vitals().problem.is_some_and(|problem| problem.contains("gas costs")));
+
+    // And while it is in flight.
+    place.gateway.lie(Lies::default());
+    place.devnet.set_mining(Mining::Manual);
+    let round = life.redeeming();
+    place.written("claim").await;
+    place.gateway.lie(spike);
+    let waits = async || life.redemption.vitals().problem.is_some_and(|problem| problem.contains("gas costs"));
+    eventually("it waits for cheaper gas", waits).await;
+    let versions = place.books.of("claim").len();
+    place.sent(place.gateway.sent().len() + 5).await;
+    assert_eq!(place.books.of("claim").len(), versions, "it is sent again, and does not bid");
+    place.gateway.lie(Lies::default());
+    place.books.versions("claim", versions + 1).await;
+    place.devnet.set_mining(Mining::OnDemand);
+    place.devnet.mine(1).unwrap();
+    assert!(round.await.unwrap().is_complete());
+    place.books.landed("claim").await;
+    assert_eq!((place.nonce().await, place.earned(terms().pay_to)), (3, PRICE));
+    life.stop().await;
+}
+
+#[tokio::test]
+async fn a_transaction_that_the_node_dropped_is_sent_again() {
+    let place = Place::new().await;
+    let (life, payer) = (place.life_sending(NEVER, 1).await, place.payer(9));
+    life.opened(&payer).await;
+    place.devnet.set_mining(Mining::Manual);
+    let round = life.redeeming();
+    let claim = place.written("claim").await;
+    for _ in 0..2 {
+        eventually("it waits", async || place.devnet.drop_transaction(claim.hash.0.into())).await;
+    }
+    eventually("it is there again", async || !place.devnet.pending_transactions().is_empty()).await;
+    place.devnet.set_mining(Mining::OnDemand);
+    place.devnet.mine(1).unwrap();
+    assert!(round.await.unwrap().is_complete());
+    assert_eq!(place.books.ended("claim").await.0, claim, "the same bytes");
+    assert_eq!((place.nonce().await, place.earned(terms().pay_to)), (3, PRICE));
+    life.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_counts_too_few_transactions_is_not_believed() {
+    let place = Place::new().await;
+    let (life, payer) = (place.life().await, place.payer(9));
+    life.opened(&payer).await;
+    place.gateway.lie(Lies { nonce: -1, ..Lies::default() });
+    assert!(life.redemption.redeem().await.unwrap().is_complete());
+    let nonces = |purpose| place.books.of(purpose).iter().map(|(sent, _)| sent.nonce).collect::<Vec<_>>();
+    assert_eq!((nonces("claim"), nonces("settle")), (vec![1], vec![2]));
+    life.stop().await;
+
+    // A process that has sent nothing yet learns it from the node.
+    let life = place.life().await;
+    assert_eq!(life.pay(payer.voucher(2 * PRICE)).await, StatusCode::OK);
+    assert!(life.redemption.redeem().await.unwrap().is_complete());
+    assert_eq!((nonces("claim"), nonces("settle")), (vec![1, 2, 3], vec![2, 4]));
+    let ends: Vec<_> = place.books.of("claim").into_iter().map(|(_, fate)| fate.unwrap()).collect();
+    assert!(matches!(&ends[..], [Fate::Mined { .. }, Fate::NeverSent, Fate::Mined { .. }]), "{ends:?}");
+    assert_eq!(place.earned(terms().pay_to), 2 * PRICE);
+    life.stop().await;
+}
+
+#[tokio::test]
+async fn a_gap_that_a_lying_node_left_below_a_claim_is_filled() {
+    let place = Place::new().await;
+    let (life, payer) = (place.life().await, place.payer(9));
+    life.opened(&payer).await;
+    life.stop().await;
+    let life = place.life_sending(SOON, 1).await;
+    place.gateway.lie(Lies { nonce: 2, ..Lies::default() });
+    let round = life.redeeming();
+    assert_eq!(place.written("claim").await.nonce, 3);
+    place.gateway.lie(Lies::default());
+    let report = round.await.unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    assert_eq!(report.claimed.units(), PRICE);
+    place.books.landed("claim").await;
+    // Two that fill the gap and pay nothing, and the one that pays.
+    let settles: BTreeMap<_, _> = place.books.of("settle").into_iter().map(|(sent, fate)| (sent.nonce, fate)).collect();
+    assert_eq!(settles.keys().copied().collect::<Vec<_>>(), [1, 2, 4]);
+    assert_eq!((place.nonce().await, place.earned(terms().pay_to)), (5, PRICE));
+    life.stop().await;
+}
+
+#[tokio::test]
+async fn a_claim_whose_nonce_is_far_ahead_is_given_up_and_made_anew() {
+    let place = Place::new().await;
+    let (life, payer) = (place.life().await, place.payer(9));
+    life.opened(&payer).await;
+    life.stop().await;
+    let life = place.life_sending(SOON, 1).await;
+    place.gateway.lie(Lies { nonce: 1_000, ..Lies::default() });
+    let round = life.redeeming();
+    assert_eq!(place.written("claim").await.nonce, 1_001);
+    place.gateway.lie(Lies::default());
+    let report = round.await.unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    let claims: Vec<_> = place.books.of("claim").into_iter().map(|(sent, fate)| (sent.nonce, fate.unwrap())).collect();
+    let [(1_001, Fate::GivenUp), .., (1, Fate::Mined { success: true, .. })] = &claims[..] else {
+        panic!("{claims:?}")
+    };
+    assert_eq!((place.nonce().await, place.earned(terms().pay_to)), (3, PRICE));
+    life.stop().await;
+}
+
+#[tokio::test]
+async fn a_claim_whose_nonce_somebody_else_took_is_made_anew_in_the_same_round() {
+    let place = Place::new().await;
+    let (life, payer) = (place.life_sending(NEVER, 1).await, place.payer(9));
+    life.opened(&payer).await;
+    place.gateway.set(Way::Swallowed);
+    let round = life.redeeming();
+    place.written("claim").await;
+    place.sent(2).await;
+    let settle = Call::Settle { receiver: Address([7; 20]), token: terms().token.address };
+    place.past_the_proxy(dev("gas"), &settle).await;
+    place.gateway.set(Way::Open);
+    let report = round.await.unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    let claims: Vec<_> = place.books.of("claim").into_iter().map(|(sent, fate)| (sent.nonce, fate.unwrap())).collect();
+    let [(1, Fate::Replaced), (2, Fate::Mined { success: true, .. })] = &claims[..] else { panic!("{claims:?}") };
+    assert_eq!(place.earned(terms().pay_to), PRICE);
+    life.stop().await;
+}
+
+#[tokio::test]
+async fn a_claim_that_reverts_is_told_from_one_that_was_replaced() {
+    let place = Place::new().await;
+    let (life, payer) = (place.life_sending(NEVER, 1).await, place.payer(9));
+    life.opened(&payer).await;
+    place.gateway.set(Way::Swallowed);
+    let round = life.redeeming();
+    place.written("claim").await;
+    place.sent(2).await;
+    // The deposit goes before the claim lands.
+    let announce = Call::InitiateWithdraw { config: payer.config, amount: Amount::new(DEPOSIT) };
+    place.past_the_proxy(payer.key.clone(), &announce).await;
+    place.devnet.increase_time(Duration::from_secs(901));
+    place.past_the_proxy(payer.key.clone(), &Call::FinalizeWithdraw { config: payer.config }).await;
+    place.gateway.set(Way::Open);
+    let report = round.await.unwrap();
+    assert_eq!((report.channels, report.problem.as_ref(), report.left), (0, None, Amount::ZERO), "{report:?}");
+    let (_, fate) = place.books.landed("claim").await;
+    assert!(matches!(fate, Fate::Mined { success: false, .. }), "{fate:?}");
+    assert_eq!(place.accounts().statement(&payer.id()).unwrap().shortfall, Amount::new(PRICE));
+    assert_eq!(place.nonce().await, 2, "it is not sent again for nothing");
+    life.stop().await;
+}
+
+#[tokio::test]
+async fn a_claim_that_a_reorganisation_drops_before_it_is_deep_enough_lands_again_and_ends_once() {
+    let place = Place::new().await;
+    let (life, payer) = (place.life_sending(NEVER, 3).await, place.payer(9));
+    life.opened(&payer).await;
+    assert_eq!(place.books.of("deposit")[0].1, None, "it is not deep enough");
+    place.devnet.mine(2).unwrap();
+    place.books.ended("deposit").await;
+    let report = life.redemption.redeem().await.unwrap();
+    assert_eq!((report.claimed.units(), report.settled.units()), (PRICE, PRICE), "{report:?}");
+    let (claim, fate) = place.books.of("claim").pop().unwrap();
+    assert_eq!(fate, None, "it is not deep enough");
+    let vitals = life.redemption.vitals();
+    assert!(vitals.in_flight.iter().all(|flight| flight.block.is_some()) && vitals.in_flight.len() == 2, "{vitals:?}");
+
+    assert_eq!(place.devnet.reorg(2).unwrap().len(), 2);
+    eventually("both are there again", async || place.earned(terms().pay_to) == PRICE).await;
+    place.devnet.mine(3).unwrap();
+    assert_eq!(place.books.landed("claim").await.0, claim, "the same bytes");
+    moved(&place.books.landed("settle").await.1);
+    place.books.landed("deposit").await;
+    assert_eq!((place.nonce().await, place.on_chain(&payer).await), (3, (DEPOSIT, PRICE)));
+    assert!(life.redemption.redeem().await.unwrap().transactions.is_empty());
+    life.stop().await;
+}
+
+#[tokio::test]
+async fn of_two_versions_that_a_crash_left_open_one_lands_and_the_other_is_replaced() {
+    for (older_lands, mined_while_down) in [(false, false), (false, true), (true, true)] {
+        let place = Place::new().await;
+        let (life, payer) = (place.life_sending(SOON, 1).await, place.payer(9));
+        life.opened(&payer).await;
+        place.devnet.set_mining(Mining::Manual);
+        life.redeeming();
+        let first = place.written("claim").await;
+        eventually("it waits", async || !place.devnet.pending_transactions().is_empty()).await;
+        if older_lands {
+            // The node never gets the others.
+            place.gateway.set(Way::Swallowed);
+        }
+        place.books.versions("claim", 2).await;
+        life.crash();
+
+        place.gateway.set(Way::Open);
+        if mined_while_down {
+            place.devnet.mine(1).unwrap();
+        }
+        let life = place.life_sending(NEVER, 1).await;
+        let round = life.redeeming();
+        place.devnet.set_mining(Mining::OnDemand);
+        place.devnet.mine(1).unwrap();
+        let report = round.await.unwrap();
+        assert_eq!((report.channels, report.settled.units()), (0, PRICE), "{report:?}");
+        let (landed, _) = place.books.landed("claim").await;
+        if older_lands {
+            assert_eq!(landed, first);
+        }
+        assert_eq!((place.nonce().await, place.on_chain(&payer).await), (3, (DEPOSIT, PRICE)));
+        life.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn rows_in_flight_are_not_claimed_under_a_second_nonce_across_a_crash() {
+    let place = Place::new().await;
+    let (life, payer) = (place.life_sending(NEVER, 1).await, place.payer(9));
+    life.opened(&payer).await;
+    place.devnet.set_mining(Mining::Manual);
+    life.redeeming();
+    place.written("claim").await;
+    eventually("it waits", async || place.devnet.pending_transactions().len() == 1).await;
+    life.crash();
+    // The next process bids more for the same nonce, and claims nothing else, however often it is asked.
+    let life = place.life_sending(SOON, 1).await;
+    let rounds = [life.redeeming(), life.redeeming()];
+    place.books.versions("claim", 3).await;
+    assert_eq!(place.devnet.pending_transactions().len(), 1);
+    place.devnet.set_mining(Mining::OnDemand);
+    place.devnet.mine(1).unwrap();
+    for round in rounds {
+        assert!(round.await.unwrap().is_complete());
+    }
+    place.books.landed("claim").await;
+    assert_eq!((place.nonce().await, place.earned(terms().pay_to)), (3, PRICE));
+    life.stop().await;
+}
+
+#[tokio::test]
+async fn a_withdrawal_makes_what_is_in_flight_pay_more_at_once_and_is_claimed_next() {
+    let place = Place::new().await;
+    let (life, payer, leaving) = (place.life_sending(NEVER, 1).await, place.payer(9), place.payer(10));
+    life.opened(&payer).await;
+    place.gateway.set(Way::Swallowed);
+    let round = life.redeeming();
+    place.written("claim").await;
+    place.sent(2).await;
+    place.gateway.set(Way::Open);
+    eventually("it landed", async || place.on_chain(&payer).await.1 == PRICE).await;
+    assert!(round.await.unwrap().is_complete());
+
+    assert_eq!(life.pay(payer.voucher(2 * PRICE)).await, StatusCode::OK);
+    life.opened(&leaving).await;
+    place.gateway.set(Way::Swallowed);
+    let before = place.books.of("claim").len();
+    let round = life.redeeming();
+    eventually("the second is written", async || place.books.of("claim").len() > before).await;
+    let announce = Call::InitiateWithdraw { config: leaving.config, amount: Amount::new(DEPOSIT) };
+    place.past_the_proxy(leaving.key.clone(), &announce).await;
+    eventually("it bids more", async || place.books.of("claim").len() > before + 1).await;
+    place.gateway.set(Way::Open);
+    assert!(round.await.unwrap().is_complete());
+    for payer in [(&payer, 2 * PRICE), (&leaving, PRICE)] {
+        assert_eq!(place.on_chain(payer.0).await, (DEPOSIT, payer.1));
+    }
+    life.stop().await;
+}
+
+#[tokio::test]
+async fn a_deposit_that_can_only_revert_is_left_alone_until_something_waits_for_its_nonce() {
+    let place = Place::new().await;
+    let (life, payer) = (place.life_sending(SOON, 1).await, place.payer(9));
+    place.gateway.set(Way::Swallowed);
+    let client = life.paying(payer.deposit(1, PRICE));
+    place.written("deposit").await;
+    place.sent(1).await;
+    place.devnet.increase_time(Duration::from_secs(400));
+    place.devnet.mine(1).unwrap();
+    assert_ne!(client.await.unwrap(), StatusCode::OK, "its authorization ran out");
+    // What the pilot had begun before.
+    tokio::time::sleep(SOON).await;
+    let (sent, versions) = (place.gateway.sent().len(), place.books.of("deposit").len());
+    tokio::time::sleep(3 * SOON).await;
+    assert_eq!((place.gateway.sent().len(), place.books.of("deposit").len()), (sent, versions), "it is left alone");
+    assert_eq!(life.redemption.vitals().failing_since, None, "and keeps nobody waiting");
+
+    place.gateway.set(Way::Open);
+    let other = Payer { valid_before: now_s() + 800, ..place.payer(10) };
+    assert_eq!(life.pay(other.deposit(1, PRICE)).await, StatusCode::OK);
+    let ended = async || place.books.of("deposit").iter().all(|(_, fate)| fate.is_some());
+    eventually("both have ended", ended).await;
+    let ends = place.books.of("deposit");
+    let end = |nonce| {
+        ends.iter().filter(|(sent, _)| sent.nonce == nonce).find_map(|(_, fate)| match fate {
+            Some(Fate::Mined { success, .. }) => Some(*success),
+            _ => None,
+        })
+    };
+    assert_eq!((end(0), end(1)), (Some(false), Some(true)), "{ends:?}");
+    assert_eq!(place.nonce().await, 2);
+    life.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_claimed_is_settled_in_the_same_round_though_the_node_lags() {
+    let place = Place::new().await;
+    let (life, payer) = (place.life().await, place.payer(9));
+    life.opened(&payer).await;
+    let round = life.redeeming();
+    place.written("claim").await;
+    place.gateway.lie(Lies { lag: 5, ..Lies::default() });
+    eventually("it is claimed", async || place.on_chain(&payer).await.1 == PRICE).await;
+    // Longer than any one reading waits.
+    tokio::time::sleep(40 * POLL).await;
+    place.gateway.lie(Lies::default());
+    let report = round.await.unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    assert_eq!((report.claimed.units(), report.settled.units()), (PRICE, PRICE));
     life.stop().await;
 }
 

@@ -5,6 +5,8 @@
 //! | `GET /livez` | 200 while the process answers |
 //! | `GET /readyz` | 200 while paid work is taken, else 503 and why |
 //! | `GET /channels` | the books, one object a channel |
+//! | `GET /redemption` | how redemption is doing, and how it is run |
+//! | `GET /redeem/plan` | a dry run: what a round would do now, cost and leave |
 //! | `POST /redeem` | claims and settles now; the report |
 //!
 //! **Owns** what an operator can see and do from outside the process. **Promises** to show no key, signature or payment
@@ -29,9 +31,10 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::gate::{Gate, Statement};
 use crate::protocol::{Address, Amount, ChannelId};
-use crate::redeem::Redemption;
+use crate::redeem::{Redemption, Settings, Vitals};
 use crate::store::Latched;
 
 /// The header that shows that a request is no web page's. Any value will do.
@@ -83,6 +86,63 @@ impl From<&Statement> for ChannelLine {
     }
 }
 
+/// How redemption is doing, and how it is run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RedemptionState {
+    /// How it is doing.
+    pub vitals: Vitals,
+    /// Whether claims have failed for longer than they may.
+    pub stuck: bool,
+    /// How it is run.
+    pub settings: RedemptionSettings,
+}
+
+/// What an operator has decided about redemption. Amounts are atomic units; where nothing is said, there is no such rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RedemptionSettings {
+    /// Decimal places of a dollar of the token.
+    pub decimals: u8,
+    /// Between two rounds, seconds.
+    pub interval_s: u64,
+    /// Unclaimed in all before a round begins earlier.
+    pub max_unclaimed: Option<Amount>,
+    /// The same for one channel.
+    pub max_unclaimed_per_channel: Option<Amount>,
+    /// The same for one payer.
+    pub max_unclaimed_per_payer: Option<Amount>,
+    /// How long something may be unclaimed before a round begins earlier, seconds.
+    pub max_age_s: Option<u64>,
+    /// The part of a claim that gas may take, hundredths of a percent.
+    pub max_gas_share_bps: Option<u32>,
+    /// What a coin is worth.
+    pub coin_price: Option<Amount>,
+    /// Channels in a claim, at most.
+    pub max_rows: usize,
+    /// Blocks on a transaction before it is believed for good.
+    pub confirmations: u64,
+    /// How long claims may fail before the proxy is unready, seconds.
+    pub stuck_after_s: u64,
+}
+
+impl RedemptionSettings {
+    fn of(settings: &Settings, decimals: u8) -> Self {
+        let Settings { rules, sending, stuck_after, .. } = settings;
+        Self {
+            decimals,
+            interval_s: rules.interval.as_secs(),
+            max_unclaimed: rules.max_unclaimed,
+            max_unclaimed_per_channel: rules.max_unclaimed_per_channel,
+            max_unclaimed_per_payer: rules.max_unclaimed_per_payer,
+            max_age_s: rules.max_age.map(|age| age.as_secs()),
+            max_gas_share_bps: rules.max_gas_share_bps,
+            coin_price: rules.units_per_coin.map(Amount::new),
+            max_rows: rules.max_rows,
+            confirmations: sending.confirmations,
+            stuck_after_s: stuck_after.as_secs(),
+        }
+    }
+}
+
 #[derive(Clone)]
 struct Operators {
     gate: Gate,
@@ -114,6 +174,8 @@ pub async fn serve(
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/channels", get(channels))
+        .route("/redemption", get(state))
+        .route("/redeem/plan", get(plan))
         .route("/redeem", post(redeem).route_layer(middleware::from_fn(ordered_on_purpose)))
         .fallback(nothing_here)
         .layer(middleware::from_fn(asked_by_name))
@@ -135,13 +197,22 @@ async fn readyz(State(operators): State<Operators>) -> Response {
     let journal = operators.gate.accounts().journal();
     let commit = journal.commit_in_progress().unwrap_or_default();
     let silence = operators.redemption.chain_silence();
-    match unreadiness(operators.unready.is_cancelled(), journal.latch(), commit, silence) {
+    let decimals = operators.gate.policy().terms().token.decimals;
+    let stuck = operators.redemption.stuck().map(|vitals| stuck(&vitals, decimals, clock::now_s()));
+    match unreadiness(operators.unready.is_cancelled(), journal.latch(), commit, silence, stuck) {
         None => "ready\n".into_response(),
         Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")).into_response(),
     }
 }
 
-fn unreadiness(stopping: bool, latch: Option<&Latched>, commit: Duration, silence: Duration) -> Option<String> {
+/// `stuck` says that claims are stuck, and why.
+fn unreadiness(
+    stopping: bool,
+    latch: Option<&Latched>,
+    commit: Duration,
+    silence: Duration,
+    stuck: Option<String>,
+) -> Option<String> {
     if let Some(latched) = latch {
         Some(latched.to_string())
     } else if stopping {
@@ -151,12 +222,41 @@ fn unreadiness(stopping: bool, latch: Option<&Latched>, commit: Duration, silenc
     } else if silence > MAX_CHAIN_SILENCE {
         Some(format!("the chain has not answered for {} s", silence.as_secs()))
     } else {
-        None
+        stuck
     }
+}
+
+/// What is at risk comes first: somebody is being woken.
+fn stuck(vitals: &Vitals, decimals: u8, now: u64) -> String {
+    let failing = vitals.failing_since.map_or(0, |since| now.saturating_sub(since));
+    let (unclaimed, channels) = (vitals.unclaimed.to_price(decimals), vitals.unclaimed_channels);
+    let oldest = vitals.oldest_unclaimed_s.unwrap_or_default();
+    let problem = vitals.problem.as_deref().unwrap_or("no reason is known");
+    format!(
+        "claims are stuck: {unclaimed} unclaimed on {channels} channels, the oldest for {oldest} s; failing for \
+         {failing} s: {problem}"
+    )
 }
 
 async fn channels(State(operators): State<Operators>) -> Json<Vec<ChannelLine>> {
     Json(operators.gate.accounts().statements().iter().map(ChannelLine::from).collect())
+}
+
+async fn state(State(operators): State<Operators>) -> Json<RedemptionState> {
+    let settings = operators.redemption.settings();
+    let vitals = operators.redemption.vitals();
+    Json(RedemptionState {
+        stuck: vitals.is_stuck(clock::now_s(), settings.stuck_after),
+        settings: RedemptionSettings::of(settings, operators.gate.policy().terms().token.decimals),
+        vitals,
+    })
+}
+
+async fn plan(State(operators): State<Operators>) -> Response {
+    match operators.redemption.plan().await {
+        Ok(preview) => Json(preview).into_response(),
+        Err(stopped) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"error": stopped.to_string()}))).into_response(),
+    }
 }
 
 async fn redeem(State(operators): State<Operators>) -> Response {
@@ -174,7 +274,11 @@ async fn ordered_on_purpose(request: Request, next: Next) -> Response {
 }
 
 async fn nothing_here() -> Response {
-    refuse(StatusCode::NOT_FOUND, "not_found", "there are /livez, /readyz, /channels and /redeem")
+    refuse(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        "there are /livez, /readyz, /channels, /redemption, /redeem/plan and /redeem",
+    )
 }
 
 fn refuse(status: StatusCode, error: &str, message: &str) -> Response {
@@ -229,18 +333,54 @@ mod tests {
         let journal = Journal::start(Full).unwrap();
         journal.note(Entry::Cursor(Cursor { next_block: 1 }), None);
         journal.latched().await;
-        let problem = unreadiness(false, journal.latch(), Duration::ZERO, Duration::ZERO);
+        let problem = unreadiness(false, journal.latch(), Duration::ZERO, Duration::ZERO, None);
         assert_eq!(problem.as_deref(), Some("the disk is full: no room"));
     }
 
     #[test]
     fn a_proxy_that_stops_or_whose_chain_is_silent_is_unready() {
-        assert_eq!(unreadiness(false, None, Duration::ZERO, Duration::ZERO), None);
-        assert_eq!(unreadiness(false, None, MAX_COMMIT, MAX_CHAIN_SILENCE), None);
-        let silent = unreadiness(false, None, MAX_COMMIT, MAX_CHAIN_SILENCE + Duration::from_secs(1));
+        let unready = |stopping, commit, silence| unreadiness(stopping, None, commit, silence, None);
+        assert_eq!(unready(false, Duration::ZERO, Duration::ZERO), None);
+        assert_eq!(unready(false, MAX_COMMIT, MAX_CHAIN_SILENCE), None);
+        let silent = unready(false, MAX_COMMIT, MAX_CHAIN_SILENCE + Duration::from_secs(1));
         assert_eq!(silent.as_deref(), Some("the chain has not answered for 61 s"));
-        let hanging = unreadiness(false, None, MAX_COMMIT + Duration::from_secs(1), Duration::ZERO);
+        let hanging = unready(false, MAX_COMMIT + Duration::from_secs(1), Duration::ZERO);
         assert_eq!(hanging.as_deref(), Some("the disk of the books has not answered for 6 s"));
-        assert_eq!(unreadiness(true, None, Duration::ZERO, Duration::ZERO).as_deref(), Some("the proxy is stopping"));
+        assert_eq!(unready(true, Duration::ZERO, Duration::ZERO).as_deref(), Some("the proxy is stopping"));
+    }
+
+    #[test]
+    fn a_proxy_whose_claims_are_stuck_is_unready_and_says_what_is_at_risk() {
+        let vitals = Vitals {
+            unclaimed: Amount::new(12_340_000),
+            unclaimed_channels: 3,
+            oldest_unclaimed_s: Some(7_300),
+            failing_since: Some(1_000),
+            problem: Some("the node refused it: insufficient funds".to_owned()),
+            ..Vitals::default()
+        };
+        let expected = "claims are stuck: $12.34 unclaimed on 3 channels, the oldest for 7300 s; failing for 4000 s: the \
+                        node refused it: insufficient funds";
+        let told = stuck(&vitals, 6, 5_000);
+        assert_eq!(told, expected);
+        let unready = |commit| unreadiness(false, None, commit, Duration::ZERO, Some(told.clone()));
+        assert_eq!(unready(Duration::ZERO).as_deref(), Some(expected));
+        let hanging = unready(MAX_COMMIT + Duration::from_secs(1));
+        assert!(
+            hanging.is_some_and(|why| why.starts_with("the disk")),
+            "what keeps claims from being made comes first"
+        );
+    }
+
+    #[test]
+    fn the_state_of_redemption_survives_json() {
+        let state = RedemptionState {
+            vitals: Vitals { gas_balance_wei: Some(u128::MAX), unclaimed: Amount::MAX, ..Vitals::default() },
+            stuck: false,
+            settings: RedemptionSettings::of(&Settings::default(), 6),
+        };
+        let text = serde_json::to_value(&state).unwrap().to_string();
+        assert!(text.contains(&format!("\"gas_balance_wei\":\"{}\"", u128::MAX)), "{text}");
+        assert_eq!(serde_json::from_str::<RedemptionState>(&text).unwrap(), state);
     }
 }

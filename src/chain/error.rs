@@ -42,6 +42,27 @@ pub enum ChainError {
         #[source]
         source: Option<Cause>,
     },
+    /// The node's newest block is too old to believe that it follows the chain. It may catch up.
+    #[error("the chain node is behind: its newest block is {by_s} s old")]
+    Behind {
+        /// How old, seconds.
+        by_s: u64,
+    },
+    /// Nodes say different things, and no majority says which is true. Worth trying again: nodes that follow a
+    /// reorganisation differ for some seconds.
+    #[error("the chain nodes disagree on {what}: {}", nodes.join(", "))]
+    Disagreement {
+        /// What was asked.
+        what: &'static str,
+        /// Those who were asked, without the secret parts of their addresses.
+        nodes: Vec<String>,
+    },
+    /// A transaction that another key signed, or for another chain, cannot be replaced with this gas key.
+    #[error("transaction {transaction} was not signed with this gas key for this chain")]
+    ForeignTransaction {
+        /// Which.
+        transaction: Hash,
+    },
     /// A transaction was sent and no block has it yet. It may still land.
     #[error("transaction {transaction} is not mined yet")]
     NotMined {

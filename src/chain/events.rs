@@ -53,6 +53,28 @@ pub(super) fn read(logs: &[RawLog]) -> Result<Vec<ChannelEvent>, ChainError> {
     Ok(events)
 }
 
+/// Reads what a node gave for these blocks, in any order. It was asked for logs of the settlement contract in these blocks
+/// and nothing else, so one that gives something else has not understood, and what it left out is anybody's guess.
+pub(super) fn read_range(logs: &[RawLog], from_block: u64, to_block: u64) -> Result<Vec<ChannelEvent>, ChainError> {
+    let asked_for = |log: &RawLog| {
+        let known = log.topics.first().is_some_and(|topic| TOPICS.contains(topic));
+        let inside = log.block_number.is_some_and(|block| (from_block..=to_block).contains(&block.to::<u64>()));
+        address_of(log.address) == SETTLEMENT && known && inside
+    };
+    if !logs.iter().all(asked_for) {
+        return Err(ChainError::decode("the logs that were asked for"));
+    }
+    let events = read(logs)?;
+    let twice = |pair: &[ChannelEvent]| match pair {
+        [one, next] => (one.at.block, one.at.log_index) == (next.at.block, next.at.log_index),
+        _ => false,
+    };
+    if events.windows(2).any(twice) {
+        return Err(ChainError::decode("one log at each place in a block"));
+    }
+    Ok(events)
+}
+
 fn event(log: &RawLog) -> Result<ChannelEvent, ChainError> {
     let decoded =
         SettlementEvents::decode_raw_log_with_config(&log.topics, &log.data, AbiDecoderConfig::new().validate(true))
@@ -162,6 +184,29 @@ mod tests {
         let unknown = with(deposited(1, 2), "topics", json!([B256::repeat_byte(9)]));
         let anonymous = with(deposited(1, 3), "topics", json!([]));
         assert_eq!(events(&[foreign, removed, unknown, anonymous]).unwrap(), []);
+    }
+
+    #[test]
+    fn a_range_of_blocks_holds_what_was_asked_for_and_nothing_else() {
+        let ranged = |logs: &[Value]| {
+            let logs: Vec<RawLog> = logs.iter().map(|log| serde_json::from_value(log.clone()).unwrap()).collect();
+            read_range(&logs, 5, 7)
+        };
+        assert_eq!(ranged(&[deposited(7, 0), deposited(5, 0), deposited(5, 1)]).unwrap().len(), 3);
+        assert_eq!(ranged(&[]).unwrap(), []);
+        let cases = [
+            deposited(4, 0),
+            deposited(8, 0),
+            with(deposited(5, 0), "blockNumber", Value::Null),
+            with(deposited(5, 0), "address", json!(EvmAddress::repeat_byte(9))),
+            with(deposited(5, 0), "topics", json!([B256::repeat_byte(9)])),
+            with(deposited(5, 0), "topics", json!([])),
+            with(deposited(6, 0), "transactionHash", json!(B256::repeat_byte(9))),
+        ];
+        for log in cases {
+            let answer = ranged(&[deposited(6, 0), log.clone()]);
+            assert!(matches!(answer, Err(ChainError::Decode { .. })), "{log}");
+        }
     }
 
     #[test]

@@ -1,20 +1,27 @@
 //! The chain: reading channels from it, sending transactions to it, following its events.
 //!
-//! **Owns** the [`Chain`] trait, its implementation over an Ethereum JSON-RPC node ([`AlloyChain`]), the contract
+//! **Owns** the [`Chain`] trait, its implementation over Ethereum JSON-RPC nodes ([`AlloyChain`]), the contract
 //! bindings, and the way keys come into the process ([`KeyRef`]).
 //! **Promises** that what a node says is checked before it is believed as far as that is possible (amounts that do not
-//! fit, answers of the wrong shape are errors), that no error or log shows a key or an RPC address beyond its host,
+//! fit, answers of the wrong shape are errors, and where there are several nodes, what money hangs on is compared), that no
+//! error or log shows a key or an RPC address beyond its host,
 //! that no transaction leaves before its [`Witness`] has seen it, and that a transaction is never reported as failed
 //! while it may still land ([`SendError`]).
 //! **Does not** decide anything: what to claim is the redeemer's, what to believe after a reorganisation is the
 //! follower's, and confirmations are the caller's to wait for.
 
 mod bindings;
+mod broadcast;
 mod call;
 mod client;
 mod error;
 mod events;
+mod fees;
+mod gas;
 mod keys;
+mod node;
+mod nodes;
+mod reads;
 mod rpc;
 mod types;
 mod url;
@@ -25,13 +32,13 @@ use std::time::Duration;
 use crate::protocol::voucher::PayerEvidence;
 use crate::protocol::{Address, Amount, ChannelId, Hash, Signature};
 
-pub use call::{Call, FirstPayment};
-pub use client::{AlloyChain, install_tls};
+pub use call::{Call, FirstPayment, through_permit2};
+pub use client::{AlloyChain, ChainSettings, install_tls};
 pub use error::{ChainError, Objection, SendError};
 pub use keys::{DEV_KEY_NAMES, KeyError, KeyRef, PASSWORD_ENV, PASSWORD_FILE_ENV, is_development_account};
 pub use types::{
-    Bid, ChannelEvent, GasPrice, Happening, Head, LogPosition, Mined, Nonces, Owed, Replacement, Resent,
-    SignedTransaction, TokenDomain, View, Withdrawal,
+    Bid, ChannelEvent, Counting, GasPrice, Happening, Head, LogPosition, Mined, NodeHealth, Nonces, Owed, Replacement,
+    Resent, SignedTransaction, TokenDomain, View, Withdrawal,
 };
 pub use url::{RpcUrl, RpcUrlError};
 
@@ -63,6 +70,16 @@ pub trait Chain: Send + Sync + 'static {
     /// The account that pays for transactions, if this chain was opened with a gas key.
     fn sender(&self) -> Option<Address>;
 
+    /// When money that comes into a channel counts. Views follow it; this is for telling how long it takes.
+    fn deposits_count_after(&self) -> Counting {
+        Counting::default()
+    }
+
+    /// What is known of the nodes behind this chain, in the order of preference.
+    fn nodes(&self) -> Vec<NodeHealth> {
+        Vec::new()
+    }
+
     /// How many transactions the sender has made.
     fn nonces(&self) -> impl Future<Output = Result<Nonces, ChainError>> + Send;
 
@@ -72,10 +89,11 @@ pub trait Chain: Send + Sync + 'static {
     /// A block by its number, if the chain is that long.
     fn block(&self, number: u64) -> impl Future<Output = Result<Option<Head>, ChainError>> + Send;
 
-    /// The newest block.
+    /// The newest block; of several nodes, the newest that two of them have.
     fn head(&self) -> impl Future<Output = Result<Head, ChainError>> + Send;
 
-    /// One channel, at the newest block. A channel that was never opened has no balance.
+    /// One channel, at the newest block. A channel that was never opened has no balance. Its balance is what counts
+    /// ([`Counting`]): never more than what it has, and never less than what was claimed.
     fn channel(&self, id: ChannelId) -> impl Future<Output = Result<View, ChainError>> + Send;
 
     /// Several channels in the order asked for, all at one and the same block.
@@ -96,6 +114,25 @@ pub trait Chain: Send + Sync + 'static {
 
     /// An account's tokens, in atomic units. More than [`Amount::MAX`] is reported as that: no deposit can be larger.
     fn token_balance(&self, token: Address, owner: Address) -> impl Future<Output = Result<Amount, ChainError>> + Send;
+
+    /// How many of an account's tokens somebody else may move, in atomic units. More than [`Amount::MAX`] is reported as
+    /// that.
+    fn allowance(
+        &self,
+        token: Address,
+        owner: Address,
+        spender: Address,
+    ) -> impl Future<Output = Result<Amount, ChainError>> + Send;
+
+    /// The nonce of an owner's next EIP-2612 permit, 32 bytes big endian; nothing where the token has none.
+    fn permit_nonce(
+        &self,
+        token: Address,
+        owner: Address,
+    ) -> impl Future<Output = Result<Option<Hash>, ChainError>> + Send;
+
+    /// Whether Permit2 has seen this nonce of a payer: used or invalidated, it will not be accepted again.
+    fn permit2_nonce_used(&self, payer: Address, nonce: Hash) -> impl Future<Output = Result<bool, ChainError>> + Send;
 
     /// Whether a token has seen this ERC-3009 nonce of a payer: used or cancelled, it will not be accepted again.
     fn authorization_used(

@@ -17,12 +17,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::bindings::Permit2::Permit2Errors;
 use super::bindings::Settlement::SettlementErrors;
 use super::error::{Cause, ChainError};
 use super::url::RpcUrl;
 
 /// From the first byte sent to the last byte read.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// For the connection alone.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest answer that is read. The largest honest ones are event logs.
@@ -94,7 +95,6 @@ impl Rpc {
     pub(super) fn new(url: RpcUrl) -> Result<Self, ChainError> {
         let mut builder = reqwest::Client::builder()
             .tls_backend_preconfigured(crate::tls::client_config())
-            .timeout(REQUEST_TIMEOUT)
             .connect_timeout(CONNECT_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("peaje/", env!("CARGO_PKG_VERSION")));
@@ -105,14 +105,15 @@ impl Rpc {
         Ok(Self { http, url })
     }
 
-    /// Asks one question. A `null` answer is an error unless `R` is an `Option`.
+    /// Asks one question and waits so long for the answer. A `null` answer is an error unless `R` is an `Option`.
     pub(super) async fn ask<R: DeserializeOwned>(
         &self,
         method: &'static str,
         params: impl Serialize,
+        timeout: Duration,
     ) -> Result<R, Failure> {
         let request = Request { jsonrpc: "2.0", id: 1, method, params };
-        let sent = self.http.post(self.url.expose()).json(&request).send().await;
+        let sent = self.http.post(self.url.expose()).timeout(timeout).json(&request).send().await;
         let mut response = sent.map_err(|error| {
             // A connection that never came about carried nothing; anything later may have.
             let fate = if error.is_connect() || error.is_builder() { Fate::Unread } else { Fate::Unclear };
@@ -201,7 +202,8 @@ fn revert_data(data: &Value, depth: usize) -> Option<Bytes> {
 /// The name of a custom error, the text of `Error(string)`, or the selector of what is not known here.
 fn revert_name(data: &[u8]) -> Option<String> {
     let (selector, _) = data.split_first_chunk::<4>()?;
-    if let Some(name) = SettlementErrors::name_by_selector(*selector) {
+    let known = SettlementErrors::name_by_selector(*selector).or_else(|| Permit2Errors::name_by_selector(*selector));
+    if let Some(name) = known {
         return Some(name.to_owned());
     }
     match Revert::abi_decode(data) {
@@ -233,6 +235,7 @@ mod tests {
         let plain = hex::encode_prefixed(Revert::from("TestDollar: no").abi_encode());
         let cases = [
             (json!({"code": 3, "message": "execution reverted", "data": "0x7d8242b6"}), Some("ClaimExceedsBalance")),
+            (json!({"code": 3, "message": "execution reverted", "data": "0x756688fe"}), Some("InvalidNonce")),
             (json!({"code": -32000, "message": "execution reverted", "data": "0xd7e6bcf8"}), Some("0xd7e6bcf8")),
             (
                 json!({"code": -32015, "message": "VM execution error.", "data": "Reverted 0xf1789775"}),

@@ -1,5 +1,7 @@
 //! What a chain tells: plain values, already checked and decoded.
 
+use serde::Serialize;
+
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash};
 
 pub use crate::ledger::{View, Withdrawal};
@@ -13,6 +15,54 @@ pub struct Head {
     pub hash: Hash,
     /// Its Unix time, seconds.
     pub timestamp: u64,
+}
+
+/// From when on money that comes into a channel counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counting {
+    /// How many blocks must have been built on a state, its own included, before a deposit in it counts; 0 is taken as 1.
+    /// With 1 a deposit counts as soon as a block has it. Nodes that are no archives keep the states of some 128 blocks.
+    pub confirmations: u64,
+    /// What counts at once all the same, a channel, atomic units.
+    pub instant: Amount,
+}
+
+/// A deposit counts as soon as a block has it.
+impl Default for Counting {
+    fn default() -> Self {
+        Self { confirmations: 1, instant: Amount::ZERO }
+    }
+}
+
+impl Counting {
+    /// The block whose balances count while `newest` is the newest.
+    pub(super) fn settled_block(&self, newest: u64) -> u64 {
+        newest.saturating_sub(self.confirmations.saturating_sub(1))
+    }
+
+    /// A channel as it counts: what came in since its balance was `earlier` counts up to the instant allowance. What went
+    /// out since is gone at once. What was claimed counts always: the contract paid it, so it was there.
+    pub(super) fn counted(&self, newest: View, earlier: Amount) -> View {
+        let sure = earlier.checked_add(self.instant).unwrap_or(Amount::MAX);
+        View { balance: newest.balance.min(sure).max(newest.total_claimed), ..newest }
+    }
+}
+
+/// What is known of a node, for operators. It was learnt when the node was last asked something; nothing is asked for this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NodeHealth {
+    /// Scheme, host and port; never the path, which providers put keys into.
+    pub name: String,
+    /// Whether questions go to this one first at the moment.
+    pub preferred: bool,
+    /// Whether its answers are taken at the moment.
+    pub ok: bool,
+    /// How old its newest block was when that was last asked for, seconds by our clock.
+    pub lag_s: Option<u64>,
+    /// The number of that block.
+    pub head: Option<u64>,
+    /// What is wrong with it, or with relying on it.
+    pub problem: Option<String>,
 }
 
 /// A receiver's account with the settlement contract, in one token. Both sums only grow.
@@ -245,5 +295,48 @@ impl Happening {
             | Self::WithdrawFinalized { channel, .. } => Some(channel),
             Self::Settled { .. } => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deposit_counts_late_and_what_goes_out_counts_at_once() {
+        // Newest balance, claimed, balance some blocks ago, allowance; what counts.
+        let cases = [
+            (100, 0, 0, 0, 0),
+            (100, 0, 0, 99, 99),
+            (100, 0, 0, 100, 100),
+            (100, 0, 0, 101, 100),
+            (100, 0, 60, 0, 60),
+            (100, 0, 60, 10, 70),
+            (100, 0, 100, 0, 100),
+            // A refund or a withdrawal went out.
+            (40, 0, 100, 0, 40),
+            (40, 10, 100, 1_000, 40),
+            // More was claimed than would count: the claim itself shows that it was there.
+            (100, 80, 60, 10, 80),
+            (u128::MAX, 0, u128::MAX, u128::MAX, u128::MAX),
+        ];
+        for (balance, claimed, earlier, instant, expected) in cases {
+            let counting = Counting { confirmations: 3, instant: Amount::new(instant) };
+            let newest = View {
+                balance: Amount::new(balance),
+                total_claimed: Amount::new(claimed),
+                block: 7,
+                refund_nonce: 4,
+                withdrawal: Some(Withdrawal { amount: Amount::new(1), initiated_at: 5 }),
+            };
+            let counted = counting.counted(newest, Amount::new(earlier));
+            assert_eq!(counted, View { balance: Amount::new(expected), ..newest }, "{balance} {claimed} {earlier}");
+        }
+    }
+
+    #[test]
+    fn confirmations_count_the_block_itself() {
+        let settled = |confirmations, newest| Counting { confirmations, ..Counting::default() }.settled_block(newest);
+        assert_eq!([settled(0, 9), settled(1, 9), settled(2, 9), settled(10, 9), settled(11, 9)], [9, 9, 8, 0, 0]);
     }
 }

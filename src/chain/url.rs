@@ -35,6 +35,12 @@ impl RpcUrl {
         host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
     }
 
+    /// Scheme, host and port, to name the node by; nothing of it is secret.
+    pub fn origin(&self) -> String {
+        let shown = self.to_string();
+        shown.trim_end_matches('…').trim_end_matches('/').to_owned()
+    }
+
     /// The whole address, secrets included, for the HTTP client and nobody else.
     pub(crate) fn expose(&self) -> reqwest::Url {
         self.0.clone()
@@ -105,6 +111,7 @@ mod tests {
         for (text, shown) in cases {
             assert_eq!(url(text).to_string(), shown);
             assert_eq!(format!("{:?}", url(text)), shown);
+            assert_eq!(url(text).origin(), shown.trim_end_matches("/…").trim_end_matches('/'));
         }
     }
 

@@ -11,14 +11,16 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::connect::Nodes;
 use super::{ConfigArgs, Exit, Failure, Outcome, Output};
 use crate::causes::causes;
-use crate::chain::{self, AlloyChain, Chain as _, ChainError, Head, KeyRef, RpcUrl, TokenDomain};
+use crate::chain::{self, AlloyChain, Chain as _, ChainError, GasPrice, Head, KeyRef, RpcUrl, TokenDomain};
 use crate::clock;
-use crate::config::{Config, ConfigErrors, KeyReference, Upstream};
-use crate::gate::policy::{Price, Route, TokenTerms};
-use crate::protocol::contracts::{ERC3009_COLLECTOR, SETTLEMENT};
+use crate::config::{Config, ConfigErrors, KeyReference, MaxLag, Redeem, Upstream};
+use crate::gate::policy::{Price, Route, TokenTerms, Transfer};
+use crate::protocol::contracts::{ERC3009_COLLECTOR, PERMIT2, PERMIT2_COLLECTOR, SETTLEMENT};
 use crate::protocol::{Address, Amount, Domain};
+use crate::redeem::{Rules, claim_cost};
 use crate::store::sqlite::Reader;
 use crate::store::{Identity, StoreError};
 
@@ -27,8 +29,9 @@ Check reads the config and asks the chain and the upstream whether it is true:
 that the RPC endpoint answers and is the configured chain, that the contracts
 are there, that the token signs under the configured EIP-712 domain, that the
 keys can be read and their accounts can pay for gas, that the upstream answers,
-that the books can be kept where the config says and are of this chain, and
-which routes are free. It finds everything at once and changes nothing.
+that the books can be kept where the config says and are of this chain, which
+routes are free, and, where redeem.coin_price is set, what a claim costs now. It
+finds everything at once and changes nothing.
 
 Examples:
   peaje check
@@ -140,16 +143,17 @@ pub async fn run(args: CheckArgs, output: &Output) -> Outcome {
 
 /// Everything there is to find, in the order in which it should be repaired.
 pub async fn findings(config: &Config) -> Vec<Finding> {
-    let rpc = rpc_url(config);
+    let nodes = nodes(config);
     // Where the node is not known, nothing can be said about development keys, so nothing is.
-    let loopback = rpc.as_ref().map_or(true, RpcUrl::is_loopback);
+    let loopback = nodes.as_ref().map_or(true, Nodes::is_loopback);
     let keys = keys(config, loopback).await;
     let gas_account = keys.as_ref().ok().map(|keys| keys.gas);
     let (on_chain, upstream) =
-        tokio::join!(async { chain_findings(config, rpc, gas_account).await }, upstream_finding(&config.upstream));
+        tokio::join!(async { chain_findings(config, nodes, gas_account).await }, upstream_finding(&config.upstream));
     let mut findings = in_file(config);
     findings.extend(public_url_finding(&config.server.public_url, loopback));
     findings.extend(deposit_finding(config.channel.min_deposit, loopback));
+    findings.extend(endpoint_findings(config.chain.rpc.len(), config.chain.max_lag, loopback));
     let identity = Identity { chain_id: config.chain.chain_id, settlement: SETTLEMENT };
     findings.push(books_finding(&config.store.directory, identity));
     findings.extend(match keys {
@@ -248,6 +252,20 @@ fn deposit_finding(min_deposit: Option<Amount>, chain_is_loopback: bool) -> Opti
     })
 }
 
+/// A node that hangs, lags or lies is noticed by comparing: with the clock, and with another node.
+fn endpoint_findings(count: usize, max_lag: MaxLag, chain_is_loopback: bool) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if count == 1 && !chain_is_loopback {
+        let detail = "there is one endpoint only: while it is down nothing is claimed, and what it says is believed";
+        findings.push(Finding::warning("rpc", detail).fix("add one of another provider: rpc = [\"…\", \"…\"]"));
+    }
+    if max_lag == MaxLag::Off && !chain_is_loopback {
+        let detail = "a node that stands still goes unnoticed, and with it a payer that withdraws";
+        findings.push(Finding::warning("max_lag", detail).fix("leave chain.max_lag out, or set it to \"1m\""));
+    }
+    findings
+}
+
 // Keys.
 
 /// The accounts of the keys.
@@ -303,21 +321,30 @@ fn role_findings(pay_to: Address, keys: &Keys, loopback: bool) -> Vec<Finding> {
 /// A chain that is further behind, or a clock that is further off, is worth a word.
 const MAX_HEAD_AGE_S: u64 = 120;
 
-/// The node's URL, or why there is none.
-fn rpc_url(config: &Config) -> Result<RpcUrl, Finding> {
-    let error = |error: &(dyn std::error::Error + 'static)| {
-        Finding::error(Exit::Config, "rpc", causes(error)).fix("see [chain].rpc in the config")
-    };
-    let url = config.chain.rpc.resolve().map_err(|problem| error(&problem))?;
-    url.parse::<RpcUrl>().map_err(|problem| error(&problem))
+/// The nodes' addresses, or why there are none.
+fn nodes(config: &Config) -> Result<Nodes, Finding> {
+    Nodes::of(&config.chain)
+        .map_err(|problem| Finding::error(Exit::Config, "rpc", causes(&problem)).fix("see [chain].rpc in the config"))
 }
 
-async fn chain_findings(config: &Config, rpc: Result<RpcUrl, Finding>, gas: Option<Address>) -> Vec<Finding> {
-    let url = match rpc {
-        Ok(url) => url,
+/// Another node than the preferred one: that it answers, and is of the same chain.
+async fn other_node_finding(config: &Config, url: &RpcUrl) -> Option<Finding> {
+    match AlloyChain::connect(url.clone(), None).await {
+        Ok(chain) => chain_id_finding(config, chain.chain_id(), url),
+        Err(error) => Some(unanswered("rpc", &error).fix(format!("see whether {url} is the right address"))),
+    }
+}
+
+async fn chain_findings(config: &Config, nodes: Result<Nodes, Finding>, gas: Option<Address>) -> Vec<Finding> {
+    let nodes = match nodes {
+        Ok(nodes) => nodes,
         Err(finding) => return vec![finding],
     };
-    let mut findings: Vec<_> = plain_http_finding(&url).into_iter().collect();
+    let url = nodes.first.clone();
+    let mut findings: Vec<_> = nodes.all().filter_map(plain_http_finding).collect();
+    for other in &nodes.others {
+        findings.extend(other_node_finding(config, other).await);
+    }
     let chain = match AlloyChain::connect(url.clone(), None).await {
         Ok(chain) => chain,
         Err(error) => {
@@ -331,10 +358,15 @@ async fn chain_findings(config: &Config, rpc: Result<RpcUrl, Finding>, gas: Opti
         return findings;
     }
     let token = &config.chain.token;
-    let (head, settlement, collector, token_code, domain, balance) = tokio::join!(
+    let at = match token.transfer {
+        Transfer::Eip3009 => ERC3009_COLLECTOR,
+        Transfer::Permit2 => PERMIT2_COLLECTOR,
+    };
+    let (head, price, settlement, collector, token_code, domain, balance) = tokio::join!(
         chain.head(),
+        chain.gas_price(),
         chain.has_code(SETTLEMENT),
-        chain.has_code(ERC3009_COLLECTOR),
+        chain.has_code(at),
         chain.has_code(token.address),
         chain.token_domain(token.address),
         async {
@@ -346,9 +378,14 @@ async fn chain_findings(config: &Config, rpc: Result<RpcUrl, Finding>, gas: Opti
     );
     findings.push(head_finding(config, head, clock::now_s()));
     findings.push(contract_finding("settlement contract", SETTLEMENT, settlement));
-    findings.push(contract_finding("deposit collector", ERC3009_COLLECTOR, collector));
+    findings.push(contract_finding("deposit collector", at, collector));
+    if token.transfer == Transfer::Permit2 {
+        findings.push(contract_finding("Permit2", PERMIT2, chain.has_code(PERMIT2).await));
+    }
     findings.extend(token_findings(token, config.chain.chain_id, token_code, domain));
     findings.extend(balance.map(|(account, balance)| gas_finding(account, balance)));
+    findings.extend(price.as_ref().ok().and_then(|price| ceiling_finding(config.redeem.max_fee_wei, price)));
+    findings.extend(claim_finding(&config.redeem, config.chain.token.decimals, price));
     findings
 }
 
@@ -446,6 +483,44 @@ fn gas_finding(account: Address, balance: Result<u128, ChainError>) -> Finding {
     }
 }
 
+/// Where gas costs more than is ever bid, nothing is claimed until it is cheaper.
+fn ceiling_finding(max_fee_wei: u128, price: &GasPrice) -> Option<Finding> {
+    let now = price.base_wei.saturating_add(price.tip_wei);
+    let gwei = |wei: u128| Amount::new(wei).to_price(9).trim_start_matches('$').to_owned();
+    (now > max_fee_wei).then(|| {
+        let detail = format!("gas costs {} gwei now, and at most {} are paid", gwei(now), gwei(max_fee_wei));
+        Finding::warning("max_fee", detail).fix("raise redeem.max_fee, unless it is only for a while")
+    })
+}
+
+/// What claims cost now, where the config says what a coin is worth.
+fn claim_finding(redeem: &Redeem, decimals: u8, price: Result<GasPrice, ChainError>) -> Option<Finding> {
+    const WHAT: &str = "claims";
+    let units_per_coin = redeem.coin_price?.units();
+    let price = match price {
+        Ok(price) => price,
+        Err(error) => return Some(unanswered(WHAT, &error)),
+    };
+    let rules = Rules {
+        units_per_coin: Some(units_per_coin),
+        max_gas_share_bps: redeem.max_gas_share_bps,
+        max_rows: redeem.max_rows,
+        ..Rules::default()
+    };
+    let each = |rows| claim_cost(rows, &rules, &price);
+    let (one, many) = (each(1)?, each(redeem.max_rows)?);
+    let shown = |amount: Amount| amount.to_price(decimals);
+    let detail =
+        format!("a channel costs about {} to claim now, and {} among {}", shown(one), shown(many), redeem.max_rows);
+    Some(match redeem.max_gas_share_bps.filter(|share| *share > 0) {
+        None => Finding::fine(WHAT, detail),
+        Some(share) => {
+            let least = one.scaled_down(10_000, share.into()).unwrap_or(Amount::MAX);
+            Finding::fine(WHAT, format!("{detail}; alone it is claimed from {}", shown(least)))
+        }
+    })
+}
+
 fn unanswered(what: &str, error: &ChainError) -> Finding {
     Finding::error(Exit::Chain, what, causes(error))
 }
@@ -487,7 +562,7 @@ fn judge_upstream(url: &str, answer: Result<u16, String>, patience: Duration) ->
 
 fn exit_of(findings: &[Finding]) -> Exit {
     let has = |exit: Exit| findings.iter().any(|finding| finding.severity == Severity::Error(exit));
-    [Exit::Config, Exit::Chain, Exit::Server].into_iter().find(|exit| has(*exit)).unwrap_or(Exit::Ok)
+    [Exit::Config, Exit::Books, Exit::Chain, Exit::Server].into_iter().find(|exit| has(*exit)).unwrap_or(Exit::Ok)
 }
 
 fn as_json_report(file: &str, findings: &[Finding]) -> Value {
@@ -617,6 +692,45 @@ mod tests {
     }
 
     #[test]
+    fn one_endpoint_and_no_watch_over_it_are_warned_about_on_public_chains() {
+        let lag = MaxLag::Of(Duration::from_secs(60));
+        assert_eq!(endpoint_findings(2, MaxLag::Unsaid, false), []);
+        assert_eq!(endpoint_findings(2, lag, false), []);
+        let what = |findings: Vec<Finding>| findings.into_iter().map(|finding| finding.what).collect::<Vec<_>>();
+        assert_eq!(what(endpoint_findings(1, lag, false)), ["rpc"]);
+        assert_eq!(what(endpoint_findings(2, MaxLag::Off, false)), ["max_lag"]);
+        assert_eq!(what(endpoint_findings(1, MaxLag::Off, false)), ["rpc", "max_lag"]);
+        assert_eq!(endpoint_findings(1, MaxLag::Off, true), []);
+    }
+
+    #[test]
+    fn gas_that_costs_more_than_is_paid_is_a_warning() {
+        let price = GasPrice { base_wei: 49_000_000_000, tip_wei: 1_000_000_000, ..GasPrice::default() };
+        assert_eq!(ceiling_finding(50_000_000_000, &price), None);
+        let warned = ceiling_finding(49_999_999_999, &price).unwrap();
+        assert_eq!(warned.severity, Severity::Warning);
+        assert_eq!(warned.detail, "gas costs 50.00 gwei now, and at most 49.999999999 are paid");
+    }
+
+    #[test]
+    fn what_a_claim_costs_is_told_where_a_coin_has_a_price() {
+        // $3000 a coin and 0.1 gwei: 60,200 gas are $0.01806.
+        let price = GasPrice { base_wei: 99_000_000, tip_wei: 1_000_000, data_wei_per_byte: 0, block_gas_limit: 0 };
+        let with = |lines: &str| {
+            let config = config(|text| text.replace("[redeem]\n", &format!("[redeem]\n{lines}")));
+            claim_finding(&config.redeem, 6, Ok(price))
+        };
+        assert_eq!(with(""), None);
+        let priced = with("coin_price = \"$3000\"\n").unwrap();
+        assert_eq!(priced.severity, Severity::Fine);
+        assert_eq!(priced.detail, "a channel costs about $0.01806 to claim now, and $0.007165 among 200");
+        let shared = with("coin_price = \"$3000\"\nmax_gas_share = \"10%\"\n").unwrap();
+        assert!(shared.detail.ends_with("alone it is claimed from $0.1806"), "{}", shared.detail);
+        let config = config(|text| text.replace("[redeem]\n", "[redeem]\ncoin_price = \"$3000\"\n"));
+        assert_eq!(claim_finding(&config.redeem, 6, Err(unreachable())).unwrap().severity, CHAIN);
+    }
+
+    #[test]
     fn roles_are_kept_apart() {
         let keys = Keys { authorizer: address(1), gas: address(2) };
         assert_eq!(severities(&role_findings(address(3), &keys, false)), [Severity::Fine]);
@@ -719,7 +833,8 @@ mod tests {
         assert_eq!(of(&[Severity::Fine, Severity::Warning]), Exit::Ok);
         assert_eq!(of(&[SERVER]), Exit::Server);
         assert_eq!(of(&[SERVER, CHAIN]), Exit::Chain);
-        assert_eq!(of(&[SERVER, CHAIN, CONFIG]), Exit::Config);
+        assert_eq!(of(&[SERVER, CHAIN, Severity::Error(Exit::Books)]), Exit::Books);
+        assert_eq!(of(&[SERVER, CHAIN, Severity::Error(Exit::Books), CONFIG]), Exit::Config);
     }
 
     #[test]

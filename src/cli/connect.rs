@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::chain::{AlloyChain, Chain as _, KeyRef, RpcUrl};
-use crate::config::{Config, KeyReference, RpcReference};
+use crate::chain::{AlloyChain, Chain as _, ChainError, KeyRef, RpcUrl};
+use crate::config::{self, Config, KeyReference};
 use crate::protocol::LocalKey;
 use crate::protocol::contracts::SETTLEMENT;
 use crate::store::Identity;
@@ -13,10 +13,56 @@ use crate::store::sqlite::SqliteStore;
 use super::site::Books;
 use super::{Exit, Failure};
 
-/// Reads the RPC URL a reference stands for.
-pub(super) fn rpc_url(reference: &RpcReference) -> Result<RpcUrl, Failure> {
-    let url = reference.resolve().map_err(|error| Failure::new(Exit::Config, error))?;
-    url.parse().map_err(|error: crate::chain::RpcUrlError| Failure::new(Exit::Config, error))
+/// The addresses of a chain's nodes.
+#[derive(Debug, Clone)]
+pub(super) struct Nodes {
+    /// The preferred one.
+    pub(super) first: RpcUrl,
+    /// The others, in order.
+    pub(super) others: Vec<RpcUrl>,
+}
+
+impl Nodes {
+    /// Reads what the config's references stand for.
+    pub(super) fn of(chain: &config::Chain) -> Result<Self, NoNode> {
+        let mut urls = Vec::new();
+        for reference in &chain.rpc {
+            urls.push(reference.resolve()?.parse::<RpcUrl>()?);
+        }
+        let mut urls = urls.into_iter();
+        Ok(Self { first: urls.next().ok_or(NoNode::None)?, others: urls.collect() })
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &RpcUrl> {
+        [&self.first].into_iter().chain(&self.others)
+    }
+
+    /// Whether all of them are on this machine. Only then is the chain one for development, perhaps.
+    pub(super) fn is_loopback(&self) -> bool {
+        self.all().all(RpcUrl::is_loopback)
+    }
+
+    /// Connects them, with the key that pays for transactions, if there is to be one. The one place that knows how.
+    pub(super) async fn open(&self, _chain: &config::Chain, gas: Option<LocalKey>) -> Result<AlloyChain, ChainError> {
+        AlloyChain::connect(self.first.clone(), gas).await
+    }
+}
+
+/// Why a node's address cannot be used. None of these repeats it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoNode {
+    #[error(transparent)]
+    Reference(#[from] config::RpcReferenceError),
+    #[error(transparent)]
+    Url(#[from] crate::chain::RpcUrlError),
+    #[error("[chain].rpc names no endpoint")]
+    None,
+}
+
+impl From<NoNode> for Failure {
+    fn from(error: NoNode) -> Self {
+        Self::new(Exit::Config, error)
+    }
 }
 
 /// Reads the key a reference stands for. `setting` names it to the operator.
@@ -28,12 +74,12 @@ pub(super) fn key(setting: &str, reference: &KeyReference, chain_is_loopback: bo
 
 /// Connects the chain of a config with its gas key, and reads the authorizer's key.
 pub(super) async fn connect(config: &Config) -> Result<(Arc<AlloyChain>, LocalKey), Failure> {
-    let url = rpc_url(&config.chain.rpc)?;
-    let loopback = url.is_loopback();
+    let nodes = Nodes::of(&config.chain)?;
+    let loopback = nodes.is_loopback();
     let authorizer = key("receiver.authorizer_key", &config.receiver.authorizer_key, loopback)?;
     let gas = key("receiver.gas_key", &config.receiver.gas_key, loopback)?;
-    let shown = url.to_string();
-    let chain = AlloyChain::connect(url, Some(gas)).await.map_err(|error| {
+    let shown = nodes.first.to_string();
+    let chain = nodes.open(&config.chain, Some(gas)).await.map_err(|error| {
         let error = anyhow::Error::new(error).context(format!("the chain behind {shown} cannot be used"));
         Failure::new(Exit::Chain, error).hint("peaje check")
     })?;
@@ -79,4 +125,38 @@ pub(super) async fn told_to_stop() {
     }
     #[cfg(not(unix))]
     drop(interrupt.await);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes(rpc: &str) -> Result<Nodes, NoNode> {
+        let text = include_str!("../../config.example.toml").replace("\"env:PEAJE_RPC\"", rpc);
+        Nodes::of(&Config::parse(&text, "c.toml").unwrap().chain)
+    }
+
+    #[test]
+    fn a_chain_is_of_this_machine_if_all_its_nodes_are() {
+        let (here, there) = ("\"http://127.0.0.1:8545\"", "\"https://node.example/s3cret\"");
+        for (rpc, loopback) in [
+            (here.to_owned(), true),
+            (there.to_owned(), false),
+            (format!("[{here}, \"http://localhost:1\"]"), true),
+            (format!("[{here}, {there}]"), false),
+        ] {
+            assert_eq!(nodes(&rpc).unwrap().is_loopback(), loopback, "{rpc}");
+        }
+    }
+
+    #[test]
+    fn the_preferred_node_is_the_first_and_each_must_be_known() {
+        let both = nodes("[\"https://b.example\", \"https://a.example\"]").unwrap();
+        assert_eq!(
+            both.all().map(ToString::to_string).collect::<Vec<_>>(),
+            ["https://b.example/", "https://a.example/"]
+        );
+        let unset = nodes("[\"https://b.example\", \"env:PEAJE_TEST_NEVER_SET\"]");
+        assert!(matches!(unset, Err(NoNode::Reference(_))));
+    }
 }

@@ -407,6 +407,7 @@ impl Narrator<'_> {
         self.line(&format!("  peaje pay {url}{} --key dev:agent --rpc {rpc}", sample::FORTUNE));
         self.line(&format!("  peaje pay {url}/stream --key dev:agent --rpc {rpc}"));
         if let Some(admin) = stage.site.admin() {
+            self.line(&format!("  peaje redeem --dry-run --admin http://{admin}"));
             self.line(&format!("  peaje redeem --admin http://{admin}"));
         }
         self.line(&format!("  peaje ledger show --directory {}", stage.folder.path().display()));

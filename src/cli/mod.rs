@@ -48,7 +48,8 @@ Start here:
   peaje pay URL              buy from one
 
 And once it earns:
-  peaje redeem               turn vouchers into money now
+  peaje redeem               turn vouchers into money now; --dry-run says what that would do
+  peaje redeem --status      how redemption is doing by itself
   peaje ledger show          who was charged what, and what of it is claimed
   peaje ledger verify        whether the books are true
   peaje ledger export        the books as CSV or JSON lines
@@ -71,7 +72,7 @@ pub enum Command {
     /// Turns vouchers into money now.
     ///
     /// Asks the running proxy to claim the latest voucher of each channel on chain and to settle what is owed to
-    /// receiver.pay_to.
+    /// receiver.pay_to; or, changing nothing, what that would do and cost, or how redemption is doing.
     Redeem(redeem::RedeemArgs),
     /// Shows, audits, exports and copies the books.
     ///

@@ -68,10 +68,14 @@ pub struct Config {
     pub receiver: Receiver,
     /// What every channel must agree to.
     pub channel: Channel,
+    /// Which deposits are relayed.
+    pub deposits: Deposits,
     /// Where the books are kept.
     pub store: Store,
     /// When vouchers become money.
     pub redeem: Redeem,
+    /// Who sends transactions, if it is not us.
+    pub facilitator: Option<Facilitator>,
     /// Which web pages may pay.
     pub cors: Cors,
     /// What is logged, and how.
@@ -116,12 +120,41 @@ pub struct Chain {
     pub network: Option<&'static str>,
     /// Its EIP-155 chain id.
     pub chain_id: u64,
-    /// Its node.
-    pub rpc: RpcReference,
+    /// Its nodes, the preferred one first; at least one, and none twice.
+    pub rpc: Vec<RpcReference>,
     /// The token that is paid.
     pub token: TokenTerms,
     /// How often receipts and events are asked for.
     pub poll: Duration,
+    /// How many blocks, its own included, a transaction must have on it before it is believed for good; at least 1.
+    pub confirmations: u64,
+    /// How far behind the clock a node's newest block may be.
+    pub max_lag: MaxLag,
+}
+
+/// How far behind the clock a node's newest block may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaxLag {
+    /// Nothing was said: [`MaxLag::DEFAULT`], and no limit on a chain of this machine, which may stand still.
+    Unsaid,
+    /// No limit.
+    Off,
+    /// So far.
+    Of(Duration),
+}
+
+impl MaxLag {
+    /// What is allowed where nothing was said.
+    pub const DEFAULT: Duration = Duration::from_secs(60);
+
+    /// The limit, once it is known whether all nodes are on this machine; none, if there is none.
+    pub fn limit(self, all_on_this_machine: bool) -> Option<Duration> {
+        match self {
+            Self::Unsaid => (!all_on_this_machine).then_some(Self::DEFAULT),
+            Self::Off => None,
+            Self::Of(limit) => Some(limit),
+        }
+    }
 }
 
 /// `[receiver]`: who is paid, and with whose signatures.
@@ -144,6 +177,34 @@ pub struct Channel {
     pub min_deposit: Option<Amount>,
     /// How long one request may take; whole seconds, longer than the upstream may.
     pub max_timeout: Duration,
+    /// How long before a withdrawal can be finalized the last voucher is taken that it could take away; below
+    /// `withdraw_delay`.
+    pub withdraw_margin: Duration,
+    /// After how long without a request a channel is given back to its payer; `None` means never.
+    pub refund_idle: Option<Duration>,
+    /// The most that may be unclaimed on a channel whose vouchers are approved by the payer's own account, which can
+    /// change its mind.
+    pub max_wallet_exposure: Amount,
+}
+
+/// `[deposits]`: which deposits are relayed, each of which costs gas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deposits {
+    /// What may be spent of a deposit that is mined and not confirmed yet.
+    pub instant: Amount,
+    /// How many are relayed for one peer in an hour; at least 1.
+    pub per_peer_per_hour: u32,
+    /// How many are relayed in an hour; at least 1.
+    pub per_hour: u32,
+}
+
+/// `[facilitator]`: who sends transactions in our place, for providers without gas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facilitator {
+    /// Its absolute URL: `https`, or `http` on this machine; no query, no credentials.
+    pub url: Uri,
+    /// How long an answer may take, which may be that of a transaction.
+    pub timeout: Duration,
 }
 
 /// `[store]`: where the books are kept.
@@ -159,10 +220,32 @@ pub struct Store {
 pub struct Redeem {
     /// How often.
     pub interval: Duration,
+    /// Earlier, once more is unclaimed in all.
+    pub max_unclaimed: Option<Amount>,
+    /// Earlier, once more is unclaimed on one channel.
+    pub max_unclaimed_per_channel: Option<Amount>,
+    /// Earlier, once more is unclaimed on the channels of one payer.
+    pub max_unclaimed_per_payer: Option<Amount>,
+    /// Earlier, once something was unclaimed for longer.
+    pub max_age: Option<Duration>,
+    /// The largest part of a claim that gas may take, in hundredths of a percent. There is a coin price then.
+    pub max_gas_share_bps: Option<u32>,
+    /// What one of the chain's own coins is worth, atomic units of the token.
+    pub coin_price: Option<Amount>,
     /// How many channels one claim transaction may hold.
     pub max_rows: usize,
     /// Whether a shutdown redeems what is left.
     pub on_shutdown: bool,
+    /// The most that is paid for a unit of gas, wei.
+    pub max_fee_wei: u128,
+    /// The same where a payer is withdrawing; not less.
+    pub urgent_max_fee_wei: u128,
+    /// How long a transaction may wait before it is replaced by one that pays more.
+    pub bump_after: Duration,
+    /// For how long redemption may fail before the proxy is unready.
+    pub stuck_after: Duration,
+    /// How often every open channel is read, in case an event was missed.
+    pub sweep_interval: Duration,
 }
 
 /// `[cors]`: which web pages may pay.

@@ -238,6 +238,11 @@ impl<'a> Section<'a> {
         Some(Section { report: self.report, heading, table: Some(table), span, spoilt: false, asked: BTreeSet::new() })
     }
 
+    /// Whether the document has it.
+    pub(super) fn is_there(&self) -> bool {
+        self.table.is_some()
+    }
+
     pub(super) fn entry(&mut self, key: &'static str) -> Option<Entry<'a>> {
         self.asked.insert(key);
         self.report.known.borrow_mut().insert((self.heading.clone(), key));
@@ -304,6 +309,37 @@ impl<'a> Section<'a> {
                 Err(problem) => {
                     refused = true;
                     self.report.error(Some(item.span()), &entry.path, problem);
+                }
+            }
+        }
+        if refused { Given::Refused } else { Given::Value(values, entry.span) }
+    }
+
+    /// A text or a list of texts, each as `read` understands it. A problem is reported at the key, not at the text: a text
+    /// on a line of its own may be a secret, which only its key's line would tell.
+    pub(super) fn text_or_texts<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&str) -> Result<T, Problem>,
+    ) -> Given<Vec<T>> {
+        let Some(entry) = self.entry(key) else { return Given::Absent };
+        let (items, listed): (Vec<_>, bool) = match entry.value {
+            DeValue::Array(array) => (array.iter().map(|item| item.get_ref()).collect(), true),
+            other => (vec![other], false),
+        };
+        let mut values = Vec::new();
+        let mut refused = false;
+        for (number, item) in (1_usize..).zip(items) {
+            let result = match item {
+                DeValue::String(text) => read(text),
+                other => Err(not_text(other)),
+            };
+            match result {
+                Ok(value) => values.push(value),
+                Err(problem) => {
+                    refused = true;
+                    let what = if listed { format!("no. {number}: {}", problem.what) } else { problem.what };
+                    self.refuse(&entry, Problem { what, ..problem });
                 }
             }
         }

@@ -12,16 +12,16 @@ use toml::de::DeTable;
 use super::error::ConfigErrors;
 use super::reader::{Given, Problem, Report, Section, closest, quoted};
 use super::{
-    Admin, Chain, Channel, Config, Cors, KeyReference, LogFormat, LogLevel, LogOptions, Redeem, RpcReference, Server,
-    Store, Upstream, parse_duration, write_duration,
+    Admin, Chain, Channel, Config, Cors, Deposits, Facilitator, KeyReference, LogFormat, LogLevel, LogOptions, MaxLag,
+    Redeem, RpcReference, Server, Store, Upstream, parse_duration, write_duration,
 };
 use crate::gate::path::PathPattern;
-use crate::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
+use crate::gate::policy::{Policy, Price, Route, Terms, TokenTerms, Transfer};
 use crate::protocol::amount::AmountError;
 use crate::protocol::bytes::HexError;
 use crate::protocol::channel::{MAX_WITHDRAW_DELAY_S, MIN_WITHDRAW_DELAY_S};
 use crate::protocol::networks::NETWORKS;
-use crate::protocol::{Address, Amount, Network, Token, contracts};
+use crate::protocol::{Address, Amount, Network, contracts};
 
 /// Every request looks through all routes.
 const MAX_ROUTES: usize = 1_000;
@@ -33,6 +33,18 @@ const MAX_TEXT_CHARS: usize = 500;
 const MAX_NAME_CHARS: usize = 64;
 /// A transaction of more claims is larger than nodes accept (128 KiB).
 const MAX_CLAIM_ROWS: u64 = 272;
+/// Nodes of one chain. Each is asked what the others say, so more only cost.
+const MAX_ENDPOINTS: usize = 5;
+/// More blocks than any chain is known to have undone.
+const MAX_CONFIRMATIONS: u64 = 1_000;
+/// Confirmations on a chain without a preset.
+const DEFAULT_CONFIRMATIONS: u64 = 1;
+/// A whole coin for a unit of gas is certainly a mistake.
+const MAX_FEE_WEI: u128 = 1_000_000_000_000_000_000;
+/// Wei in a gwei.
+const WEI_PER_GWEI: u128 = 1_000_000_000;
+/// Deposits relayed in an hour, at most: more than a second's worth of any chain's blocks, and still a number that counts.
+const MAX_DEPOSITS_PER_HOUR: u64 = 1_000_000;
 /// A deposit must be signed, broadcast and included within the offer's timeout.
 const MIN_MAX_TIMEOUT: Duration = Duration::from_secs(10);
 /// Prices are checked for their form with so many decimals while the token is not known.
@@ -75,11 +87,14 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
     let admin = admin(root.section("admin"), server_listen);
     let upstream = upstream(root.section("upstream"), server_listen);
     let chain = chain(root.section("chain"));
-    let receiver = receiver(root.section("receiver"), chain.as_ref().map(|chain| chain.token.address));
+    let facilitator = facilitator(root.section("facilitator"));
+    let in_our_place = !matches!(facilitator, Some(None));
+    let receiver = receiver(root.section("receiver"), chain.as_ref().map(|chain| chain.token.address), in_our_place);
     let decimals = chain.as_ref().map(|chain| chain.token.decimals);
     let channel = channel(root.section("channel"), decimals, upstream.as_ref());
+    let deposits = deposits(root.section("deposits"), decimals);
     let store = store(root.section("store"));
-    let redeem = redeem(root.section("redeem"), channel.as_ref());
+    let redeem = redeem(root.section("redeem"), decimals, channel.as_ref());
     let cors = cors(root.section("cors"));
     let log = log(root.section("log"));
     let routes = routes(report, &mut root, decimals);
@@ -90,8 +105,10 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
         chain: chain?,
         receiver: receiver?,
         channel: channel?,
+        deposits: deposits?,
         store: store?,
         redeem: redeem?,
+        facilitator: facilitator?,
         cors: cors?,
         log: log?,
         routes: routes?,
@@ -154,14 +171,47 @@ fn chain(mut section: Section<'_>) -> Option<Chain> {
     let network = section.text("network", network);
     let chain_id =
         section.number("chain_id", |id| if id == 0 { Err(Problem::new("no chain has the id 0")) } else { Ok(id) });
-    let rpc = section.text("rpc", |text| text.parse::<RpcReference>().map_err(Problem::new));
+    let rpc = section.text_or_texts("rpc", |text| text.parse::<RpcReference>().map_err(Problem::new));
+    let span = rpc.span();
     let rpc = section.required("rpc", rpc, "rpc = \"env:PEAJE_RPC\", or the URL itself");
+    if let Some(problem) = rpc.as_deref().and_then(bad_endpoints) {
+        section.error("rpc", span, problem);
+    }
     let poll = duration(&mut section, "poll", Duration::from_millis(50)..=HOUR).or(2 * SECOND);
+    let confirmations = counted(&mut section, "confirmations", 1..=MAX_CONFIRMATIONS);
+    let max_lag = section.text("max_lag", |text| match text {
+        "off" => Ok(MaxLag::Off),
+        lag => read_duration(lag, &(SECOND..=HOUR)).map(MaxLag::Of),
+    });
     let chain = which_chain(&section, network, chain_id);
     let token = token(&mut section, chain.as_ref());
     let Which { chain_id, preset } = chain?;
     let network = preset.map(|preset| preset.name);
-    Some(Chain { network, chain_id, rpc: rpc?, token: token?, poll: poll? })
+    let confirmations = confirmations.or(preset.map_or(DEFAULT_CONFIRMATIONS, |preset| preset.confirmations));
+    Some(Chain {
+        network,
+        chain_id,
+        rpc: rpc?,
+        token: token?,
+        poll: poll?,
+        confirmations: confirmations?,
+        max_lag: max_lag.or(MaxLag::Unsaid)?,
+    })
+}
+
+fn bad_endpoints(endpoints: &[RpcReference]) -> Option<Problem> {
+    let is_again =
+        |(place, endpoint): (usize, &RpcReference)| endpoints.iter().take(place).any(|other| other == endpoint);
+    if endpoints.is_empty() {
+        Some(Problem::new("names no endpoint").fix("add one, as in [\"env:PEAJE_RPC\"]"))
+    } else if endpoints.len() > MAX_ENDPOINTS {
+        let count = endpoints.len();
+        Some(Problem::new(format!("{count} endpoints are more than {MAX_ENDPOINTS}")).fix("keep the best of them"))
+    } else if endpoints.iter().enumerate().any(is_again) {
+        Some(Problem::new("names an endpoint twice").fix("a second one helps if it is somebody else's"))
+    } else {
+        None
+    }
 }
 
 /// A chain, by preset or by number.
@@ -194,7 +244,7 @@ fn token(section: &mut Section<'_>, chain: Option<&Which>) -> Option<TokenTerms>
     const TABLE: &str = "a [chain.token] table with address, decimals, domain_name and domain_version";
     let preset = chain.and_then(|chain| chain.preset);
     let Some(entry) = section.entry("token") else {
-        let default = preset.and_then(|preset| preset.tokens.first()).map(token_terms);
+        let default = preset.and_then(|preset| preset.tokens.first()).map(TokenTerms::preset);
         if let (Some(chain), None) = (chain, &default) {
             section.missing("token", &format!("{TABLE}, because chain {} has no preset", chain.chain_id));
         }
@@ -210,7 +260,7 @@ fn token(section: &mut Section<'_>, chain: Option<&Which>) -> Option<TokenTerms>
     };
     // Without a chain there is nothing to look the symbol up in, and the chain's own error stands already.
     let chain = chain?;
-    let found = preset.and_then(|preset| preset.token(&symbol.to_ascii_lowercase())).map(token_terms);
+    let found = preset.and_then(|preset| preset.token(&symbol.to_ascii_lowercase())).map(TokenTerms::preset);
     if found.is_none() {
         let problem = Problem::new(format!("{} is not a token known on chain {}", quoted(symbol), chain.chain_id));
         let known = preset.map(|preset| names(preset.tokens.iter().map(|token| token.symbol)));
@@ -220,14 +270,8 @@ fn token(section: &mut Section<'_>, chain: Option<&Which>) -> Option<TokenTerms>
     found
 }
 
-fn token_terms(token: &Token) -> TokenTerms {
-    TokenTerms {
-        address: token.address(),
-        decimals: token.decimals,
-        domain_name: token.domain_name.to_owned(),
-        domain_version: token.domain_version.to_owned(),
-    }
-}
+/// How a token that is not known by its symbol may be taken.
+const TRANSFERS: [(&str, Transfer); 2] = [("eip3009", Transfer::Eip3009), ("permit2", Transfer::Permit2)];
 
 fn token_table(mut section: Section<'_>) -> Option<TokenTerms> {
     let address = section.text("address", address);
@@ -243,15 +287,17 @@ fn token_table(mut section: Section<'_>) -> Option<TokenTerms> {
     let domain_version = section.text("domain_version", some_text);
     let domain_version =
         section.required("domain_version", domain_version, "domain_version, the version in the token's EIP-712 domain");
+    let transfer = section.text("transfer", |text| one_of(text, &TRANSFERS)).or(Transfer::Eip3009);
     Some(TokenTerms {
         address: address?,
         decimals: decimals?,
         domain_name: domain_name?,
         domain_version: domain_version?,
+        transfer: transfer?,
     })
 }
 
-fn receiver(mut section: Section<'_>, token: Option<Address>) -> Option<super::Receiver> {
+fn receiver(mut section: Section<'_>, token: Option<Address>, in_our_place: bool) -> Option<super::Receiver> {
     let pay_to = section.text("pay_to", |text| {
         let address = address(text)?;
         let contract = if Some(address) == token { Some("the token's") } else { None };
@@ -267,7 +313,12 @@ fn receiver(mut section: Section<'_>, token: Option<Address>) -> Option<super::R
     let authorizer_key = section.text("authorizer_key", |text| key_reference(text, "PEAJE_AUTHORIZER_KEY"));
     let authorizer_key =
         section.required("authorizer_key", authorizer_key, "authorizer_key = \"env:PEAJE_AUTHORIZER_KEY\"");
-    let gas_key = section.text("gas_key", |text| key_reference(text, "PEAJE_GAS_KEY")).optional();
+    let gas_key = section.text("gas_key", |text| key_reference(text, "PEAJE_GAS_KEY"));
+    if let (Given::Value(_, span), true) = (&gas_key, in_our_place) {
+        let problem = Problem::new("is not used where a [facilitator] sends the transactions");
+        section.error("gas_key", Some(span.clone()), problem.fix("remove it, or [facilitator]"));
+    }
+    let gas_key = gas_key.optional();
     let authorizer_key = authorizer_key?;
     Some(super::Receiver {
         pay_to: pay_to?,
@@ -297,7 +348,49 @@ fn channel(mut section: Section<'_>, decimals: Option<u8>, upstream: Option<&Ups
         let fix = "raise it, or lower response_timeout: an agent must not give up before the upstream may";
         section.error("max_timeout", span, problem.fix(fix));
     }
-    Some(Channel { withdraw_delay: withdraw_delay?, min_deposit: min_deposit.optional()?, max_timeout: max_timeout? })
+    let margin = duration(&mut section, "withdraw_margin", Duration::ZERO..=30 * DAY);
+    let span = margin.span();
+    let withdraw_margin = margin.or(5 * MINUTE);
+    if let (Some(margin), Some(delay)) = (withdraw_margin, withdraw_delay)
+        && margin >= delay
+    {
+        let (mine, theirs) = (write_duration(margin), write_duration(delay));
+        let problem = Problem::new(format!("{mine} is not below withdraw_delay, {theirs}"));
+        let fix = "lower it: nothing would be sold to a payer that announces a withdrawal";
+        section.error("withdraw_margin", span, problem.fix(fix));
+    }
+    let refund_idle = duration(&mut section, "refund_idle", HOUR..=3_650 * DAY).optional();
+    let exposure = section.text("max_wallet_exposure", |text| amount(text, decimals));
+    Some(Channel {
+        withdraw_delay: withdraw_delay?,
+        min_deposit: min_deposit.optional()?,
+        max_timeout: max_timeout?,
+        withdraw_margin: withdraw_margin?,
+        refund_idle: refund_idle?,
+        max_wallet_exposure: exposure.or(dollar(decimals))?,
+    })
+}
+
+fn deposits(mut section: Section<'_>, decimals: Option<u8>) -> Option<Deposits> {
+    let instant = section.text("instant", |text| amount(text, decimals)).or(Amount::ZERO);
+    let each = counted(&mut section, "per_peer_per_hour", 1..=MAX_DEPOSITS_PER_HOUR).or(30);
+    let all = counted(&mut section, "per_hour", 1..=MAX_DEPOSITS_PER_HOUR).or(1_000);
+    Some(Deposits {
+        instant: instant?,
+        per_peer_per_hour: u32::try_from(each?).ok()?,
+        per_hour: u32::try_from(all?).ok()?,
+    })
+}
+
+/// Nothing, if something was refused; no facilitator, if none was named.
+fn facilitator(mut section: Section<'_>) -> Option<Option<Facilitator>> {
+    let url = section.text("url", facilitator_url);
+    let timeout = duration(&mut section, "timeout", SECOND..=HOUR).or(90 * SECOND);
+    if !section.is_there() {
+        return Some(None);
+    }
+    let url = section.required("url", url, "url = \"https://…\", the facilitator's address");
+    Some(Some(Facilitator { url: url?, timeout: timeout? }))
 }
 
 /// Where the books are, for those who do not say.
@@ -313,7 +406,7 @@ fn store(mut section: Section<'_>) -> Option<Store> {
     Some(Store { directory: directory.or(PathBuf::from(DEFAULT_STORE))? })
 }
 
-fn redeem(mut section: Section<'_>, channel: Option<&Channel>) -> Option<Redeem> {
+fn redeem(mut section: Section<'_>, decimals: Option<u8>, channel: Option<&Channel>) -> Option<Redeem> {
     let interval = duration(&mut section, "interval", SECOND..=30 * DAY);
     let span = interval.span();
     let interval = interval.or(10 * MINUTE);
@@ -323,8 +416,37 @@ fn redeem(mut section: Section<'_>, channel: Option<&Channel>) -> Option<Redeem>
             "{rows} is not between 1 and {MAX_CLAIM_ROWS}, which is what one transaction holds"
         ))),
     });
-    let max_rows = max_rows.or(100);
+    let max_rows = max_rows.or(200);
     let on_shutdown = section.flag("on_shutdown").or(true);
+    let mut threshold = |key| section.text(key, |text| threshold(text, decimals)).optional();
+    let max_unclaimed = threshold("max_unclaimed");
+    let max_unclaimed_per_channel = threshold("max_unclaimed_per_channel");
+    let max_unclaimed_per_payer = threshold("max_unclaimed_per_payer");
+    let max_age = duration(&mut section, "max_age", SECOND..=30 * DAY).optional();
+    let share = section.text("max_gas_share", percent);
+    let coin_price = section.text("coin_price", |text| match amount(text, decimals)? {
+        Amount::ZERO => Err(Problem::new("a coin that is worth nothing makes gas free").fix("leave coin_price out")),
+        price => Ok(price),
+    });
+    if let (Given::Value(_, span), Given::Absent) = (&share, &coin_price) {
+        let problem = Problem::new("says nothing while nobody knows what gas costs in dollars");
+        let fix = "add coin_price = \"$3000\", what one of the chain's own coins is worth";
+        section.error("max_gas_share", Some(span.clone()), problem.fix(fix));
+    }
+    let max_fee = section.text("max_fee", fee).or(50 * WEI_PER_GWEI);
+    let urgent = section.text("urgent_max_fee", fee);
+    let urgent_span = urgent.span();
+    let urgent_max_fee = urgent.or(500 * WEI_PER_GWEI);
+    if let (Some(max_fee), Some(urgent_max_fee)) = (max_fee, urgent_max_fee)
+        && urgent_max_fee < max_fee
+    {
+        let problem = Problem::new(format!("{} is less than max_fee, {}", gwei(urgent_max_fee), gwei(max_fee)));
+        let fix = "raise it, or lower max_fee: what is urgent must not bid less";
+        section.error("urgent_max_fee", urgent_span, problem.fix(fix));
+    }
+    let bump_after = duration(&mut section, "bump_after", SECOND..=HOUR).or(30 * SECOND);
+    let stuck_after = duration(&mut section, "stuck_after", MINUTE..=30 * DAY).or(HOUR);
+    let sweep_interval = duration(&mut section, "sweep_interval", SECOND..=DAY).or(10 * MINUTE);
     if let (Some(interval), Some(channel)) = (interval, channel)
         && interval >= channel.withdraw_delay
     {
@@ -333,7 +455,22 @@ fn redeem(mut section: Section<'_>, channel: Option<&Channel>) -> Option<Redeem>
             Problem::new(format!("{} is not below [channel].withdraw_delay, {delay}", write_duration(interval)));
         section.error("interval", span, problem.fix("redeem more often than a payer can withdraw"));
     }
-    Some(Redeem { interval: interval?, max_rows: max_rows?, on_shutdown: on_shutdown? })
+    Some(Redeem {
+        interval: interval?,
+        max_unclaimed: max_unclaimed?,
+        max_unclaimed_per_channel: max_unclaimed_per_channel?,
+        max_unclaimed_per_payer: max_unclaimed_per_payer?,
+        max_age: max_age?,
+        max_gas_share_bps: share.optional()?,
+        coin_price: coin_price.optional()?,
+        max_rows: max_rows?,
+        on_shutdown: on_shutdown?,
+        max_fee_wei: max_fee?,
+        urgent_max_fee_wei: urgent_max_fee?,
+        bump_after: bump_after?,
+        stuck_after: stuck_after?,
+        sweep_interval: sweep_interval?,
+    })
 }
 
 fn cors(mut section: Section<'_>) -> Option<Cors> {
@@ -422,6 +559,7 @@ fn placeholder_terms() -> Terms {
             decimals: 0,
             domain_name: String::new(),
             domain_version: String::new(),
+            transfer: Transfer::Eip3009,
         },
         pay_to: Address::ZERO,
         receiver_authorizer: Address::ZERO,
@@ -512,6 +650,72 @@ fn read_duration(text: &str, range: &RangeInclusive<Duration>) -> Result<Duratio
     }
 }
 
+/// A whole number within limits.
+fn counted(section: &mut Section<'_>, key: &'static str, range: RangeInclusive<u64>) -> Given<u64> {
+    section.number(key, |number| {
+        let (least, most) = (range.start(), range.end());
+        if range.contains(&number) {
+            Ok(number)
+        } else {
+            Err(Problem::new(format!("{number} is not between {least} and {most}")))
+        }
+    })
+}
+
+/// A sum above which something happens.
+fn threshold(text: &str, decimals: Option<u8>) -> Result<Amount, Problem> {
+    match amount(text, decimals)? {
+        Amount::ZERO => Err(Problem::new("would claim every voucher by itself, which costs more than it brings")
+            .fix("write what may be unclaimed, \"$5\" say")),
+        amount => Ok(amount),
+    }
+}
+
+/// A dollar of the token.
+fn dollar(decimals: Option<u8>) -> Amount {
+    Amount::from_price("$1", decimals.unwrap_or(UNKNOWN_TOKEN_DECIMALS)).unwrap_or(Amount::MAX)
+}
+
+/// A part of a whole, in hundredths of a percent.
+fn percent(text: &str) -> Result<u32, Problem> {
+    let problem =
+        |what: &str| Problem::new(format!("{} {what}", quoted(text))).fix("write it like \"10%\" or \"0.25%\"");
+    let number = text.strip_suffix('%').ok_or_else(|| problem("is not a percentage"))?;
+    let share = decimal(number, 2).ok_or_else(|| problem("is not a percentage of at most two decimal places"))?;
+    match u32::try_from(share) {
+        Ok(share @ 1..=10_000) => Ok(share),
+        _ => Err(problem("is not above 0% and at most 100%")),
+    }
+}
+
+/// The price of a unit of gas, in wei.
+fn fee(text: &str) -> Result<u128, Problem> {
+    let problem = |what: &str| {
+        Problem::new(format!("{} {what}", quoted(text))).fix("write it like \"50 gwei\", \"0.05 gwei\" or \"1000 wei\"")
+    };
+    let (number, places) = match (text.strip_suffix("gwei"), text.strip_suffix("wei")) {
+        (Some(number), _) => (number, 9),
+        (None, Some(number)) => (number, 0),
+        (None, None) => return Err(problem("is not a price of gas: it needs a unit, wei or gwei")),
+    };
+    let number = number.strip_suffix(' ').unwrap_or(number);
+    match decimal(number, places) {
+        Some(0) => Err(problem("buys no gas")),
+        Some(wei) if wei <= MAX_FEE_WEI => Ok(wei),
+        Some(_) => Err(problem("is more than a whole coin for a unit of gas")),
+        None => Err(problem("is not a price of gas: a number of whole wei, then wei or gwei")),
+    }
+}
+
+/// `12.5` as a number of its last decimal places: 1250 with two places. `None` if it is none or too fine.
+fn decimal(text: &str, places: u8) -> Option<u128> {
+    Amount::from_price(&format!("${text}"), places).ok().map(Amount::units)
+}
+
+fn gwei(wei: u128) -> String {
+    format!("{} gwei", Amount::new(wei).to_price(9).trim_start_matches('$'))
+}
+
 fn socket_address(text: &str) -> Result<SocketAddr, Problem> {
     text.parse().map_err(|_| {
         let problem = Problem::new(format!("{} is not an IP address and a port", quoted(text)));
@@ -565,6 +769,17 @@ fn upstream_url(text: &str, server: Option<SocketAddr>) -> Result<Uri, Problem> 
             .fix("name the address of the API that is sold"));
     }
     Ok(uri)
+}
+
+fn facilitator_url(text: &str) -> Result<Uri, Problem> {
+    let uri = plain_url(text, "https://facilitator.example.com")?;
+    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    if uri.scheme_str() == Some("https") || local {
+        return Ok(uri);
+    }
+    Err(Problem::new("is not encrypted, so what it says about payments can be forged on the way")
+        .fix("write https, or use one on this machine"))
 }
 
 fn network(text: &str) -> Result<&'static Network, Problem> {

@@ -149,6 +149,7 @@ fn outbids(new: &TxEnvelope, old: &TxEnvelope) -> bool {
     let enough = |new: u128, old: u128| new >= old.saturating_add(old.saturating_mul(REPLACEMENT_BUMP_PERCENT) / 100);
     let tip = |tx: &TxEnvelope| tx.max_priority_fee_per_gas().unwrap_or_else(|| tx.max_fee_per_gas());
     new.max_fee_per_gas() > old.max_fee_per_gas()
+        && tip(new) > tip(old)
         && enough(new.max_fee_per_gas(), old.max_fee_per_gas())
         && enough(tip(new), tip(old))
 }

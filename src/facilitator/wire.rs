@@ -9,7 +9,7 @@ use serde_json::{Map, json};
 use super::DepositTerms;
 use crate::chain::{Call, FirstPayment};
 use crate::protocol::claim::ClaimRow;
-use crate::protocol::deposit::Authorization;
+use crate::protocol::deposit::{Authorization, Permission};
 use crate::protocol::x402::{Offer, SCHEME, VERSION, network_of};
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Domain, Hash, Signature, SignedVoucher};
 
@@ -122,6 +122,9 @@ impl Request {
             Call::Deposit { config, amount, authorization, payment } => {
                 let FirstPayment { voucher, price } =
                     payment.as_ref().ok_or("a facilitator wants to see the voucher that a deposit came with")?;
+                let Permission::Erc3009(authorization) = authorization else {
+                    return Err("a deposit through Permit2 is relayed with a gas key of our own only");
+                };
                 let payload = Payload::Deposit {
                     channel_config: *config,
                     voucher: voucher.clone(),
@@ -351,7 +354,7 @@ mod tests {
     fn deposit(payment: Option<FirstPayment>) -> Call {
         let authorization =
             Authorization { valid_after: 0, valid_before: 1_770_000_000, salt: Hash([7; 32]), signature: signature(8) };
-        Call::Deposit { config: config(), amount: Amount::new(100_000), authorization, payment }
+        Call::Deposit { config: config(), amount: Amount::new(100_000), authorization: authorization.into(), payment }
     }
 
     #[test]

@@ -7,14 +7,15 @@
 //! signatures, read chains or wait for disks.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Place;
+use tokio::sync::Notify;
 
 use crate::clock;
-use crate::ledger::{Channel, Command, Event, HoldNumber, Reject, SentRefund, Snapshot, TermsPool, View};
+use crate::ledger::{Channel, Command, Event, HoldNumber, Limits, Reject, SentRefund, Snapshot, TermsPool, View};
 use crate::protocol::claim::ClaimRow;
 use crate::protocol::x402::{ChannelState, RefundRequest, VoucherState};
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, VerifiedVoucher};
@@ -33,6 +34,10 @@ pub const REFUND_WINDOW_S: u64 = 3_600;
 /// that were signed side by side come well before.
 const INSISTS_AFTER_S: u64 = 10;
 
+/// How many channels are remembered whose views are of later blocks than the chain was seen to have. Those beyond are
+/// found when they are read again.
+const MAX_AHEAD: usize = 4_096;
+
 /// Every channel we know.
 #[derive(Debug, Clone)]
 pub struct Accounts {
@@ -46,6 +51,8 @@ struct Inner {
     terms: TermsPool,
     journal: Journal,
     abandoning: AtomicBool,
+    claim_wanted: Notify,
+    ahead: Mutex<BTreeSet<ChannelId>>,
 }
 
 #[derive(Debug)]
@@ -54,6 +61,9 @@ struct Account {
     /// The version of its row in the books.
     version: u64,
     last_deposit: Option<LastDeposit>,
+    /// When it was last used, Unix seconds: a request, a refund, or money that came in or went out past us. What was
+    /// written down of it says so nearly: a row is written when something changes, with a view that was fresh then.
+    used_at: u64,
     /// What is remembered of its payer's behaviour; forgotten with the process.
     manners: Option<Box<Manners>>,
 }
@@ -115,11 +125,12 @@ impl Accounts {
     pub fn open(mut store: impl LedgerStore) -> Result<(Self, Opening), StoreError> {
         let (channels, terms) = (DashMap::new(), TermsPool::default());
         store.channels(&mut |ChannelRow { snapshot, version, last_deposit }| {
-            let id = snapshot.id;
+            let (id, viewed_at) = (snapshot.id, snapshot.viewed_at);
             let channel = Channel::restore(snapshot)
                 .map_err(|violation| StoreError::Impossible { channel: id, violation })?
                 .pooled(&terms);
-            channels.insert(id, Box::new(Account { channel, version, last_deposit, manners: None }));
+            let used_at = viewed_at;
+            channels.insert(id, Box::new(Account { channel, version, last_deposit, used_at, manners: None }));
             Ok(())
         })?;
         let opening = Opening { unfinished: store.unfinished()?, cursor: store.cursor()? };
@@ -128,7 +139,8 @@ impl Accounts {
     }
 
     fn with(channels: DashMap<ChannelId, Box<Account>>, terms: TermsPool, journal: Journal) -> Self {
-        Self { inner: Arc::new(Inner { channels, terms, journal, abandoning: AtomicBool::new(false) }) }
+        let (abandoning, claim_wanted, ahead) = (AtomicBool::new(false), Notify::new(), Mutex::default());
+        Self { inner: Arc::new(Inner { channels, terms, journal, abandoning, claim_wanted, ahead }) }
     }
 
     /// Where what happens is written down.
@@ -159,13 +171,54 @@ impl Accounts {
         {
             let now = clock::now_s();
             let channel = Channel::open(id, *config, view, now)?.pooled(&self.inner.terms);
-            let account = Account { channel, version: 0, last_deposit: None, manners: None };
+            let account = Account { channel, version: 0, last_deposit: None, used_at: now, manners: None };
             let mut account = free.insert(Box::new(account));
             let booking = adjustment(Amount::ZERO, account.channel.charged(), Adjustment::Opened, now);
             self.inner.journal.note(account.entry(booking), None);
             return Ok(());
         }
-        self.change(&id, &Command::Observe { view }).map_or(Ok(()), |event| event.map(|_| ()))
+        let observed = self.change_and_read(&id, &Command::Observe { view }, Slip::default(), |channel| channel.view());
+        let Some(Change { seen, .. }) = observed.transpose()? else { return Ok(()) };
+        if seen.block > view.block {
+            let mut ahead = self.ahead();
+            if ahead.len() < MAX_AHEAD {
+                ahead.insert(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Books what the chain says of a channel whose view is of a block (`gone`) that the chain does not have. Channels that
+    /// are not known, or have another view by now, are only observed.
+    pub(crate) fn rewind(&self, id: ChannelId, config: &ChannelConfig, view: View, gone: u64) -> Result<(), Reject> {
+        match self.change(&id, &Command::Rewind { view, gone }) {
+            Some(event) => event.map(|_| ()),
+            None => self.observe(id, config, view),
+        }
+    }
+
+    /// The channels whose views are of later blocks than the chain was since seen to have, each with its block. A node that
+    /// lags behind another makes them for a moment; a chain that became shorter, or a node that once named a block far
+    /// ahead, for longer. They are told once.
+    pub(crate) fn take_ahead(&self) -> Vec<(ChannelId, u64)> {
+        let ahead = std::mem::take(&mut *self.ahead());
+        let block = |id: &ChannelId| self.read(id, |channel| channel.view().block);
+        ahead.into_iter().filter_map(|id| block(&id).map(|block| (id, block))).collect()
+    }
+
+    fn ahead(&self) -> std::sync::MutexGuard<'_, BTreeSet<ChannelId>> {
+        self.inner.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends when something should be claimed soon: a channel whose payer's own account approves its vouchers has half of
+    /// what is risked on that waiting, or more. Told once, to one listener.
+    pub async fn claim_wanted(&self) {
+        self.inner.claim_wanted.notified().await;
+    }
+
+    /// Says that something should be claimed soon.
+    pub(super) fn want_claim(&self) {
+        self.inner.claim_wanted.notify_one();
     }
 
     /// Notes that a deposit we relayed has landed.
@@ -205,16 +258,18 @@ impl Accounts {
         &self,
         voucher: &VerifiedVoucher,
         price: Amount,
+        limits: Limits,
         route: &Arc<str>,
         permit: Permit,
     ) -> Option<Result<Hold, Reject>> {
-        let event = self.change(&voucher.channel(), &Command::Hold { voucher, price })?;
+        let event = self.change(&voucher.channel(), &Command::Hold { voucher, price, limits })?;
         Some(event.map(|event| match event {
             Event::Held(open) => Hold {
                 accounts: self.clone(),
                 channel: voucher.channel(),
                 number: open.number,
                 price,
+                limits,
                 route: Arc::clone(route),
                 permit: Some(permit),
                 sent: false,
@@ -237,6 +292,56 @@ impl Accounts {
             }
             other => unreachable!("a refund is answered with {other:?}"),
         }))
+    }
+
+    /// Begins to give back what is left on a channel whose payer has not come for a long time; `None` if it is unknown.
+    pub(super) fn begin_return(&self, id: &ChannelId) -> Option<Result<(RefundTicket, Amount), Reject>> {
+        let event = self.change(id, &Command::BeginReturn)?;
+        Some(event.map(|event| match event {
+            Event::RefundBegun { amount } => {
+                (RefundTicket { accounts: self.clone(), channel: *id, sent: false }, amount)
+            }
+            other => unreachable!("a return is answered with {other:?}"),
+        }))
+    }
+
+    /// Notes that something was done on a channel, so that it does not count as idle for as long again.
+    pub(super) fn touch(&self, id: &ChannelId) {
+        if let Some(mut account) = self.inner.channels.get_mut(id) {
+            account.used_at = clock::now_s();
+        }
+    }
+
+    /// Up to `most` channels on these terms that were not used since `since` (Unix seconds) and have at least `least` left
+    /// to give back, the longest unused first. Channels on which something is going on are not among them.
+    pub(crate) fn idle(
+        &self,
+        since: u64,
+        least: Amount,
+        most: usize,
+        terms: impl Fn(&ChannelConfig) -> bool,
+    ) -> Vec<(ChannelId, ChannelConfig)> {
+        let mut idle = std::collections::BinaryHeap::new();
+        for entry in &self.inner.channels {
+            let Account { channel, used_at, .. } = &**entry.value();
+            let at_rest = channel.open_hold().is_none() && !channel.is_refunding();
+            let left = channel.refundable();
+            let worth = !left.is_zero() && left >= least && channel.view().withdrawal.is_none();
+            if *used_at < since && at_rest && worth && terms(&channel.config()) {
+                idle.push((*used_at, channel.id()));
+                if idle.len() > most {
+                    idle.pop();
+                }
+            }
+        }
+        let config = |id: ChannelId| self.read(&id, |channel| (id, channel.config()));
+        idle.into_sorted_vec().into_iter().filter_map(|(_, id)| config(id)).collect()
+    }
+
+    /// The channels on which anything can still happen: see [`Channel::is_open`].
+    pub(crate) fn open_channels(&self) -> Vec<ChannelId> {
+        let open = self.inner.channels.iter().filter(|entry| entry.value().channel.is_open());
+        open.map(|entry| *entry.key()).collect()
     }
 
     /// Counts a refund against the channel's allowance; false when it is used up.
@@ -296,10 +401,11 @@ impl Accounts {
         read: impl FnOnce(&Channel) -> R,
     ) -> Option<Result<Change<R>, Reject>> {
         let now = clock::now_s();
-        let route = slip.route;
+        let Slip { route, limits, .. } = slip;
         let entered = self.enter(id, slip, |account| {
             let channel = &mut account.channel;
             let event = channel.decide(command, now)?;
+            let wants_claim = |channel: &Channel| limits.is_some_and(|limits| channel.wants_claim(limits));
             // Nothing is promised before a request is charged, so holds are not written.
             let booking = match &event {
                 Event::Held(_) | Event::Voided { .. } | Event::RefundBegun { .. } => {
@@ -307,7 +413,11 @@ impl Accounts {
                     None
                 }
                 Event::Posted { charge, .. } => {
+                    let wanted = wants_claim(channel);
                     channel.evolve(&event);
+                    if wants_claim(channel) && !wanted {
+                        self.want_claim();
+                    }
                     let route = Arc::clone(route.expect("a hold is posted with the route it was made on"));
                     Some(Booking::Charge { route, amount: *charge, at: now })
                 }
@@ -317,7 +427,16 @@ impl Accounts {
                     booking_of(&before, &channel.snapshot(), now)
                 }
             };
-            Ok(((event, read(channel)), booking))
+            let used = match &event {
+                Event::Held(_) | Event::Posted { .. } => true,
+                Event::RefundBegun { .. } => !matches!(command, Command::BeginReturn),
+                Event::Observed { .. } => booking.is_some(),
+                Event::Voided { .. } | Event::RefundSigned { .. } | Event::RefundEnded { .. } => false,
+            };
+            if used {
+                account.used_at = now;
+            }
+            Ok(((event, read(&account.channel)), booking))
         })?;
         Some(entered.map(|((event, seen), ticket)| Change { event, seen, ticket }))
     }
@@ -357,6 +476,8 @@ impl Accounts {
 struct Slip<'a> {
     /// The route that is charged.
     route: Option<&'a Arc<str>>,
+    /// What is risked with the channel that is charged.
+    limits: Option<Limits>,
     /// The right to close a request.
     permit: Option<Permit>,
     /// Whether somebody waits until it is durable.
@@ -372,14 +493,15 @@ struct Change<R> {
 }
 
 /// What has to be written about a change that is no charge: nothing, where only the view's age changed. That is not
-/// worth a write, because an old view is read again before it is used.
+/// worth a write, because an old view is read again before it is used. A view that went back is: the block that is not in
+/// the chain must not come out of the books again.
 fn booking_of(before: &Snapshot, after: &Snapshot, now: u64) -> Option<Booking> {
     let refreshed = Snapshot {
         view: View { block: after.view.block, ..before.view },
         viewed_at: after.viewed_at,
         ..before.clone()
     };
-    if refreshed == *after {
+    if refreshed == *after && after.view.block >= before.view.block {
         return None;
     }
     let why = if after.charged > before.charged { Adjustment::ClaimedElsewhere } else { Adjustment::ClaimDropped };
@@ -446,6 +568,7 @@ pub struct Hold {
     channel: ChannelId,
     number: HoldNumber,
     price: Amount,
+    limits: Limits,
     route: Arc<str>,
     permit: Option<Permit>,
     sent: bool,
@@ -531,7 +654,8 @@ impl Hold {
     /// not stand in this one's receipt.
     fn resolve(&mut self, command: &Command<'_>, awaited: bool) -> Result<Change<ChannelState>, Reject> {
         self.resolved = true;
-        let slip = Slip { route: Some(&self.route), permit: self.permit.take(), awaited };
+        let permit = self.permit.take();
+        let slip = Slip { route: Some(&self.route), limits: Some(self.limits), permit, awaited };
         let resolved = self.accounts.change_and_read(&self.channel, command, slip, channel_state);
         resolved.unwrap_or(Err(Reject::NoSuchHold))
     }
@@ -603,4 +727,77 @@ impl Drop for RefundTicket {
 pub(super) struct Payer {
     pub(super) address: Address,
     pub(super) channel: ChannelId,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(number: u8) -> ChannelConfig {
+        ChannelConfig {
+            payer: Address([number; 20]),
+            payer_authorizer: Address([number; 20]),
+            receiver: Address([1; 20]),
+            receiver_authorizer: Address([2; 20]),
+            token: Address([3; 20]),
+            withdraw_delay: 900,
+            salt: Hash::ZERO,
+        }
+    }
+
+    fn id(number: u8) -> ChannelId {
+        ChannelId([number; 32])
+    }
+
+    /// Channel `number` with so much, last used then.
+    fn open(accounts: &Accounts, number: u8, balance: u128, used_at: u64) {
+        let view = View { block: 1, balance: Amount::new(balance), ..View::default() };
+        accounts.observe(id(number), &config(number), view).unwrap();
+        accounts.inner.channels.get_mut(&id(number)).unwrap().used_at = used_at;
+    }
+
+    #[test]
+    fn idle_are_channels_with_something_left_that_were_not_used_for_long() {
+        let accounts = Accounts::in_memory();
+        for (number, balance, used_at) in [(1, 100, 500), (2, 100, 300), (3, 100, 400), (4, 100, 1_000), (5, 99, 10)] {
+            open(&accounts, number, balance, used_at);
+        }
+        let idle = |since, most| {
+            let found = accounts.idle(since, Amount::new(100), most, |_| true);
+            found.into_iter().map(|(id, _)| id).collect::<Vec<_>>()
+        };
+        assert_eq!(idle(1_000, 9), [id(2), id(3), id(1)], "the longest unused first; too little is left on 5");
+        assert_eq!(idle(1_001, 9), [id(2), id(3), id(1), id(4)]);
+        assert_eq!(idle(1_001, 2), [id(2), id(3)]);
+        assert_eq!(idle(1_001, 0), []);
+        let foreign = accounts.idle(1_001, Amount::new(100), 9, |config| config.payer != Address([2; 20]));
+        assert_eq!(foreign.first().map(|(id, _)| *id), Some(id(3)));
+        // A refund in progress, a withdrawal, money that came in, a touch.
+        let ticket = accounts.begin_return(&id(2)).unwrap().unwrap();
+        assert_eq!(ticket.1, Amount::new(100));
+        let withdrawal = Some(crate::ledger::Withdrawal { amount: Amount::new(1), initiated_at: 1 });
+        let view = View { block: 2, balance: Amount::new(100), withdrawal, ..View::default() };
+        accounts.observe(id(3), &config(3), view).unwrap();
+        accounts.touch(&id(1));
+        assert_eq!(idle(1_001, 9), [id(4)]);
+        accounts.observe(id(4), &config(4), View { withdrawal: None, balance: Amount::new(101), ..view }).unwrap();
+        assert_eq!(idle(1_001, 9), []);
+        // Nothing came of the refund: it is idle still, and a look at the chain alone is no use.
+        drop(ticket);
+        accounts.observe(id(2), &config(2), View { block: 9, balance: Amount::new(100), ..View::default() }).unwrap();
+        assert_eq!(idle(1_001, 9), [id(2)]);
+    }
+
+    #[test]
+    fn channels_ahead_of_what_the_chain_was_seen_to_have_are_told_once() {
+        let accounts = Accounts::in_memory();
+        open(&accounts, 1, 100, 0);
+        let at = |block| View { block, balance: Amount::new(100), ..View::default() };
+        accounts.observe(id(1), &config(1), at(7)).unwrap();
+        accounts.observe(id(1), &config(1), at(7)).unwrap();
+        assert_eq!(accounts.take_ahead(), []);
+        accounts.observe(id(1), &config(1), at(6)).unwrap();
+        assert_eq!(accounts.take_ahead(), [(id(1), 7)]);
+        assert_eq!(accounts.take_ahead(), []);
+    }
 }

@@ -6,19 +6,22 @@
 //! served on it. **Does not** call the upstream.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
-use super::Gate;
 use super::accounts::{self, Hold, Payer};
 use super::answer::Refusal;
 use super::desk::{DepositEnd, Place, RefundError};
-use super::policy::{Policy, Route, Terms};
+use super::policy::{Policy, Route, Terms, Transfer};
+use super::{Gate, Peer};
 use crate::clock;
-use crate::ledger::{Reject, View};
+use crate::ledger::{Channel, Reject, View};
 use crate::protocol::channel::Authorizer;
-use crate::protocol::deposit::{Authorization, MIN_AUTHORIZATION_LEFT_S};
+use crate::protocol::contracts::{PERMIT2, PERMIT2_COLLECTOR};
+use crate::protocol::deposit::{
+    Authorization, MIN_AUTHORIZATION_LEFT_S, Permission, Permit2Authorization, TokenPermit,
+};
 use crate::protocol::voucher::{PayerEvidence, VoucherError};
 use crate::protocol::x402::{Action, ChannelState, Deposit, Payment, Receipt, RefundRequest};
 use crate::protocol::{
@@ -29,6 +32,9 @@ use crate::protocol::{
 /// sooner; afterwards the transaction goes on and the client is told to come back. Below the usual timeouts of HTTP
 /// clients and load balancers on such a request.
 const MAX_CHAIN_WAIT_S: u64 = 90;
+
+/// How often a channel is read whose deposit has landed and does not count yet.
+const COUNTING_POLL: Duration = Duration::from_millis(500);
 
 /// A request that may be served, and how it pays.
 #[derive(Debug)]
@@ -66,6 +72,7 @@ impl Gate {
         policy: &Policy,
         offer: Option<(&Route, Amount)>,
         payment: Payment,
+        peer: Option<Peer>,
     ) -> Result<Admission, Refusal> {
         let terms = policy.terms();
         let Some((route, price)) = offer else { return Err(Code::NoMatchingRequirements.into()) };
@@ -87,7 +94,7 @@ impl Gate {
         match payment.action {
             Action::Pay => self.pay(&claimed, price, None).await.map(Admission::Serve),
             Action::DepositAndPay(deposit) => {
-                self.deposit_and_pay(&claimed, price, deposit).await.map(Admission::Serve)
+                self.deposit_and_pay(&claimed, price, deposit, peer).await.map(Admission::Serve)
             }
             Action::Refund(request) => self.refund(&claimed, request).await,
         }
@@ -115,11 +122,12 @@ impl Gate {
                 return Err(if was_open { self.corrective(claimed, &view) } else { Code::ChannelNotFound.into() });
             }
         }
+        let limits = self.limits.of_channels();
         let mut refreshed = verified.is_some();
         loop {
             let preview = self
                 .accounts
-                .read(id, |channel| channel.preview_hold(voucher.max_claimable, price, clock::now_s()))
+                .read(id, |channel| channel.preview_hold(voucher.max_claimable, price, limits, clock::now_s()))
                 .ok_or(Refusal::from(Code::ChannelNotFound))?;
             if preview == Err(Reject::Busy) {
                 return Err(Code::ChannelBusy.into());
@@ -132,7 +140,7 @@ impl Gate {
             let held = match preview {
                 Ok(()) => {
                     let permit = self.accounts.journal().permit().ok_or(Refusal::from(Code::BooksUnavailable))?;
-                    let held = self.accounts.hold(&proof, price, claimed.route, permit);
+                    let held = self.accounts.hold(&proof, price, limits, claimed.route, permit);
                     held.ok_or(Refusal::from(Code::ChannelNotFound))?
                 }
                 Err(reject) => Err(reject),
@@ -158,41 +166,60 @@ impl Gate {
         claimed: &Claimed<'_>,
         price: Amount,
         deposit: Deposit,
+        peer: Option<Peer>,
     ) -> Result<Admitted, Refusal> {
         let Claimed { terms, id, config, voucher, .. } = claimed;
-        check_deposit(terms, price, &deposit)?;
+        check_deposit(claimed, price, &deposit)?;
         // The voucher's signature is made with nothing at stake, but it keeps strangers from making us ask a node.
         let proof = self.verify(claimed).await?;
         let amount = deposit.amount;
-        let salt = deposit.authorization.salt;
+        let salt = deposit.authorization.salt();
+        let deadline = Instant::now() + longest_wait(terms);
         let end = loop {
-            match self.desk.place(*id, salt) {
+            match self.desk.place(*id, config.payer, salt) {
                 // The same payload again: its deposit is in the books, only its voucher counts.
                 Place::Free(place) if self.accounts.deposited_with(id, salt) => {
                     drop(place);
+                    self.until_counted(claimed, deadline).await?;
                     return self.pay(claimed, price, None).await;
                 }
                 // The place is held while the deposit is judged, so that no other one lands before it is sent.
                 Place::Free(place) => {
                     self.judge_deposit(claimed, price, &proof, &deposit).await?;
+                    // Counted last: what is refused for less costs no gas, and no budget.
+                    self.deposits.spend(peer, self.limits.deposits, clock::now_s()).map_err(|seconds| {
+                        tracing::warn!(channel = %id, seconds, "too many deposits; one more is not relayed");
+                        Refusal::from(Code::DepositRateLimited).retry_after(seconds)
+                    })?;
                     let wait = self.desk.deposit(*config, deposit, voucher.clone(), price, place);
-                    break within(terms, wait.ok_or(Refusal::from(Code::RpcReadFailed))?.end()).await;
+                    break until(deadline, wait.ok_or(Refusal::from(Code::RpcReadFailed))?.end()).await;
                 }
-                Place::Same(wait) => match within(terms, wait.end()).await {
+                Place::Same(wait) => match until(deadline, wait.end()).await {
                     // The other request with this payload was refused before anything was sent, or left.
                     Some(None) => {}
                     end => break end,
                 },
                 // Two deposits of one channel at once are one too many: the payer's state is older than the first.
                 // Once that has landed the client reads the chain and finds its money there.
-                Place::Other(wait) => match within(terms, wait.end()).await {
+                Place::Other(wait) => match until(deadline, wait.end()).await {
                     Some(_) => return Err(self.corrective(claimed, &self.view(claimed).await?)),
                     None => return Err(Code::SettlementPending.into()),
                 },
+                // A payer with many channels could have as many deposits tried and sent at once; they go one by one.
+                // Nothing of this one was sent yet.
+                Place::OtherChannel(wait) => {
+                    let detail = "another deposit of this payer is on its way";
+                    if until(deadline, wait.end()).await.is_none() {
+                        return Err(Refusal::from(Code::ChannelBusy).with_detail(detail));
+                    }
+                    // Whoever ended it may not have freed the place yet.
+                    tokio::task::yield_now().await;
+                }
             }
         };
         match end {
             Some(Some(DepositEnd::Landed { transaction, .. })) => {
+                self.until_counted(claimed, deadline).await?;
                 let landed = Some((transaction, amount));
                 self.pay(claimed, price, landed).await.map_err(|refusal| match self.state(id) {
                     // The deposit is on chain although the request is not served; not to say so would make the
@@ -229,6 +256,23 @@ impl Gate {
         }
     }
 
+    /// Waits until a deposit that has landed counts: a chain may let some blocks pass first. Meanwhile the books have the
+    /// lower balance, which is no reason to refuse a payer whose money is there.
+    async fn until_counted(&self, claimed: &Claimed<'_>, deadline: Instant) -> Result<(), Refusal> {
+        let Claimed { id, voucher, .. } = claimed;
+        let expects = |channel: &Channel| channel.charged() < voucher.max_claimable;
+        let short = |channel: &Channel| expects(channel) && channel.ceiling() < voucher.max_claimable;
+        while self.accounts.read(id, short) == Some(true) {
+            if deadline.saturating_duration_since(Instant::now()) < COUNTING_POLL {
+                return Err(Code::SettlementPending.into());
+            }
+            tokio::time::sleep(COUNTING_POLL).await;
+            // A node's bad moment; the next one may be better.
+            let _ = self.refresh(claimed).await;
+        }
+        Ok(())
+    }
+
     /// Whether a deposit may be relayed, now that its place is taken.
     async fn judge_deposit(
         &self,
@@ -238,13 +282,21 @@ impl Gate {
         deposit: &Deposit,
     ) -> Result<(), Refusal> {
         let id = &claimed.id;
+        let limits = self.limits.of_channels();
         let known = self.accounts.read(id, |channel| {
             let busy = channel.open_hold().is_some() || channel.is_refunding();
-            (busy, channel.charged(), channel.ceiling(), channel.view())
+            let refused = if busy {
+                Some(Reject::Busy)
+            } else if channel.is_withdrawing(limits, clock::now_s()) {
+                Some(Reject::Withdrawing)
+            } else {
+                None
+            };
+            (refused, channel.charged(), channel.ceiling(), channel.view())
         });
         let (charged, ceiling, view) = match known {
-            Some((true, ..)) => return Err(Code::ChannelBusy.into()),
-            Some((false, charged, ceiling, view)) => (charged, ceiling, view),
+            Some((Some(reject), ..)) => return Err(self.refusal_of(claimed, reject)),
+            Some((None, charged, ceiling, view)) => (charged, ceiling, view),
             None => {
                 let view = self.refresh(claimed).await?;
                 (view.total_claimed, view.balance, view)
@@ -262,6 +314,11 @@ impl Gate {
         }
         if ceiling.checked_add(deposit.amount).is_none_or(|covered| max > covered) {
             return Err(Code::CumulativeExceedsBalance.into());
+        }
+        // It would land, and still not be served.
+        let exposed = max.saturating_sub(view.total_claimed);
+        if claimed.config.payer_authorizer.is_zero() && exposed > limits.max_wallet_exposure {
+            return Err(self.refusal_of(claimed, Reject::WalletExposed));
         }
         self.check_authorization(claimed, deposit).await
     }
@@ -327,29 +384,92 @@ impl Gate {
         verified.map_err(|error: VoucherError| Refusal::from(Code::VoucherSignature).with_detail(error.to_string()))
     }
 
-    /// The deposit's own signature: the payer's key, or the payer's wallet where the payer has code.
+    /// The deposit's own signatures, and that they suffice.
     async fn check_authorization(&self, claimed: &Claimed<'_>, deposit: &Deposit) -> Result<(), Refusal> {
+        match &deposit.authorization {
+            Permission::Erc3009(authorization) => self.check_erc3009(claimed, deposit.amount, authorization).await,
+            Permission::Permit2(authorization) => self.check_permit2(claimed, deposit.amount, authorization).await,
+        }
+    }
+
+    /// The payer's key, or the payer's wallet where the payer has code.
+    async fn check_erc3009(
+        &self,
+        claimed: &Claimed<'_>,
+        amount: Amount,
+        authorization: &Authorization,
+    ) -> Result<(), Refusal> {
         let payer = claimed.config.payer;
-        let authorization = &deposit.authorization;
         let digest = Authorization::digest(
             &claimed.terms.token_domain(),
             payer,
-            deposit.amount,
+            amount,
             authorization.valid_after,
             authorization.valid_before,
             Authorization::nonce(claimed.id, authorization.salt),
         );
-        if authorization.signature.recover(digest) == Ok(payer) {
+        if self.signed_by_payer(payer, digest, &authorization.signature).await? {
             return Ok(());
         }
-        match self.evidence(payer, digest, &authorization.signature).await? {
-            PayerEvidence::Approved => Ok(()),
-            PayerEvidence::NoCode | PayerEvidence::Refused => Err(Code::ReceiveAuthorizationSignature.into()),
+        Err(Code::ReceiveAuthorizationSignature.into())
+    }
+
+    /// The transfer's signature, and that Permit2 may move the payer's tokens: by a permit that came along, or because
+    /// the payer allowed it before.
+    async fn check_permit2(
+        &self,
+        claimed: &Claimed<'_>,
+        amount: Amount,
+        authorization: &Permit2Authorization,
+    ) -> Result<(), Refusal> {
+        let Claimed { terms, id, config: ChannelConfig { payer, token, .. }, .. } = claimed;
+        let Permit2Authorization { nonce, deadline, signature, permit, .. } = authorization;
+        let domain = Domain::permit2(terms.chain_id);
+        let digest = Permit2Authorization::digest(&domain, *token, amount, *nonce, *deadline, *id);
+        // To Permit2 the key of an account with code counts for nothing, so the account is asked first.
+        let signed = match self.evidence(*payer, digest, signature).await? {
+            PayerEvidence::NoCode => signature.recover(digest) == Ok(*payer),
+            PayerEvidence::Approved => true,
+            PayerEvidence::Refused => false,
+        };
+        if !signed {
+            return Err(Code::Permit2InvalidSignature.into());
         }
+        if let Some(permit) = permit {
+            // An old nonce is no fault: somebody may have used this very permit, and then the allowance is there.
+            // Whether it suffices is found out when the deposit is tried.
+            let digest = TokenPermit::digest(&terms.token_domain(), *payer, amount, permit.nonce, permit.deadline);
+            if self.signed_by_payer(*payer, digest, &permit.signature).await? {
+                return Ok(());
+            }
+            return Err(Code::Eip2612InvalidSignature.into());
+        }
+        let allowance = self.desk.allowance(*token, *payer, PERMIT2).await;
+        if allowance.map_err(|_| Refusal::from(Code::RpcReadFailed))? < amount {
+            return Err(Refusal::from(Code::Permit2AllowanceRequired)
+                .with_detail(format!("approve Permit2 ({PERMIT2}) for {amount}, or send an EIP-2612 permit")));
+        }
+        Ok(())
+    }
+
+    /// Whether a token would take this for the payer's signature: its key's, or its wallet's where it has code.
+    async fn signed_by_payer(&self, payer: Address, digest: Hash, signature: &Signature) -> Result<bool, Refusal> {
+        if signature.recover(digest) == Ok(payer) {
+            return Ok(true);
+        }
+        Ok(self.evidence(payer, digest, signature).await? == PayerEvidence::Approved)
     }
 
     async fn evidence(&self, payer: Address, digest: Hash, signature: &Signature) -> Result<PayerEvidence, Refusal> {
-        self.desk.evidence(payer, digest, signature.clone()).await.map_err(|_| Code::RpcReadFailed.into())
+        if let Some(said) = self.evidence.recall(payer, digest, signature) {
+            return Ok(said);
+        }
+        // The answer is as old as the question.
+        let asked = Instant::now();
+        let said = self.desk.evidence(payer, digest, signature.clone()).await;
+        let said = said.map_err(|_| Refusal::from(Code::RpcReadFailed))?;
+        self.evidence.keep(payer, digest, signature, said, asked);
+        Ok(said)
     }
 
     /// Reads the channel on chain and books what it says.
@@ -381,6 +501,15 @@ impl Gate {
                 self.corrective(claimed, &View::default())
             }
             Reject::ExceedsWithdrawal => Code::CumulativeExceedsBalance.into(),
+            // Neither a corrective, after which a stock client would pay once more in vain, nor "exceeds balance".
+            Reject::Withdrawing => Refusal::from(Code::ChannelWithdrawing)
+                .with_detail("a withdrawal of this channel can be finished soon; finish it, or use another channel"),
+            Reject::WalletExposed => {
+                self.accounts.want_claim();
+                let most = self.limits.max_wallet_exposure;
+                let detail = format!("at most {most} may wait to be claimed where the payer's own account signs");
+                Refusal::from(Code::WalletExposed).with_detail(detail)
+            }
             Reject::NothingToRefund => Code::RefundNoBalance.into(),
             Reject::ViewTooOld | Reject::ImpossibleView => Code::ChannelStateReadFailed.into(),
             Reject::OtherChannel => Code::ChannelIdMismatch.into(),
@@ -404,7 +533,16 @@ impl Gate {
 
 /// Waits for the chain as long as a request may.
 async fn within<T>(terms: &Terms, future: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(Duration::from_secs(MAX_CHAIN_WAIT_S.min(terms.max_timeout_s)), future).await.ok()
+    tokio::time::timeout(longest_wait(terms), future).await.ok()
+}
+
+/// The same, until a moment.
+async fn until<T>(deadline: Instant, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout_at(deadline.into(), future).await.ok()
+}
+
+fn longest_wait(terms: &Terms) -> Duration {
+    Duration::from_secs(MAX_CHAIN_WAIT_S.min(terms.max_timeout_s))
 }
 
 /// The terms of the channel must be the offer's, and its id must follow from them.
@@ -437,20 +575,64 @@ fn check_terms(
 }
 
 /// What can be said of a deposit without curve or chain.
-fn check_deposit(terms: &Terms, price: Amount, deposit: &Deposit) -> Result<(), Refusal> {
-    let now = clock::now_s();
+fn check_deposit(claimed: &Claimed<'_>, price: Amount, deposit: &Deposit) -> Result<(), Refusal> {
+    let terms = claimed.terms;
     let least = terms.min_deposit.map_or(Amount::ZERO, |least| least.max(price));
     if deposit.amount < least {
         return Err(Refusal::from(Code::DepositBelowMinDeposit).with_detail(format!("at least {least}")));
     }
-    // The token wants its block to be later than this moment, not at it.
-    if deposit.authorization.valid_after >= now {
-        return Err(Code::PayloadAuthorizationValidAfter.into());
+    let now = clock::now_s();
+    match (terms.token.transfer, &deposit.authorization) {
+        (Transfer::Eip3009, Permission::Erc3009(authorization)) => check_window(authorization, now),
+        (Transfer::Permit2, Permission::Permit2(authorization)) => {
+            check_permit2_fields(authorization, &claimed.config, claimed.id, deposit.amount, now)
+        }
+        (Transfer::Eip3009, Permission::Permit2(_)) => Err(Code::Erc3009AuthorizationRequired),
+        (Transfer::Permit2, Permission::Erc3009(_)) => Err(Code::Permit2AuthorizationRequired),
     }
-    if deposit.authorization.valid_before < now.saturating_add(MIN_AUTHORIZATION_LEFT_S) {
-        return Err(Code::PayloadAuthorizationValidBefore.into());
+    .map_err(Refusal::from)
+}
+
+fn check_window(authorization: &Authorization, now: u64) -> Result<(), Code> {
+    // The token wants its block to be later than this moment, not at it.
+    if authorization.valid_after >= now {
+        return Err(Code::PayloadAuthorizationValidAfter);
+    }
+    if authorization.valid_before < now.saturating_add(MIN_AUTHORIZATION_LEFT_S) {
+        return Err(Code::PayloadAuthorizationValidBefore);
     }
     Ok(())
+}
+
+/// Everything a Permit2 transfer says, and the permit that may come along, must be what the collector will ask for: in
+/// the order of the official facilitator.
+fn check_permit2_fields(
+    authorization: &Permit2Authorization,
+    config: &ChannelConfig,
+    id: ChannelId,
+    amount: Amount,
+    now: u64,
+) -> Result<(), Code> {
+    let soonest = now.saturating_add(MIN_AUTHORIZATION_LEFT_S);
+    let transfer = [
+        (authorization.from == config.payer, Code::Permit2InvalidSignature),
+        (authorization.spender == PERMIT2_COLLECTOR, Code::Permit2InvalidSpender),
+        (authorization.token == config.token, Code::TokenMismatch),
+        (authorization.amount == amount, Code::Permit2AmountMismatch),
+        (authorization.channel == id, Code::ChannelIdMismatch),
+        (authorization.deadline >= soonest, Code::Permit2DeadlineExpired),
+    ];
+    let permit = authorization.permit.as_ref().map(|permit| {
+        [
+            (permit.owner == config.payer, Code::Eip2612OwnerMismatch),
+            (permit.token == config.token, Code::Eip2612AssetMismatch),
+            (permit.spender == PERMIT2, Code::Eip2612SpenderMismatch),
+            (permit.deadline >= soonest, Code::Eip2612DeadlineExpired),
+            (permit.amount == amount, Code::Eip2612AmountMismatch),
+        ]
+    });
+    let mut checks = transfer.into_iter().chain(permit.into_iter().flatten());
+    checks.find(|(holds, _)| !holds).map_or(Ok(()), |(_, code)| Err(code))
 }
 
 /// A client that echoes an extension must echo all it was advertised with; it may add to it.

@@ -67,6 +67,11 @@ impl Refusal {
         Self { detail: Some(detail.into()), ..self }
     }
 
+    /// After how many seconds it may be worth another try, where that is known better than from the code.
+    pub(super) fn retry_after(self, seconds: u64) -> Self {
+        Self { retry_after_s: Some(seconds), ..self }
+    }
+
     /// A corrective stays without: a client that finds a receipt does not recover, and one whose sums are not its own it
     /// does not book either. The corrective makes it read the chain, which says all that the receipt would.
     pub(super) fn with_receipt(self, receipt: Receipt) -> Self {

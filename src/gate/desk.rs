@@ -1,7 +1,7 @@
 //! The desk: where the gate asks for what only a chain can do.
 //!
 //! **Owns** the questions (read a channel, ask a wallet, relay a deposit, send a refund), their answers, and the rule
-//! that a channel has one deposit on its way at most. **Promises** that a question outlives the request that asked it:
+//! that a channel has one deposit on its way at most, and a payer too, however many channels it has. **Promises** that a question outlives the request that asked it:
 //! a payer who hangs up while its deposit is being mined still finds it booked. **Does not** answer; the redeemer does,
 //! at the other end of the queue.
 
@@ -40,6 +40,17 @@ pub enum Question {
         signature: Signature,
         /// The answer.
         reply: oneshot::Sender<Result<PayerEvidence, DeskError>>,
+    },
+    /// How many of this payer's tokens may somebody else move?
+    Allowance {
+        /// The token.
+        token: Address,
+        /// The payer.
+        payer: Address,
+        /// Who moves them.
+        spender: Address,
+        /// The answer, atomic units.
+        reply: oneshot::Sender<Result<Amount, DeskError>>,
     },
     /// Relay this deposit and book it when it is mined.
     Deposit {
@@ -130,7 +141,14 @@ pub enum RefundError {
 #[derive(Debug, Clone)]
 pub struct Desk {
     questions: mpsc::Sender<Question>,
-    deposits: Arc<DashMap<ChannelId, OnItsWay>>,
+    places: Arc<Places>,
+}
+
+/// The deposits on their way. Where both are locked, the channel's is first.
+#[derive(Debug, Default)]
+struct Places {
+    channels: DashMap<ChannelId, OnItsWay>,
+    payers: DashMap<Address, watch::Receiver<Option<DepositEnd>>>,
 }
 
 /// The end at which questions are answered.
@@ -142,12 +160,14 @@ struct OnItsWay {
     end: watch::Receiver<Option<DepositEnd>>,
 }
 
-/// The one place a channel has for a deposit on its way. Dropping it without an end frees the place too.
+/// The one place a channel, and its payer, has for a deposit on its way. Dropping it without an end frees the place too.
 #[derive(Debug)]
 pub struct DepositPlace {
     channel: ChannelId,
+    /// The payer, where this has its place too.
+    payer: Option<Address>,
     end: watch::Sender<Option<DepositEnd>>,
-    deposits: Arc<DashMap<ChannelId, OnItsWay>>,
+    places: Arc<Places>,
 }
 
 impl DepositPlace {
@@ -164,7 +184,10 @@ impl DepositPlace {
 
 impl Drop for DepositPlace {
     fn drop(&mut self) {
-        self.deposits.remove(&self.channel);
+        self.places.channels.remove(&self.channel);
+        if let Some(payer) = self.payer {
+            self.places.payers.remove(&payer);
+        }
     }
 }
 
@@ -175,8 +198,10 @@ pub(super) enum Place {
     Free(DepositPlace),
     /// The very same deposit has it.
     Same(DepositWait),
-    /// Another deposit has it.
+    /// Another deposit of the channel has it.
     Other(DepositWait),
+    /// It is free, but a deposit of another channel has the payer's.
+    OtherChannel(DepositWait),
 }
 
 /// A deposit somebody waits for. Dropping it does not stop the deposit.
@@ -197,7 +222,7 @@ impl Desk {
     /// A desk and the end at which its questions are answered.
     pub fn new() -> (Self, Questions) {
         let (questions, answers) = mpsc::channel(MAX_WAITING);
-        (Self { questions, deposits: Arc::default() }, answers)
+        (Self { questions, places: Arc::default() }, answers)
     }
 
     /// A desk with nobody behind it: quotes work, channels that would need a chain are refused with 503.
@@ -220,6 +245,16 @@ impl Desk {
         self.ask(|reply| Question::Evidence { payer, digest, signature, reply }).await?
     }
 
+    /// Asks a token.
+    pub(super) async fn allowance(
+        &self,
+        token: Address,
+        payer: Address,
+        spender: Address,
+    ) -> Result<Amount, DeskError> {
+        self.ask(|reply| Question::Allowance { token, payer, spender, reply }).await?
+    }
+
     /// Asks for a refund. The refund goes on when the caller stops waiting.
     pub(super) async fn refund(
         &self,
@@ -233,18 +268,38 @@ impl Desk {
 
     /// Takes the channel's place for a deposit with this salt, if it is free. Whoever has it may judge the channel and
     /// then deposit: no other deposit lands in between.
-    pub(super) fn place(&self, channel: ChannelId, salt: Hash) -> Place {
-        match self.deposits.entry(channel) {
+    pub(super) fn place(&self, channel: ChannelId, payer: Address, salt: Hash) -> Place {
+        match self.places.channels.entry(channel) {
             Entry::Occupied(taken) => {
                 let wait = DepositWait(taken.get().end.clone());
                 if taken.get().salt == salt { Place::Same(wait) } else { Place::Other(wait) }
             }
             Entry::Vacant(free) => {
                 let (end, seen) = watch::channel(None);
+                match self.places.payers.entry(payer) {
+                    Entry::Occupied(taken) => return Place::OtherChannel(DepositWait(taken.get().clone())),
+                    Entry::Vacant(payers) => payers.insert(seen.clone()),
+                };
                 free.insert(OnItsWay { salt, end: seen });
-                Place::Free(DepositPlace { channel, end, deposits: Arc::clone(&self.deposits) })
+                Place::Free(DepositPlace { channel, payer: Some(payer), end, places: Arc::clone(&self.places) })
             }
         }
+    }
+
+    /// Takes a channel's place for a deposit that is on its way already, and its payer's if that is free: a former process
+    /// may have relayed several of one payer. `None` where the channel's is taken.
+    pub(super) fn take_over(&self, channel: ChannelId, payer: Address, salt: Hash) -> Option<DepositPlace> {
+        let Entry::Vacant(free) = self.places.channels.entry(channel) else { return None };
+        let (end, seen) = watch::channel(None);
+        let payer = match self.places.payers.entry(payer) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(payers) => {
+                payers.insert(seen.clone());
+                Some(payer)
+            }
+        };
+        free.insert(OnItsWay { salt, end: seen });
+        Some(DepositPlace { channel, payer, end, places: Arc::clone(&self.places) })
     }
 
     /// Starts the deposit a place was taken for; `None` if the desk takes none. It goes on when the caller stops waiting.
@@ -264,7 +319,7 @@ impl Desk {
 
     /// Whether a deposit of this channel is on its way.
     pub(super) fn depositing(&self, channel: &ChannelId) -> bool {
-        self.deposits.contains_key(channel)
+        self.places.channels.contains_key(channel)
     }
 
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, DeskError> {

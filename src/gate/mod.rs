@@ -53,6 +53,9 @@ mod admit;
 mod answer;
 mod body;
 pub mod desk;
+mod evidence;
+mod idle;
+mod limits;
 pub mod meter;
 pub mod path;
 pub mod policy;
@@ -62,13 +65,16 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::protocol::{ChannelId, Hash};
-use desk::{DepositPlace, Place};
+use crate::protocol::{ChannelConfig, Hash};
+use desk::DepositPlace;
+use evidence::Evidence;
+use limits::DepositBudget;
 
 pub use accounts::{Accounts, Statement};
 pub use answer::refusal;
 pub use body::AnswerBody;
 pub use desk::{Desk, Questions};
+pub use limits::{DepositLimits, Limits, MAX_PEERS, Peer};
 pub use policy::Policy;
 pub use service::{PaymentLayer, PaymentService};
 pub(crate) use service::{as_variable, strip_ours};
@@ -79,6 +85,9 @@ pub struct Gate {
     policy: Arc<ArcSwap<Policy>>,
     accounts: Accounts,
     desk: Desk,
+    limits: Limits,
+    deposits: Arc<DepositBudget>,
+    evidence: Arc<Evidence>,
 }
 
 impl Gate {
@@ -89,7 +98,25 @@ impl Gate {
 
     /// A gate that goes on with these accounts.
     pub fn with_accounts(policy: Policy, desk: Desk, accounts: Accounts) -> Self {
-        Self { policy: Arc::new(ArcSwap::from_pointee(policy)), accounts, desk }
+        Self {
+            policy: Arc::new(ArcSwap::from_pointee(policy)),
+            accounts,
+            desk,
+            limits: Limits::default(),
+            deposits: Arc::default(),
+            evidence: Arc::default(),
+        }
+    }
+
+    /// The same gate with other limits than [`Limits::default`]. Layers and clones that were made before keep theirs.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// How far it goes for its payers.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// The layer that puts this gate in front of a service.
@@ -109,11 +136,8 @@ impl Gate {
 
     /// Takes the place of a deposit that a former process relayed and whose end is not known, so that nobody relays it
     /// again meanwhile. `None` where the channel's place is taken.
-    pub(crate) fn deposit_place(&self, channel: ChannelId, salt: Hash) -> Option<DepositPlace> {
-        match self.desk.place(channel, salt) {
-            Place::Free(place) => Some(place),
-            Place::Same(_) | Place::Other(_) => None,
-        }
+    pub(crate) fn deposit_place(&self, config: &ChannelConfig, salt: Hash) -> Option<DepositPlace> {
+        self.desk.take_over(config.id(self.policy().settlement()), config.payer, salt)
     }
 
     /// The accounts.

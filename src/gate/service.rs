@@ -27,7 +27,7 @@ use super::admit::{Admission, Admitted};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
 use super::policy::{Policy, Verdict};
-use super::{Gate, meter};
+use super::{Gate, Peer, meter};
 use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
 use crate::protocol::{Amount, Code, Hash};
 
@@ -127,9 +127,10 @@ impl Gate {
             Verdict::Paid(..) => unreachable!("a paid route is either offered or an OPTIONS request"),
         };
         let target = target_of(&request);
+        let peer = request.extensions().get::<Peer>().copied();
         let offer = offer.as_ref().map(|(route, price)| (&**route, *price));
         let admission = match payment {
-            Ok(payment) => self.admit(&policy, offer, payment).await,
+            Ok(payment) => self.admit(&policy, offer, payment, peer).await,
             Err(refusal) => Err(refusal),
         };
         match admission {

@@ -9,7 +9,8 @@ use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, Signature
 /// What the chain says of a channel at one block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct View {
-    /// The block it was read at; an older view never replaces a newer one.
+    /// The block it was read at. An older view never replaces a newer one, unless the newer one's block turns out not to
+    /// be in the chain ([`Command::Rewind`]).
     pub block: u64,
     /// Deposits less refunds and withdrawals. Claims do not lower it.
     pub balance: Amount,
@@ -177,6 +178,25 @@ fn larger(one: Option<SentRefund>, other: Option<SentRefund>) -> Option<SentRefu
     one.into_iter().chain(other).max_by_key(|refund| (refund.nonce, refund.amount))
 }
 
+/// What a provider risks with a channel, beyond what the contract guarantees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How long before an announced withdrawal can be finished nothing is served any more, seconds: what is charged so
+    /// late may not be claimed in time.
+    pub withdraw_margin_s: u64,
+    /// The most that may be charged and not claimed on a channel whose payer's own account approves its vouchers, atomic
+    /// units. Such an account can approve a voucher when it is served and refuse it when it is claimed, so this is what
+    /// one can take.
+    pub max_wallet_exposure: Amount,
+}
+
+/// Five minutes, which is a third of the shortest withdraw delay there is, and a dollar of a token with six decimals.
+impl Default for Limits {
+    fn default() -> Self {
+        Self { withdraw_margin_s: 300, max_wallet_exposure: Amount::new(1_000_000) }
+    }
+}
+
 /// What can be asked of a channel.
 #[derive(Debug, Clone)]
 pub enum Command<'a> {
@@ -186,6 +206,8 @@ pub enum Command<'a> {
         voucher: &'a VerifiedVoucher,
         /// The quoted price, above zero.
         price: Amount,
+        /// What the provider risks.
+        limits: Limits,
     },
     /// The held request was served and cost so much.
     Post {
@@ -204,6 +226,17 @@ pub enum Command<'a> {
         /// What it said.
         view: View,
     },
+    /// The chain was read, and it turned out not to have the block of the view in the books: that one was reorganised
+    /// away, or a node made it up. So this view replaces it although it may be of an older block.
+    Rewind {
+        /// What the chain said.
+        view: View,
+        /// The block the chain does not have. Where the view in the books is of another one by now, this is an
+        /// observation like any other.
+        gone: u64,
+    },
+    /// The provider gives back what is left, unasked: the payer has not come for a long time.
+    BeginReturn,
     /// The payer asks for its money back.
     BeginRefund {
         /// A voucher for exactly what was charged: proof that the payer agrees with the books.
@@ -292,6 +325,12 @@ pub enum Reject {
     /// The ceiling is covered only if a pending withdrawal or refund does not happen.
     #[error("the voucher's ceiling is above what a pending withdrawal or refund leaves")]
     ExceedsWithdrawal,
+    /// A withdrawal can be finished before what is charged now would be claimed.
+    #[error("a withdrawal of the channel can be finished too soon")]
+    Withdrawing,
+    /// More would wait to be claimed than is risked on the word of a payer's own account.
+    #[error("too much of the channel is not claimed yet to trust its payer's own account with more")]
+    WalletExposed,
     /// A price of nothing needs no voucher.
     #[error("a hold must be for more than nothing")]
     ZeroPrice,
@@ -494,6 +533,33 @@ impl Channel {
         self.balance.saturating_sub(leaving).saturating_sub(returning)
     }
 
+    /// Whether the payer's own account approves its vouchers: a wallet, or a key whose account can become one at any time.
+    pub fn is_of_wallet(&self) -> bool {
+        self.payer_authorizer.is_zero()
+    }
+
+    /// Whether so much of a wallet's channel waits to be claimed that a claim should not wait: half of what is risked.
+    pub fn wants_claim(&self, limits: Limits) -> bool {
+        let unclaimed = self.unclaimed();
+        let half = unclaimed.checked_add(unclaimed).is_none_or(|twice| twice >= limits.max_wallet_exposure);
+        self.is_of_wallet() && !unclaimed.is_zero() && half
+    }
+
+    /// Whether an announced withdrawal can be finished at `now` (Unix seconds) or within the margin after it. That stays
+    /// so until the chain says that the withdrawal is finished or gone.
+    pub fn is_withdrawing(&self, limits: Limits, now: u64) -> bool {
+        self.rare().withdrawal.is_some_and(|withdrawal| {
+            let finished_from = withdrawal.initiated_at.saturating_add(self.terms.withdraw_delay());
+            now >= finished_from.saturating_sub(limits.withdraw_margin_s)
+        })
+    }
+
+    /// Whether anything can still happen on the channel: there is something left in it, something to claim, or a
+    /// withdrawal to finish. A drained one is silent until somebody deposits.
+    pub fn is_open(&self) -> bool {
+        self.balance > self.total_claimed || !self.unclaimed().is_zero() || self.rare().withdrawal.is_some()
+    }
+
     /// What a refund could give back now.
     pub fn refundable(&self) -> Amount {
         self.balance.saturating_sub(self.charged)
@@ -509,11 +575,16 @@ impl Channel {
     /// Judges a command at `now` (Unix seconds). Pure: the channel is not changed.
     pub fn decide(&self, command: &Command<'_>, now: u64) -> Result<Event, Reject> {
         match command {
-            Command::Hold { voucher, price } => self.decide_hold(voucher, *price, now),
+            Command::Hold { voucher, price, limits } => self.decide_hold(voucher, *price, *limits, now),
             Command::Post { hold, charge } => self.decide_post(*hold, *charge, now),
             Command::Void { hold } => self.holding(*hold).map(|hold| Event::Voided { hold: hold.number }),
-            Command::Observe { view } if !view.is_possible() => Err(Reject::ImpossibleView),
+            Command::Observe { view } | Command::Rewind { view, .. } if !view.is_possible() => {
+                Err(Reject::ImpossibleView)
+            }
             Command::Observe { view } => Ok(self.observed(*view, now)),
+            Command::Rewind { view, gone } if *gone == self.block => Ok(Event::Observed { view: *view, at: now }),
+            Command::Rewind { view, .. } => Ok(self.observed(*view, now)),
+            Command::BeginReturn => self.decide_return(now),
             Command::BeginRefund { voucher, size } => self.decide_refund(voucher, *size, now),
             Command::SignRefund { refund } if self.is_refunding() => Ok(Event::RefundSigned { refund: *refund }),
             Command::SignRefund { .. } => Err(Reject::NoRefund),
@@ -523,7 +594,7 @@ impl Channel {
 
     /// Whether a voucher with this ceiling could pay this price now, as far as arithmetic goes: everything
     /// [`Command::Hold`] checks except the signature. Lets a caller refuse before it does curve work.
-    pub fn preview_hold(&self, max_claimable: Amount, price: Amount, now: u64) -> Result<(), Reject> {
+    pub fn preview_hold(&self, max_claimable: Amount, price: Amount, limits: Limits, now: u64) -> Result<(), Reject> {
         if price.is_zero() {
             return Err(Reject::ZeroPrice);
         }
@@ -537,6 +608,10 @@ impl Channel {
         if self.view_too_old(now) {
             return Err(Reject::ViewTooOld);
         }
+        // Before the balance is looked at: a payer that is told of a balance too low deposits, and it would be in vain.
+        if self.is_withdrawing(limits, now) {
+            return Err(Reject::Withdrawing);
+        }
         if self.balance.is_zero() {
             return Err(Reject::NoDeposit);
         }
@@ -546,14 +621,18 @@ impl Channel {
         if max_claimable > self.ceiling() {
             return Err(Reject::ExceedsWithdrawal);
         }
+        let exposed = self.unclaimed().checked_add(price);
+        if self.is_of_wallet() && exposed.is_none_or(|exposed| exposed > limits.max_wallet_exposure) {
+            return Err(Reject::WalletExposed);
+        }
         Ok(())
     }
 
-    fn decide_hold(&self, voucher: &VerifiedVoucher, price: Amount, now: u64) -> Result<Event, Reject> {
+    fn decide_hold(&self, voucher: &VerifiedVoucher, price: Amount, limits: Limits, now: u64) -> Result<Event, Reject> {
         if voucher.channel() != self.id {
             return Err(Reject::OtherChannel);
         }
-        self.preview_hold(voucher.max_claimable(), price, now)?;
+        self.preview_hold(voucher.max_claimable(), price, limits, now)?;
         Ok(Event::Held(OpenHold {
             number: HoldNumber(self.next_hold),
             price,
@@ -588,6 +667,22 @@ impl Channel {
             RefundRequest::Remainder => left,
             RefundRequest::Amount(amount) => amount.min(left),
         };
+        if amount.is_zero() { Err(Reject::NothingToRefund) } else { Ok(Event::RefundBegun { amount }) }
+    }
+
+    /// A withdrawal is the payer's own way to the same end, and a refund that may still be paid comes first.
+    fn decide_return(&self, now: u64) -> Result<Event, Reject> {
+        let Rare { withdrawal, open_refund, refunding } = self.rare();
+        if self.hold.is_some() || refunding.is_some() || open_refund.is_some() {
+            return Err(Reject::Busy);
+        }
+        if withdrawal.is_some() {
+            return Err(Reject::Withdrawing);
+        }
+        if self.view_too_old(now) {
+            return Err(Reject::ViewTooOld);
+        }
+        let amount = self.refundable();
         if amount.is_zero() { Err(Reject::NothingToRefund) } else { Ok(Event::RefundBegun { amount }) }
     }
 
@@ -658,8 +753,16 @@ impl Channel {
             // What is left is younger than the claim.
             self.unclaimed_since = 0;
         }
+        // A nonce only goes back where a reorganisation dropped a refund, and whoever saw that one can bring it again. What
+        // it gave back is what is there now and was not before.
+        let dropped = self.refund_nonce.checked_sub(1).filter(|nonce| *nonce >= view.refund_nonce);
+        let returned = view.balance.saturating_sub(self.balance);
+        let dropped = dropped.filter(|_| !returned.is_zero()).map(|nonce| SentRefund { nonce, amount: returned });
         self.set_view(view);
         self.viewed_at = at;
+        if dropped.is_some() {
+            self.set_rare(|rare| rare.open_refund = larger(rare.open_refund, dropped));
+        }
         if self.rare().open_refund.is_some_and(|refund| refund.nonce < view.refund_nonce) {
             self.set_rare(|rare| rare.open_refund = None);
         }

@@ -13,7 +13,7 @@ mod channel;
 mod terms;
 
 pub use channel::{
-    Channel, Command, Event, HoldNumber, LatestVoucher, OpenHold, Reject, SentRefund, Snapshot, View, Violation,
-    Withdrawal,
+    Channel, Command, Event, HoldNumber, LatestVoucher, Limits, OpenHold, Reject, SentRefund, Snapshot, View,
+    Violation, Withdrawal,
 };
 pub use terms::TermsPool;

@@ -4,8 +4,9 @@
 //! 2. [`what_is_charged`]: every way a request can end
 //! 3. [`when_it_is_refused`]: what bad payments get
 //! 4. [`money_on_chain`]: deposits, claims, settlements, refunds, withdrawals
-//! 5. [`what_is_kept`]: the books on disk, and what a commit is
-//! 6. [`what_is_lost`]: what a restart, a dead disk, a lost client and a lost answer cost
+//! 5. [`when_it_is_claimed`]: what calls for a round, what waits, and how an operator sees it
+//! 6. [`what_is_kept`]: the books on disk, and what a commit is
+//! 7. [`what_is_lost`]: what a restart, a dead disk, a lost client and a lost answer cost
 
 pub mod a_paid_request {
     //! From the 402 to the receipt.
@@ -83,15 +84,20 @@ pub mod money_on_chain {
     //!
     //! * **Deposit.** Tried, sent, mined, booked, and only then is the request served. One is on its way per channel.
     //! * **Claim.** [`redeem::plan()`](crate::redeem::plan()) makes one row for each channel with something to claim,
-    //!   payers that are withdrawing first. A batch the contract refuses is halved until the bad row is alone.
+    //!   payers that are withdrawing first; [`when_it_is_claimed`](super::when_it_is_claimed) says when. Of a batch that
+    //!   the contract would refuse, the bad rows are found by trying halves of it, without sending any; the rest is
+    //!   claimed together. A bad row is left out for ten minutes, then twice as long each time, until its channel has a
+    //!   new voucher or a deposit.
     //! * **Settle.** What `receivers()` says is owed, so a crash between claim and settlement costs nothing.
     //! * **Refund.** Claim and refund in one transaction, signed with the channel's live nonce.
     //! * **Withdrawal.** A payer can take its money back alone after the channel's delay. The follower sees the
     //!   announcement, claims at once, and from then on only vouchers are taken that the rest covers.
     //!
-    //! Every transaction is in the books, bytes and purpose, before it leaves. A process that starts broadcasts what the
-    //! last one left unfinished again, the same bytes in the same order, before it signs anything new; books what landed;
-    //! and writes each one's end down. So a crash at any moment forgets nothing that was sent, and what is sent again is the same to the byte.
+    //! Every transaction is in the books, bytes and purpose, before it leaves, and has one nonce for good. While no block
+    //! has it, it is sent again, and replaced at that nonce by one that pays more, up to a ceiling; a higher one where a
+    //! payer is withdrawing. What it claims is not claimed under a second nonce meanwhile. A process that starts takes up
+    //! what the last one left in the same way, before it signs anything new; books what landed; and writes each one's end
+    //! down. So a crash at any moment forgets nothing that was sent, and pays for nothing twice.
     //!
     //! The books move by what the chain says after a transaction is mined, never by what was sent. A view of a channel is
     //! trusted for a third of its withdraw delay, 30 s at least and 300 s at most; then it is read again.
@@ -119,10 +125,43 @@ pub mod without_gas {
     //! | names a transaction that does not do it | an error in the log; a claim is made anew, a deposit is asked for again |
     //! | is replaced, or we restart | what is open is looked for on chain, then asked for again, word for word |
     //!
-    //! Asking twice does no harm: a voucher is claimed once, an authorization used once, a refund has a nonce. What a
-    //! facilitator can do is nothing: then claim with a gas key. Whether it accepts a deposit is its own decision too, so
-    //! it is asked to verify one before it is asked to settle it. Some take only so many rows in a claim (25, say): set
+    //! Asking twice does no harm: a voucher is claimed once, an authorization used once, a refund has a nonce. The
+    //! worst a facilitator can do is nothing; then a gas key claims. Which deposits it takes is its own decision, so it is
+    //! asked to verify one before it is asked to settle it. Some take only so many rows in a claim (25, say): set
     //! `redeem.max_rows` to that, because not all of them say that this was the reason.
+}
+
+pub mod when_it_is_claimed {
+    //! What calls for a round, what waits, and how an operator sees it.
+    //!
+    //! | a round begins | key |
+    //! |---|---|
+    //! | every so often | `redeem.interval` |
+    //! | once more is unclaimed: in all, on a channel, on a payer's channels | `redeem.max_unclaimed`, `…_per_channel`, `…_per_payer` |
+    //! | once something was unclaimed for longer | `redeem.max_age` |
+    //! | when a payer announces a withdrawal of what it owes | always |
+    //! | on the way down | `redeem.on_shutdown` |
+    //! | when somebody says so | `peaje redeem` |
+    //!
+    //! Thresholds are "more than", and what a round left on purpose counts only as far as it grew or became old since, so
+    //! rounds never spin.
+    //!
+    //! [`redeem::plan()`](crate::redeem::plan()) decides what a round does, from the books, the price of gas and the rules
+    //! alone. Channels whose payer is withdrawing are claimed first, in small transactions; then the others, the largest
+    //! first; last those whose voucher the payer's own account approves, each alone. A transaction holds as many channels
+    //! as `redeem.max_rows`, its length of 128 KiB, its 2^24 gas and half a block allow, and transactions are of even size.
+    //!
+    //! A channel waits where `redeem.max_gas_share` and `redeem.coin_price` are set and its gas, with its part of what the
+    //! transaction takes anyway, would be a larger part of the claim. It is claimed once it has grown or gas is cheaper;
+    //! once it is older than `redeem.max_age`, if it is at least worth its gas; and when its payer withdraws, if it is
+    //! worth more. What waits is in the books, in every report and in the dry run, with its reason.
+    //!
+    //! * `peaje redeem --dry-run` shows the plan, its cost and what it leaves ([`Preview`](crate::redeem::Preview)). It
+    //!   asks the chain for the price of gas and nothing else.
+    //! * `peaje redeem --status` shows the [`Vitals`](crate::redeem::Vitals): what is unclaimed and since when, the last
+    //!   claim, the gas and how long it lasts, the chain's lag, what is in quarantine and why, what is on its way.
+    //! * Readiness fails once rounds have failed for `redeem.stuck_after`, and says what is at risk. A row that the
+    //!   contract refuses is its payer's affair and does not do that.
 }
 
 pub mod what_is_kept {

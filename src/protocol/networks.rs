@@ -14,6 +14,9 @@ pub struct Network {
     pub name: &'static str,
     /// Its EIP-155 chain id.
     pub chain_id: u64,
+    /// How many blocks, its own included, a transaction has on it once nobody expects it to be undone. A sequencer keeps
+    /// its order; a chain of many producers may drop its newest blocks.
+    pub confirmations: u64,
     /// The tokens we know there; the first is the default.
     pub tokens: &'static [Token],
 }
@@ -40,25 +43,34 @@ const fn usdc(address: &'static str, domain_name: &'static str) -> Token {
 /// Every network with a preset. The scheme's documents name Base and Base Sepolia; on the others it is the operator who
 /// finds out with `peaje check` whether the contracts are there.
 pub const NETWORKS: &[Network] = &[
-    Network { name: "base", chain_id: 8453, tokens: &[usdc("0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913", "USD Coin")] },
+    Network {
+        name: "base",
+        chain_id: 8453,
+        confirmations: 1,
+        tokens: &[usdc("0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913", "USD Coin")],
+    },
     Network {
         name: "base-sepolia",
         chain_id: 84532,
+        confirmations: 1,
         tokens: &[usdc("0x036CbD53842c5426634e7929541eC2318f3dCF7e", "USDC")],
     },
     Network {
         name: "arbitrum",
         chain_id: 42161,
+        confirmations: 1,
         tokens: &[usdc("0xaf88d065e77c8cC2239327C5EDb3A432268e5831", "USD Coin")],
     },
     Network {
         name: "arbitrum-sepolia",
         chain_id: 421614,
+        confirmations: 1,
         tokens: &[usdc("0x75faf114eafb1BDbe2F0316DF893fd58CE46AA4d", "USD Coin")],
     },
     Network {
         name: "polygon",
         chain_id: 137,
+        confirmations: 8,
         tokens: &[usdc("0x3c499c542cEF5E3811e1192ce70d8cC03d5c3359", "USD Coin")],
     },
 ];
@@ -103,7 +115,7 @@ mod tests {
         let ids: HashSet<_> = NETWORKS.iter().map(|network| network.chain_id).collect();
         assert_eq!((names.len(), ids.len()), (NETWORKS.len(), NETWORKS.len()));
         for network in NETWORKS {
-            assert!(!network.tokens.is_empty());
+            assert!(!network.tokens.is_empty() && network.confirmations > 0);
             for token in network.tokens {
                 assert_eq!(token.address().to_string(), token.address, "the checksum guards against a typo");
             }

@@ -23,6 +23,7 @@ use tower::ServiceBuilder;
 
 use super::{Peer, Stack};
 use crate::causes::causes;
+use crate::gate;
 
 /// How many connections are served at once; further ones wait in the kernel's queue.
 pub const MAX_CONNECTIONS: usize = 16_384;
@@ -143,6 +144,7 @@ fn connection(
         .map_request(move |mut request: Request<Incoming>| {
             heard.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(Peer(peer));
+            request.extensions_mut().insert(gate::Peer(peer.ip()));
             request
         })
         .service(stack);

@@ -1,39 +1,58 @@
 //! The follower: watches the contract for what happens to our channels past us.
 //!
 //! An event is a hint to read the channel; what is booked is what the channel then says. So a repeated or a missed event
-//! does no harm: the gate reads a channel again anyway before its view is too old to trust. Where the reading stopped is
-//! written down, so that a process that was down for a day reads that day.
+//! does no harm: the gate reads a channel again anyway before its view is too old to trust, and a sweep reads every open
+//! channel from time to time. Where the reading stopped is written down, so that a process that was down for a day reads
+//! that day.
+//!
+//! A reorganisation can take an event back without leaving one behind. So the newest blocks that were read are remembered,
+//! each with its hash and the channels it touched; where the chain has another block in such a place, those channels are
+//! read again, and reading goes on after the last block that is still there. After a start nothing is remembered: the
+//! overlap and the sweep stand in for it.
+//!
+//! An older view never replaces a newer one, because nodes lag. That is wrong in two cases, and the follower says so to the
+//! books ([`crate::ledger::Command::Rewind`]): when the block of the view in the books was reorganised away, and when the
+//! books have a view of a block that the chain does not reach. The latter is believed only after a while, by a head that
+//! moves and is of now, so that a node that lags or hangs cannot take the books back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::round::Report;
+use super::sweep::{MAX_CHANNELS_AT_ONCE, Sweep};
+use super::window::{WINDOW_BLOCKS, Window};
 use super::{Heard, Office};
-use crate::chain::{Chain, ChainError, Happening};
+use crate::chain::{Chain, ChainError, Happening, Head};
+use crate::clock;
 use crate::gate::Statement;
-use crate::protocol::{Amount, ChannelId};
+use crate::protocol::{Amount, ChannelId, Hash};
 use crate::store::{Cursor, Entry};
 
 /// How many blocks are asked for at once; nodes refuse long ranges.
 const MAX_BLOCKS_AT_ONCE: u64 = 500;
 
-/// How many blocks are read again each time, so that a short reorganisation is noticed.
+/// How many blocks are read again each time: nodes may have a block before they have its events.
 const REORG_OVERLAP_BLOCKS: u64 = 4;
 
 /// How many blocks are read before the cursor is written, where nothing of ours happened in them. As many are read again
 /// after a crash, at most.
 const MAX_BLOCKS_UNWRITTEN: u64 = 300;
 
-/// How many channels are read at once at the start.
-const MAX_CHANNELS_AT_ONCE: usize = 1_000;
-
 /// How many looks at the chain a round is given before a withdrawal calls for another; twice as many each time.
 const POLLS_BEFORE_ANOTHER_CALL: u32 = 5;
 /// The longest such pause: well below the shortest withdraw delay there is, 15 minutes.
 const MAX_PAUSE: Duration = Duration::from_secs(120);
+
+/// How many looks long the chain must stay below the block of a view before that block is taken for one that is not in
+/// it.
+const POLLS_BEFORE_REWIND: u32 = 30;
+/// How old the newest block may be then, seconds. An older one may be that of a node that hangs.
+const MAX_HEAD_AGE_S: u64 = 60;
+/// How many such views are kept in mind.
+const MAX_SUSPECTS: usize = 4_096;
 
 pub(super) struct Follower<C> {
     office: Office<C>,
@@ -43,15 +62,32 @@ pub(super) struct Follower<C> {
     next: Option<u64>,
     /// The same as the books have it.
     written: Option<u64>,
+    window: Window,
+    /// What a reorganisation dropped and is not read again yet.
+    dropped: Option<Dropped>,
+    /// Channels with views of blocks that the chain does not reach.
+    suspects: BTreeMap<ChannelId, Suspect>,
+    sweep: Sweep,
+    /// Channels of ours whose payers were seen to withdraw, and of which nothing was made yet.
+    announced: Vec<ChannelId>,
     leaving: Leaving,
+    wanted: Wanted,
 }
 
-/// What one look at the chain found.
-struct Look {
-    /// Channels of ours whose payers announced a withdrawal.
-    announced: Vec<ChannelId>,
-    /// Whether there are blocks that were not read yet.
-    behind: bool,
+/// The channels that had events in dropped blocks, and the last block that was not dropped.
+#[derive(Debug)]
+struct Dropped {
+    channels: BTreeSet<ChannelId>,
+    common: u64,
+}
+
+/// A view of a block that the chain does not reach.
+#[derive(Debug, Clone, Copy)]
+struct Suspect {
+    block: u64,
+    since: Instant,
+    /// The newest block then.
+    head: u64,
 }
 
 impl<C: Chain> Follower<C> {
@@ -62,29 +98,35 @@ impl<C: Chain> Follower<C> {
         cursor: Option<Cursor>,
     ) -> Self {
         let next = cursor.map(|cursor| cursor.next_block);
-        Self { office, orders, heard, next, written: next, leaving: Leaving::default() }
+        let sweep = Sweep::new(office.settings.watch.sweep_interval);
+        Self {
+            office,
+            orders,
+            heard,
+            next,
+            written: next,
+            window: Window::default(),
+            dropped: None,
+            suspects: BTreeMap::new(),
+            sweep,
+            announced: Vec::new(),
+            leaving: Leaving::default(),
+            wanted: Wanted::default(),
+        }
     }
 
     /// Follows the chain until told to stop.
     pub(super) async fn run(mut self) {
-        let stop = self.office.stop.clone();
         let (mut caught_up, mut failing, mut behind) = (false, false, true);
-        while !stop.is_cancelled() {
-            if !behind {
-                tokio::select! {
-                    () = stop.cancelled() => break,
-                    () = tokio::time::sleep(self.office.settings.poll) => {}
-                }
+        while !self.office.stop.is_cancelled() {
+            if !behind && !self.pause().await {
+                break;
             }
-            let look = if caught_up { self.step().await } else { self.catch_up().await };
+            let look = if caught_up { self.look().await } else { self.catch_up().await.map(|()| true) };
             match look {
-                Ok(look) => {
-                    (caught_up, failing, behind) = (true, false, look.behind);
+                Ok(more) => {
+                    (caught_up, failing, behind) = (true, false, more);
                     self.heard.now();
-                    if self.leaving.calls_for_a_round(&self.office, look.announced) {
-                        // Nobody waits for the report; a full queue already holds an order for a round.
-                        let _ = self.orders.try_send(oneshot::channel().0);
-                    }
                 }
                 Err(error) => {
                     behind = false;
@@ -94,56 +136,226 @@ impl<C: Chain> Follower<C> {
                     }
                 }
             }
+            // Also after an error: what was heard before it must not be forgotten.
+            let announced = std::mem::take(&mut self.announced);
+            let leaving = self.leaving.calls_for_a_round(&self.office, announced);
+            if leaving {
+                self.office.hurry();
+            }
+            if self.wanted.calls_for_a_round(self.first_pause()) || leaving {
+                self.order();
+            }
         }
         self.write_cursor();
     }
 
+    /// Waits until the next look; false when told to stop. A claim that is wanted is ordered meanwhile.
+    async fn pause(&mut self) -> bool {
+        let next = Instant::now() + self.office.settings.poll;
+        loop {
+            tokio::select! {
+                () = self.office.stop.cancelled() => return false,
+                () = tokio::time::sleep_until(next) => return true,
+                () = self.office.accounts().claim_wanted(), if !self.wanted.waits => {
+                    self.wanted.waits = true;
+                    if self.wanted.calls_for_a_round(self.first_pause()) {
+                        self.order();
+                    }
+                }
+            }
+        }
+    }
+
+    fn order(&self) {
+        // Nobody waits for the report; a full queue already holds an order for a round.
+        let _ = self.orders.try_send(oneshot::channel().0);
+    }
+
+    fn first_pause(&self) -> Duration {
+        first_pause(self.office.settings.poll)
+    }
+
     /// Reads every channel with something to claim: a withdrawal that was announced while nobody looked may be running,
     /// and the blocks that say so may be hours away.
-    async fn catch_up(&self) -> Result<Look, ChainError> {
+    async fn catch_up(&mut self) -> Result<(), ChainError> {
         let due: Vec<_> = self.office.accounts().claimable().iter().map(|books| (books.id, books.config)).collect();
-        let mut announced = Vec::new();
         for channels in due.chunks(MAX_CHANNELS_AT_ONCE) {
             let views = self.office.refresh_since(channels, 0).await?;
             let leaving = channels.iter().zip(&views).filter(|(_, view)| view.withdrawal.is_some());
-            announced.extend(leaving.map(|((id, _), _)| *id));
+            self.announced.extend(leaving.map(|((id, _), _)| *id));
             self.heard.now();
             if self.office.stop.is_cancelled() {
                 break;
             }
         }
-        Ok(Look { announced, behind: true })
+        Ok(())
     }
 
-    /// Reads new blocks.
-    async fn step(&mut self) -> Result<Look, ChainError> {
+    /// Reads what is new; whether there are blocks that were not read yet.
+    async fn look(&mut self) -> Result<bool, ChainError> {
+        let head = self.office.chain.head().await?;
+        let lag = clock::now_s().saturating_sub(head.timestamp);
+        self.office.notes.note(|vitals| vitals.chain_lag_s = Some(lag));
+        self.notice_reorganisation(&head).await?;
+        self.read_dropped_again().await?;
+        let behind = self.read_blocks(&head).await?;
+        self.doubt_views(&head, lag).await?;
+        let leaving = self.sweep.step(&self.office).await?;
+        self.announced.extend(leaving);
+        Ok(behind)
+    }
+
+    /// Compares the newest block that was read with the chain's, and goes back to the last that is still there.
+    async fn notice_reorganisation(&mut self, head: &Head) -> Result<(), ChainError> {
+        let Some((number, hash)) = self.window.newest_up_to(head.number) else { return Ok(()) };
+        if self.hash_of(number, head).await? == hash {
+            return Ok(());
+        }
+        let (mut common, mut below) = (None, number);
+        while let Some((older, hash)) = self.window.newest_below(below) {
+            if self.hash_of(older, head).await? == hash {
+                common = Some(older);
+                break;
+            }
+            below = older;
+        }
+        let oldest = self.window.oldest().unwrap_or(number);
+        let channels = self.window.drop_after(common);
+        if common.is_none() {
+            tracing::error!(from = oldest, to = number, "a reorganisation goes back beyond all that is remembered");
+            self.sweep.hurry();
+        }
+        let common = common.unwrap_or_else(|| oldest.saturating_sub(1));
+        tracing::warn!(after = common, to = number, channels = channels.len(), "blocks were reorganised away");
+        self.next = Some(common.saturating_add(1));
+        let dropped = self.dropped.get_or_insert_with(|| Dropped { channels: BTreeSet::new(), common });
+        dropped.channels.extend(channels);
+        dropped.common = dropped.common.min(common);
+        Ok(())
+    }
+
+    /// The hash of a block up to the newest. A node that does not have one is behind the one that told of the newest, and
+    /// proves nothing.
+    async fn hash_of(&self, number: u64, head: &Head) -> Result<Hash, ChainError> {
+        if number == head.number {
+            return Ok(head.hash);
+        }
+        let block = self.office.chain.block(number).await?;
+        let missing = ChainError::Decode { what: "a block below the newest it told of", source: None };
+        block.map(|block| block.hash).ok_or(missing)
+    }
+
+    /// Reads the channels that had events in dropped blocks.
+    async fn read_dropped_again(&mut self) -> Result<(), ChainError> {
+        let Some(Dropped { channels, common }) = &self.dropped else { return Ok(()) };
+        let common = *common;
+        let gone = |id: &ChannelId| self.office.accounts().statement(id).map(|books| (books, common));
+        let channels: Vec<_> = channels.iter().filter_map(gone).collect();
+        let leaving = self.rewind(&channels, common).await?;
+        self.announced.extend(leaving);
+        self.dropped = None;
+        Ok(())
+    }
+
+    /// Reads channels, at `block` or later, and books what the chain says; where the view in the books is of a block after
+    /// the one beside it, in any case. Those that are being withdrawn from.
+    async fn rewind(&self, channels: &[(Statement, u64)], block: u64) -> Result<Vec<ChannelId>, ChainError> {
         let office = &self.office;
-        let head = office.chain.head().await?.number;
-        let Some(from) = first_to_read(self.next, head) else {
-            return Ok(Look { announced: Vec::new(), behind: false });
-        };
-        let to = head.min(from.saturating_add(MAX_BLOCKS_AT_ONCE));
+        let mut leaving = Vec::new();
+        for channels in channels.chunks(MAX_CHANNELS_AT_ONCE) {
+            let ids: Vec<_> = channels.iter().map(|(books, _)| books.id).collect();
+            let views = office.chain.channels(&ids).await?;
+            if views.iter().any(|view| view.block < block) {
+                return Err(ChainError::Decode { what: "a block as new as the chain it reported", source: None });
+            }
+            for ((books, last_good), view) in channels.iter().zip(views) {
+                let Statement { id, config, view: before, .. } = books;
+                let booked = if before.block > *last_good {
+                    office.accounts().rewind(*id, config, view, before.block)
+                } else {
+                    office.accounts().observe(*id, config, view)
+                };
+                if let Err(reject) = booked {
+                    tracing::error!(channel = %id, %reject, "the node's answer cannot be true");
+                }
+                if view.withdrawal.is_some() {
+                    leaving.push(*id);
+                }
+            }
+        }
+        Ok(leaving)
+    }
+
+    /// Reads new blocks; whether there are more.
+    async fn read_blocks(&mut self, head: &Head) -> Result<bool, ChainError> {
+        let office = &self.office;
+        let Some(from) = first_to_read(self.next, head.number) else { return Ok(false) };
+        let to = head.number.min(from.saturating_add(MAX_BLOCKS_AT_ONCE));
+        // Asked for before the events: were it after, the events could be of a block that was replaced in between.
+        let recent = head.number.saturating_sub(to) < WINDOW_BLOCKS;
+        let last = if recent { Some(self.hash_of(to, head).await?) } else { None };
         let mut touched = BTreeSet::new();
-        let mut announced: Vec<ChannelId> = Vec::new();
-        for event in office.chain.events(from, to).await? {
+        let events = office.chain.events(from, to).await?;
+        if let Some(last) = last {
+            self.window.note(to, last, None);
+        }
+        for event in events {
             let Some(channel) = event.what.channel().filter(|channel| office.accounts().knows(channel)) else {
                 continue;
             };
             touched.insert(channel);
+            if recent {
+                self.window.note(event.at.block, event.at.block_hash, Some(channel));
+            }
             if let Happening::WithdrawInitiated { .. } = event.what {
-                announced.push(channel);
+                self.announced.push(channel);
             }
         }
         let config_of = |id: &ChannelId| office.accounts().statement(id).map(|books| (*id, books.config));
         let channels: Vec<_> = touched.iter().filter_map(config_of).collect();
-        office.refresh_since(&channels, 0).await?;
+        for channels in channels.chunks(MAX_CHANNELS_AT_ONCE) {
+            office.refresh_since(channels, 0).await?;
+        }
         let next = to.saturating_add(1);
         self.next = Some(next);
-        let due = self.written.is_none_or(|written| next.abs_diff(written) >= MAX_BLOCKS_UNWRITTEN);
+        let due = self.written.is_none_or(|written| written > next || next - written >= MAX_BLOCKS_UNWRITTEN);
         if due || !channels.is_empty() {
             self.write_cursor();
         }
-        Ok(Look { announced, behind: to < head })
+        Ok(to < head.number)
+    }
+
+    /// Looks after views of blocks that the chain does not reach. Once it has stayed below for a while and moved on
+    /// meanwhile, there is no such block, and the view is replaced.
+    async fn doubt_views(&mut self, head: &Head, lag: u64) -> Result<(), ChainError> {
+        let now = Instant::now();
+        for (id, block) in self.office.accounts().take_ahead() {
+            if block > head.number && self.suspects.len() < MAX_SUSPECTS {
+                let new = Suspect { block, since: now, head: head.number };
+                let suspect = self.suspects.entry(id).or_insert(new);
+                if suspect.block != block {
+                    *suspect = new;
+                }
+            }
+        }
+        self.suspects.retain(|_, suspect| suspect.block > head.number);
+        let patience = self.office.settings.poll.saturating_mul(POLLS_BEFORE_REWIND);
+        let convicted =
+            |suspect: &Suspect| suspect.since + patience <= now && suspect.head < head.number && lag <= MAX_HEAD_AGE_S;
+        let convicted: Vec<_> = self.suspects.iter().filter(|(_, suspect)| convicted(suspect)).collect();
+        let books = |(id, suspect): (&ChannelId, &Suspect)| {
+            let books = self.office.accounts().statement(id).filter(|books| books.view.block == suspect.block)?;
+            tracing::warn!(channel = %id, block = suspect.block, head = head.number, "a view is of a block that is not there");
+            Some((books, head.number))
+        };
+        let channels: Vec<_> = convicted.iter().copied().filter_map(books).collect();
+        let convicted: Vec<ChannelId> = convicted.iter().map(|(id, _)| **id).collect();
+        let leaving = self.rewind(&channels, head.number).await?;
+        self.announced.extend(leaving);
+        for id in convicted {
+            self.suspects.remove(&id);
+        }
+        Ok(())
     }
 
     /// What was read is booked, and the books are written in order: a cursor on disk is never ahead of them.
@@ -152,6 +364,29 @@ impl<C: Chain> Follower<C> {
             self.office.accounts().journal().note(Entry::Cursor(Cursor { next_block }), None);
             self.written = Some(next_block);
         }
+    }
+}
+
+fn first_pause(poll: Duration) -> Duration {
+    poll.saturating_mul(POLLS_BEFORE_ANOTHER_CALL).min(MAX_PAUSE)
+}
+
+/// Claims that the gate wants soon. Whoever is refused because of them can ask as often as it likes; rounds are called for
+/// with a pause in between.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// Whether a round is to be called for.
+    waits: bool,
+    called: Option<Instant>,
+}
+
+impl Wanted {
+    fn calls_for_a_round(&mut self, pause: Duration) -> bool {
+        if !self.waits || self.called.is_some_and(|called| called.elapsed() < pause) {
+            return false;
+        }
+        (self.waits, self.called) = (false, Some(Instant::now()));
+        true
     }
 }
 
@@ -179,7 +414,7 @@ impl Leaving {
                 row.is_some() && charged > view.balance.saturating_sub(leaving)
             })
         };
-        let first = office.settings.poll.saturating_mul(POLLS_BEFORE_ANOTHER_CALL).min(MAX_PAUSE);
+        let first = first_pause(office.settings.poll);
         let wait = match self.called {
             _ if at_once => first,
             _ if !self.channels.iter().any(exposed) => {

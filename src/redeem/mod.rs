@@ -1,19 +1,32 @@
 //! Redemption: the provider's money comes home by itself.
 //!
 //! **Owns** the other end of the gate's desk ([`Teller`]: deposits, refunds, reads), the plan of what to claim
-//! ([`plan()`], pure), the loop that claims and settles, and the follower of the contract's events. **Promises** that
+//! ([`plan()`], pure), the loop that claims and settles, the nonces of the key that pays for transactions, and the follower
+//! of the contract's events. **Promises** that
 //! the books move by what the chain says after a transaction is mined, never by what was sent; that every transaction is
-//! in the books before it leaves, and followed until its fate is known, across crashes; and that the authorizer's key
+//! in the books before it leaves, and followed until its fate is known, across crashes; that one which is stuck is
+//! replaced at its own nonce, so that nothing is paid for twice; and that the authorizer's key
 //! signs claim batches and refunds made here and nothing else. **Does not** keep accounts or answer HTTP.
 
+mod claims;
+mod counting;
 mod deposit;
+mod flights;
 mod follow;
+mod idle;
+mod pilot;
 mod plan;
+mod preview;
+mod quarantine;
 mod record;
 mod resume;
 mod round;
+mod sweep;
 mod teller;
+mod triggers;
 mod vitals;
+mod wei;
+mod window;
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,17 +36,24 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::chain::{Chain, ChainError};
+use crate::clock;
 use crate::gate::{Accounts, Gate, Questions};
 use crate::ledger::View;
 use crate::protocol::{ChannelConfig, ChannelId, Domain, LocalKey};
-use crate::store::{Opening, Purpose, Transaction};
+use crate::store::Opening;
+use flights::Flights;
 use follow::Follower;
-use resume::{LastRun, Left};
+use resume::LastRun;
 use vitals::Notes;
 
-pub use plan::{Batch, Claimant, Foreign, Plan, Rules, plan};
+pub use plan::{
+    Batch, CLAIM_GAS, Claimant, Due, Foreign, Plan, Postponed, ROW_GAS, Rules, SETTLE_GAS, WALLET_GAS, Why, claim_cost,
+    plan,
+};
+pub use preview::{PlannedBatch, Preview};
 pub use round::{Report, RowFailure};
 pub use teller::Teller;
+pub use triggers::{Leftovers, Trigger, calls_for_a_round};
 pub use vitals::{InFlight, LastClaim, Quarantined, Vitals};
 
 /// How redemption is run.
@@ -108,6 +128,8 @@ pub(crate) struct Office<C> {
     pub(crate) chain: Arc<C>,
     pub(crate) authorizer: LocalKey,
     pub(crate) settings: Settings,
+    /// What is on its way.
+    flights: Flights,
     /// What the last process left.
     last_run: LastRun,
     /// What operators should know.
@@ -123,6 +145,7 @@ impl<C> Clone for Office<C> {
             chain: Arc::clone(&self.chain),
             authorizer: self.authorizer.clone(),
             settings: self.settings.clone(),
+            flights: self.flights.clone(),
             last_run: self.last_run.clone(),
             notes: self.notes.clone(),
             stop: self.stop.clone(),
@@ -139,14 +162,6 @@ impl<C: Chain> Office<C> {
     /// The domain claims and refunds are signed under.
     pub(crate) fn settlement(&self) -> Domain {
         *self.gate.policy().settlement()
-    }
-
-    fn take_up(&self, transaction: Transaction) -> Left {
-        let place = match &transaction.purpose {
-            Purpose::Deposit { config, salt, .. } => self.gate.deposit_place(config.id(&self.settlement()), *salt),
-            Purpose::Claim { .. } | Purpose::Settle { .. } | Purpose::Refund { .. } => None,
-        };
-        Left { transaction, place }
     }
 
     /// Reads channels at `block` or later and books what the chain says. A node that lags behind the transaction we just
@@ -184,12 +199,14 @@ const MAX_ORDERS: usize = 16;
 #[derive(Debug, Clone)]
 pub struct Redemption {
     orders: mpsc::Sender<oneshot::Sender<Report>>,
+    previews: mpsc::Sender<oneshot::Sender<Preview>>,
     stop: CancellationToken,
     tasks: TaskTracker,
     heard: Heard,
     accounts: Accounts,
+    flights: Flights,
     notes: Notes,
-    stuck_after: Duration,
+    settings: Arc<Settings>,
 }
 
 /// When the chain last answered.
@@ -223,27 +240,32 @@ impl Redemption {
         opening: Opening,
     ) -> Self {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let (last_run, notes) = (LastRun::new(), Notes::default());
-        let (accounts, stuck_after) = (gate.accounts().clone(), settings.stuck_after);
+        let (flights, last_run, notes) = (Flights::default(), LastRun::new(), Notes::default());
+        let (accounts, kept) = (gate.accounts().clone(), Arc::new(settings.clone()));
         let office = Office {
             gate,
             chain,
             authorizer,
             settings,
+            flights: flights.clone(),
             last_run,
             notes: notes.clone(),
             stop: stop.clone(),
             tasks: tasks.clone(),
         };
         // Before the first request can bring one of these deposits again.
-        let left = opening.unfinished.into_iter().map(|transaction| office.take_up(transaction)).collect();
+        let left = office.take_up(opening.unfinished);
         let (orders, waiting) = mpsc::channel(MAX_ORDERS);
+        let (previews, curious) = mpsc::channel(preview::MAX_WAITING);
         let heard = Heard(Arc::new(std::sync::Mutex::new(Instant::now())));
-        let redemption = Self { orders, stop, tasks, heard, accounts, notes, stuck_after };
+        let redemption = Self { orders, previews, stop, tasks, heard, accounts, flights, notes, settings: kept };
         let stop = &redemption.stop;
         redemption.tasks.spawn(Teller::new(office.clone()).run(questions, stop.clone()));
         redemption.tasks.spawn(round::run(office.clone(), waiting, stop.clone()));
+        redemption.tasks.spawn(preview::run(office.clone(), curious, stop.clone()));
         redemption.tasks.spawn(resume::run(office.clone(), left));
+        redemption.tasks.spawn(vitals::watch_gas(office.clone()));
+        redemption.tasks.spawn(idle::run(office.clone()));
         let follower = Follower::new(office, redemption.orders.clone(), redemption.heard.clone(), opening.cursor);
         redemption.tasks.spawn(follower.run());
         redemption.tasks.close();
@@ -257,6 +279,13 @@ impl Redemption {
         report.await.map_err(|_| Stopped)
     }
 
+    /// What a round would do now. Nothing is changed, and the chain is asked for the price of gas only.
+    pub async fn plan(&self) -> Result<Preview, Stopped> {
+        let (reply, preview) = oneshot::channel();
+        self.previews.send(reply).await.map_err(|_| Stopped)?;
+        preview.await.map_err(|_| Stopped)
+    }
+
     /// How long the chain has not answered. The follower asks it all the time.
     pub fn chain_silence(&self) -> Duration {
         self.heard.ago()
@@ -264,16 +293,26 @@ impl Redemption {
 
     /// How redemption is doing.
     pub fn vitals(&self) -> Vitals {
-        self.notes.with_books(&self.accounts, self.heard.ago())
+        self.notes.with_books(&self.accounts, &self.flights, self.heard.ago())
     }
 
-    /// For how long claims may fail before the proxy counts as unready.
-    pub fn stuck_after(&self) -> Duration {
-        self.stuck_after
+    /// How redemption is doing, if claims have failed for longer than they may; otherwise this costs nothing.
+    pub fn stuck(&self) -> Option<Vitals> {
+        let failing_since = self.notes.note(|vitals| vitals.failing_since);
+        let waiting_since = self.flights.trouble().map(|(since, _)| since);
+        let failing_since = failing_since.into_iter().chain(waiting_since).min();
+        let stuck = Vitals { failing_since, ..Vitals::default() }.is_stuck(clock::now_s(), self.settings.stuck_after);
+        stuck.then(|| self.vitals())
     }
 
-    /// Stops everything. A round in progress ends first; deposits and refunds on their way are followed a little longer.
-    /// The journal must be open until this returns.
+    /// How it is run.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Stops everything. A round in progress ends first, and so do deposits and refunds on their way; but what waits for a
+    /// block is followed a little longer only, and is in the books for the next process. The journal must be open until
+    /// this returns.
     pub async fn stop(&self) {
         self.stop.cancel();
         self.tasks.wait().await;

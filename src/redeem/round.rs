@@ -1,8 +1,14 @@
 //! A round of redemption: claim all that is due, then settle all that is owed.
 //!
-//! A batch that the contract would refuse is halved until the bad row is alone; the rest is claimed in the same round.
+//! **Owns** the loop: when a round begins, what it claims, what it reports. **Promises** that a row which is in flight is
+//! not claimed a second time: a round waits until a block has its claims, however long that takes, and leaves out what
+//! other flights claim. A payer that announces a withdrawal meanwhile does not wait: what is in flight pays more at once
+//! (`Office::hurry`), and what comes after it is planned anew. **Does not** know how a batch is claimed
+//! ([`super::claims`]).
+//!
 //! What is owed to be settled is read from the contract, so a crash between claim and settlement costs nothing.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -10,18 +16,18 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::plan::{self, Claimant, Foreign, plan};
-use super::record::{CallError, fate_of, rows_of};
+use super::claims::{Work, claim, claimant};
+use super::plan::{self, Batch, Due, Foreign, Plan, Postponed};
+use super::quarantine::Quarantine;
+use super::record::CallError;
+use super::triggers::{Leftovers, Lookout};
+use super::vitals::Quarantined;
 use super::{Office, Rules, Settings};
-use crate::chain::{Call, Chain, ChainError, Happening, Mined};
+use crate::chain::{Call, Chain, ChainError, Happening};
 use crate::clock;
-use crate::protocol::claim::{ClaimRow, claim_batch_digest};
+use crate::gate::Statement;
 use crate::protocol::{Address, Amount, ChannelId, Hash};
 use crate::store::Purpose;
-
-/// How long a round waits for one of its transactions, seconds. After that the round ends, and the next one finds on
-/// chain whatever became of it.
-const MAX_RECEIPT_WAIT: Duration = Duration::from_secs(180);
 
 /// How many channels that could not be claimed are named in the log, each round. The report has all.
 const MAX_FAILURES_LOGGED: usize = 20;
@@ -29,6 +35,9 @@ const MAX_FAILURES_LOGGED: usize = 20;
 /// How soon a round that ended early is tried again, where the interval is longer. An interval may be hours, and a payer
 /// whose withdrawal is running does not wait that long.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// How often a node that is behind the claims of this round is asked again before their settlement is left to the next.
+const MAX_LAGGING_READS: usize = 30;
 
 /// What a round did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,8 +52,14 @@ pub struct Report {
     pub left: Amount,
     /// The transactions, in order.
     pub transactions: Vec<Hash>,
-    /// Rows that could not be claimed.
+    /// Rows that could not be claimed, those in quarantine included.
     pub failures: Vec<RowFailure>,
+    /// Rows that are not worth their gas yet, and why.
+    #[serde(default)]
+    pub postponed: Vec<Postponed>,
+    /// Channels whose row the contract refuses, and until when they are left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quarantined: Vec<Quarantined>,
     /// What went wrong with the round as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -60,9 +75,16 @@ pub struct RowFailure {
 }
 
 impl Report {
-    /// Whether everything that was due is claimed and settled.
+    /// Whether everything that was due is claimed and settled, but for what waits because the rules say so.
     pub fn is_complete(&self) -> bool {
-        self.problem.is_none() && self.failures.is_empty() && self.left.is_zero()
+        let waits = self.postponed.iter().map(|row| row.due);
+        let waits = waits.fold(Amount::ZERO, |sum, due| sum.checked_add(due).unwrap_or(Amount::MAX));
+        self.problem.is_none() && self.failures.is_empty() && self.left <= waits
+    }
+
+    /// Notes that a channel could not be claimed.
+    pub(super) fn fail(&mut self, channel: ChannelId, reason: String) {
+        self.failures.push(RowFailure { channel, reason });
     }
 }
 
@@ -75,6 +97,8 @@ pub(super) async fn run<C: Chain>(
     let Settings { rules: Rules { interval, .. }, .. } = office.settings;
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut quarantine = Quarantine::default();
+    let mut lookout = Lookout::new(&office.settings);
     loop {
         let order = tokio::select! {
             // An order that came before the stop is still carried out: the last round is ordered on the way down.
@@ -83,9 +107,14 @@ pub(super) async fn run<C: Chain>(
             Some(order) = orders.recv() => Some(order),
             () = stop.cancelled() => return,
             _ = ticks.tick() => None,
+            trigger = lookout.called(office.accounts()) => {
+                tracing::debug!(%trigger, "a round begins before its time");
+                None
+            }
         };
         office.last_run.has_claimed().await;
-        let report = round(&office).await;
+        let (report, left) = round(&office, &mut quarantine).await;
+        lookout.round_ended(left, report.problem.is_some());
         log(&report);
         note(&office, &report);
         if report.problem.is_some() {
@@ -95,19 +124,23 @@ pub(super) async fn run<C: Chain>(
             // Whoever asked may have gone; the round was worth it.
             let _ = order.send(report);
         }
+        office.look_at_gas().await;
     }
 }
 
 /// A row that the contract refuses is its payer's affair; a round that could not go on is ours.
 fn note<C: Chain>(office: &Office<C>, report: &Report) {
     let now = clock::now_s();
-    office.notes.note(|vitals| match &report.problem {
-        None => {
-            (vitals.last_complete_round, vitals.failing_since, vitals.problem) = (Some(now), None, None);
-        }
-        Some(problem) => {
-            vitals.failing_since.get_or_insert(now);
-            vitals.problem = Some(problem.clone());
+    office.notes.note(|vitals| {
+        vitals.quarantined.clone_from(&report.quarantined);
+        match &report.problem {
+            None => {
+                (vitals.last_complete_round, vitals.failing_since, vitals.problem) = (Some(now), None, None);
+            }
+            Some(problem) => {
+                vitals.failing_since.get_or_insert(now);
+                vitals.problem = Some(problem.clone());
+            }
         }
     });
 }
@@ -115,11 +148,11 @@ fn note<C: Chain>(office: &Office<C>, report: &Report) {
 fn log(report: &Report) {
     let Report { channels, claimed, settled, left, .. } = report;
     for RowFailure { channel, reason } in report.failures.iter().take(MAX_FAILURES_LOGGED) {
-        tracing::error!(%channel, reason, "a channel could not be claimed");
+        tracing::warn!(%channel, reason, "a channel could not be claimed");
     }
     let more = report.failures.len().saturating_sub(MAX_FAILURES_LOGGED);
     if more > 0 {
-        tracing::error!(more, "so many more channels could not be claimed");
+        tracing::warn!(more, "so many more channels could not be claimed");
     }
     match &report.problem {
         Some(problem) => tracing::error!(channels, %claimed, %settled, %left, problem, "redemption is incomplete"),
@@ -128,30 +161,75 @@ fn log(report: &Report) {
     }
 }
 
-async fn round<C: Chain>(office: &Office<C>) -> Report {
-    let mut report = Report::default();
-    if let Err(error) = claim_and_settle(office, &mut report).await {
-        report.problem = Some(error.to_string());
-    }
-    report.left = plan::due(&office.accounts().claimable());
-    report
+/// A round, and what it left on purpose.
+async fn round<C: Chain>(office: &Office<C>, quarantine: &mut Quarantine) -> (Report, Leftovers) {
+    let mut work = Work { report: Report::default(), quarantine, block: 0 };
+    let mut left = Leftovers::default();
+    let outcome = claim_and_settle(office, &mut work, &mut left).await;
+    let Work { mut report, quarantine, .. } = work;
+    report.problem = outcome.err().map(|error| error.to_string());
+    let claimable = office.accounts().claimable();
+    quarantine.keep_only(&claimable);
+    report.quarantined = quarantine.list(&claimable);
+    report.left = plan::due(&claimable);
+    report.failures.iter().for_each(|failure| left.leave_out(failure.channel));
+    (report, left)
 }
 
-async fn claim_and_settle<C: Chain>(office: &Office<C>, report: &mut Report) -> Result<(), CallError> {
+async fn claim_and_settle<C: Chain>(
+    office: &Office<C>,
+    work: &mut Work<'_>,
+    left: &mut Leftovers,
+) -> Result<(), CallError> {
     refresh_claimable(office).await?;
-    let planned = plan(&office.accounts().claimable(), claimant(office), office.settings.rules.max_rows);
-    report.failures.extend(planned.foreign.iter().map(|Foreign { channel, authorizer }| RowFailure {
-        channel: *channel,
-        reason: format!("only the key of its receiver authorizer {authorizer} claims it"),
-    }));
-    for batch in planned.batches {
-        claim(office, batch.rows, report).await?;
+    let mut tried = BTreeSet::new();
+    loop {
+        let calls = office.flights.calls();
+        let now = clock::now_s();
+        let plan = planned(office, &tried, work, now).await;
+        *left = Leftovers::by(&plan, now);
+        let Plan { batches, foreign, postponed, quarantined } = plan;
+        for Due { channel, .. } in quarantined {
+            tried.insert(channel);
+            let reason = work.quarantine.reason(&channel).unwrap_or_default().to_owned();
+            work.report.fail(channel, reason);
+        }
+        work.report.postponed = postponed;
+        for Foreign { channel, authorizer, .. } in foreign {
+            tried.insert(channel);
+            work.report.fail(channel, format!("only the key of its receiver authorizer {authorizer} claims it"));
+        }
+        let mut called = false;
+        for Batch { rows, urgent, .. } in batches {
+            tried.extend(rows.iter().map(|row| row.config.id(&office.settlement())));
+            claim(office, rows, urgent, work).await?;
+            called = office.flights.calls() != calls;
+            if called {
+                break;
+            }
+        }
+        if !called {
+            break;
+        }
     }
-    settle(office, report).await
+    settle(office, work).await
 }
 
-fn claimant<C: Chain>(office: &Office<C>) -> Claimant {
-    Claimant { authorizer: office.authorizer.address(), sender: office.chain.sender() }
+/// What to claim next, of the channels that this round has not tried and no transaction claims already.
+async fn planned<C: Chain>(office: &Office<C>, tried: &BTreeSet<ChannelId>, work: &mut Work<'_>, now: u64) -> Plan {
+    // A round does not depend on it: without a price nothing is postponed.
+    let price = office.chain.gas_price().await.ok();
+    let in_flight = office.flights.claiming(Some(office.sender()), office.last_run.waits_for_claims());
+    let is_in_flight = |books: &Statement| {
+        let most = books.row.as_ref().map(|row| row.total_claimed.min(books.view.balance));
+        in_flight.get(&books.id).zip(most).is_some_and(|(claimed, most)| *claimed >= most)
+    };
+    let mut books = office.accounts().claimable();
+    books.retain(|books| !tried.contains(&books.id) && !is_in_flight(books));
+    let held: BTreeSet<_> =
+        books.iter().filter(|books| work.quarantine.holds(books, now)).map(|books| books.id).collect();
+    let is_out = |channel: &ChannelId| held.contains(channel);
+    plan::plan(&books, claimant(office), &office.settings.rules, price.as_ref(), &is_out, now)
 }
 
 /// Reads every channel that has something to claim, all at one block, so that no row is built on an old balance.
@@ -160,94 +238,32 @@ async fn refresh_claimable<C: Chain>(office: &Office<C>) -> Result<(), ChainErro
     office.refresh_since(&channels, 0).await.map(drop)
 }
 
-/// Claims rows; those the contract refuses are found by halving and reported.
-async fn claim<C: Chain>(office: &Office<C>, rows: Vec<ClaimRow>, report: &mut Report) -> Result<(), CallError> {
-    let mut waiting = vec![rows];
-    while let Some(rows) = waiting.pop() {
-        office.may_sign()?;
-        let purpose = Purpose::Claim { rows: rows_of(&rows, &office.settlement()) };
-        let sent = send(office, &claim_call(office, &rows), purpose).await;
-        if let Ok(mined) = &sent {
-            if mined.success {
-                book_claims(office, &rows, mined, report).await;
-            }
-            office.ended(mined.hash, fate_of(mined));
-        }
-        match sent {
-            Ok(mined) if mined.success => {}
-            // Mined and reverted, though the node let it pass: one row's state moved in between, and the others must
-            // not wait for it.
-            Ok(mined) if rows.len() > 1 => {
-                tracing::warn!(transaction = %mined.hash, rows = rows.len(), "a claim reverted when it was mined");
-                waiting.extend(halves(&rows));
-            }
-            Ok(mined) => fail(office, &rows, &format!("transaction {} reverted", mined.hash), report),
-            Err(CallError::Chain(ChainError::Reverted { .. })) if rows.len() > 1 => waiting.extend(halves(&rows)),
-            Err(CallError::Chain(error @ ChainError::Reverted { .. })) => {
-                fail(office, &rows, &error.to_string(), report)
-            }
-            Err(other) => return Err(other),
-        }
-    }
-    Ok(())
-}
-
-/// Both halves of a batch, as a stack takes them: the first is on top.
-fn halves(rows: &[ClaimRow]) -> [Vec<ClaimRow>; 2] {
-    let (first, second) = rows.split_at(rows.len() / 2);
-    [second.to_vec(), first.to_vec()]
-}
-
-/// The receiver and its authorizer may claim by themselves, which is cheaper; anybody else shows the authorizer's
-/// signature.
-fn claim_call<C: Chain>(office: &Office<C>, rows: &[ClaimRow]) -> Call {
-    let claimant = claimant(office);
-    if rows.iter().all(|row| claimant.sends_for(row)) {
-        Call::Claim { rows: rows.to_vec() }
-    } else {
-        let signature = office.authorizer.sign(claim_batch_digest(&office.settlement(), rows));
-        Call::ClaimWithSignature { rows: rows.to_vec(), signature }
-    }
-}
-
-fn fail<C: Chain>(office: &Office<C>, rows: &[ClaimRow], reason: &str, report: &mut Report) {
-    let settlement = office.settlement();
-    report
-        .failures
-        .extend(rows.iter().map(|row| RowFailure { channel: row.config.id(&settlement), reason: reason.to_owned() }));
-}
-
-/// Books what the events say, and reads the channels again.
-async fn book_claims<C: Chain>(office: &Office<C>, rows: &[ClaimRow], mined: &Mined, report: &mut Report) {
-    report.transactions.push(mined.on_chain());
-    for event in &mined.events {
-        if let Happening::Claimed { amount, .. } = event.what {
-            report.channels += 1;
-            report.claimed = report.claimed.checked_add(amount).unwrap_or(Amount::MAX);
-        }
-    }
-    let settlement = office.settlement();
-    let channels: Vec<_> = rows.iter().map(|row| (row.config.id(&settlement), row.config)).collect();
-    if let Err(error) = office.refresh_since(&channels, mined.block).await {
-        // The other batches do not wait for it: a row that is claimed again changes nothing.
-        tracing::warn!(transaction = %mined.hash, %error, "claimed channels cannot be read yet");
-    }
-}
-
 /// Settles what the contract says is owed, to everybody the books know and the policy names. Nothing owed is no error and
 /// no transaction. A receiver that cannot be paid does not hold up the others.
-async fn settle<C: Chain>(office: &Office<C>, report: &mut Report) -> Result<(), CallError> {
+async fn settle<C: Chain>(office: &Office<C>, work: &mut Work<'_>) -> Result<(), CallError> {
+    reaches(office, work.block).await?;
     let policy = office.gate.policy();
     let mut payees = office.accounts().payees();
     payees.insert((policy.terms().pay_to, policy.terms().token.address));
     let mut problem = None;
     for (receiver, token) in payees {
-        if let Err(error) = settle_with(office, receiver, token, report).await {
+        if let Err(error) = settle_with(office, receiver, token, &mut work.report).await {
             tracing::error!(%receiver, %token, %error, "a receiver could not be paid");
             problem.get_or_insert(error);
         }
     }
     problem.map_or(Ok(()), Err)
+}
+
+/// Waits until the node has a block that it, or another, has named. Before that it would say that nothing is owed.
+async fn reaches<C: Chain>(office: &Office<C>, block: u64) -> Result<(), ChainError> {
+    for _ in 0..MAX_LAGGING_READS {
+        if block == 0 || office.chain.head().await?.number >= block {
+            return Ok(());
+        }
+        tokio::time::sleep(office.settings.poll).await;
+    }
+    Err(ChainError::Decode { what: "a block as new as that of a claim it reported", source: None })
 }
 
 async fn settle_with<C: Chain>(
@@ -256,11 +272,11 @@ async fn settle_with<C: Chain>(
     token: Address,
     report: &mut Report,
 ) -> Result<(), CallError> {
-    if office.chain.receivers(receiver, token).await?.due().is_zero() {
+    // One that waits for a block pays what is owed once it is there.
+    if office.flights.is_settling(receiver, token) || office.chain.receivers(receiver, token).await?.due().is_zero() {
         return Ok(());
     }
-    let mined = send(office, &Call::Settle { receiver, token }, Purpose::Settle { receiver, token }).await?;
-    office.ended(mined.hash, fate_of(&mined));
+    let mined = office.carry_out(&Call::Settle { receiver, token }, Purpose::Settle { receiver, token }, false).await?;
     if !mined.success {
         return Err(ChainError::Reverted { name: Some("settle".to_owned()) }.into());
     }
@@ -271,18 +287,4 @@ async fn settle_with<C: Chain>(
         }
     }
     Ok(())
-}
-
-/// Sends a call and waits until it is mined; its end is the caller's to write. One that is not mined in time is followed
-/// further by others.
-async fn send<C: Chain>(office: &Office<C>, call: &Call, purpose: Purpose) -> Result<Mined, CallError> {
-    let transaction = office.send(call, purpose).await?;
-    let hash = transaction.hash;
-    let problem = match office.chain.await_receipt(hash, MAX_RECEIPT_WAIT, office.settings.poll).await {
-        Ok(Some(mined)) => return Ok(mined),
-        Ok(None) => ChainError::NotMined { transaction: hash },
-        Err(error) => error,
-    };
-    office.leave(transaction);
-    Err(problem.into())
 }

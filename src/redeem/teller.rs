@@ -10,7 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Office;
-use super::record::{CallError, fate_of, rows_of};
+use super::flights::Seat;
+use super::pilot::MAX_STOP_WAIT;
+use super::record::{CallError, rows_of};
 use crate::chain::{Call, Chain, ChainError, FirstPayment, Happening, Mined};
 use crate::gate::Questions;
 use crate::gate::accounts::RefundTicket;
@@ -19,7 +21,7 @@ use crate::ledger::SentRefund;
 use crate::protocol::claim::{ClaimRow, claim_batch_digest, refund_digest};
 use crate::protocol::x402::Deposit;
 use crate::protocol::{Amount, ChannelConfig, ChannelId};
-use crate::store::{Purpose, Transaction};
+use crate::store::Purpose;
 
 /// How many questions are worked on at once.
 const MAX_AT_ONCE: usize = 64;
@@ -28,18 +30,11 @@ const MAX_AT_ONCE: usize = 64;
 /// time must not keep the others from being asked about.
 const MAX_TRANSACTIONS: usize = 256;
 
-/// How long transactions on their way are followed after the stop. What lands later is not lost: it is on chain, and in
-/// durable books as something the next process follows.
-const MAX_STOP_WAIT: std::time::Duration = std::time::Duration::from_secs(30);
-
-/// How long one wait for a receipt lasts before the other signs are looked at.
-const RECEIPT_WAIT: std::time::Duration = std::time::Duration::from_secs(15);
-
 /// How often a refund is signed again because its nonce was used up by somebody else.
 const MAX_REFUND_SIGNINGS: usize = 3;
 
-/// How long a refund's receipt is waited for before its channel is served again, in waits of [`RECEIPT_WAIT`].
-const MAX_REFUND_WAITS: usize = 40;
+/// How long a refund's payer waits for a block before its channel is served again. The refund may land all the same.
+const MAX_REFUND_WAIT: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// Answers the desk's questions.
 pub struct Teller<C> {
@@ -69,7 +64,9 @@ impl<C: Chain> Teller<C> {
                 else => break,
             };
             let permit = match &question {
-                Question::View { .. } | Question::Evidence { .. } => Arc::clone(&reads).acquire_owned().await.ok(),
+                Question::View { .. } | Question::Evidence { .. } | Question::Allowance { .. } => {
+                    Arc::clone(&reads).acquire_owned().await.ok()
+                }
                 Question::Deposit { .. } | Question::Refund { .. } => {
                     Arc::clone(&transactions).try_acquire_owned().ok()
                 }
@@ -100,6 +97,10 @@ impl<C: Chain> Teller<C> {
                 let evidence = self.office.chain.payer_evidence(payer, digest, &signature).await;
                 let _ = reply.send(evidence.map_err(|error| unreachable(&error)));
             }
+            Question::Allowance { token, payer, spender, reply } => {
+                let allowance = self.office.chain.allowance(token, payer, spender).await;
+                let _ = reply.send(allowance.map_err(|error| unreachable(&error)));
+            }
             Question::Deposit { config, deposit, voucher, price, place } => {
                 self.deposit(config, deposit, FirstPayment { voucher, price }, place).await;
             }
@@ -114,10 +115,9 @@ impl<C: Chain> Teller<C> {
 
     async fn deposit(&self, config: ChannelConfig, deposit: Deposit, payment: FirstPayment, place: DepositPlace) {
         match self.send_deposit(config, &deposit, payment).await {
-            Ok(transaction) => {
-                let id = place.channel();
-                tracing::debug!(channel = %id, transaction = %transaction.hash, "deposit sent");
-                self.office.end_deposit(&transaction, Some(place)).await;
+            Ok(seat) => {
+                tracing::debug!(channel = %place.channel(), transaction = %seat.transaction.hash, "deposit sent");
+                self.office.end_deposit(seat, Some(place)).await;
             }
             Err(end) => {
                 tracing::warn!(channel = %place.channel(), amount = %deposit.amount, ?end, "deposit not made");
@@ -131,7 +131,7 @@ impl<C: Chain> Teller<C> {
         config: ChannelConfig,
         deposit: &Deposit,
         payment: FirstPayment,
-    ) -> Result<Transaction, DepositEnd> {
+    ) -> Result<Seat, DepositEnd> {
         let office = &self.office;
         office.last_run.is_sent().await;
         let balance = office.chain.token_balance(config.token, config.payer).await;
@@ -139,10 +139,10 @@ impl<C: Chain> Teller<C> {
             return Err(DepositEnd::PayerTooPoor);
         }
         let Deposit { amount, authorization } = deposit;
-        let (amount, salt, valid_before) = (*amount, authorization.salt, authorization.valid_before);
+        let (amount, salt, valid_before) = (*amount, authorization.salt(), authorization.valid_before());
         let call = Call::Deposit { config, amount, authorization: authorization.clone(), payment: Some(payment) };
         // Sending begins with a simulation, so what the contract would refuse is never broadcast.
-        let sent = office.send(&call, Purpose::Deposit { config, amount, salt, valid_before }).await;
+        let sent = office.launch(&call, Purpose::Deposit { config, amount, salt, valid_before }, false).await;
         sent.map_err(|error| not_sent(&error))
     }
 
@@ -155,26 +155,13 @@ impl<C: Chain> Teller<C> {
     ) -> Result<RefundSent, RefundError> {
         let id = ticket.channel();
         self.office.last_run.is_sent().await;
-        let sent = self.send_refund(config, row, amount, ticket).await?;
-        let transaction = sent.hash;
-        let mut waits = 0;
-        let mined = loop {
-            match self.office.chain.await_receipt(transaction, RECEIPT_WAIT, self.office.settings.poll).await {
-                Ok(Some(mined)) => break mined,
-                _ if waits >= MAX_REFUND_WAITS => {
-                    self.office.leave(sent);
-                    return Err(RefundError::Pending);
-                }
-                Ok(None) => {}
-                Err(_) => tokio::time::sleep(self.office.settings.poll).await,
-            }
-            waits += 1;
+        let mut seat = self.send_refund(config, row, amount, ticket).await?;
+        let mined = match tokio::time::timeout(MAX_REFUND_WAIT, seat.landed()).await {
+            Ok(Ok(mined)) => mined,
+            Ok(Err(CallError::Left { .. })) | Err(_) => return Err(RefundError::Pending),
+            Ok(Err(error)) => return Err(RefundError::Failed(error.to_string())),
         };
-        let refunded = refunded_in(&mined, id);
-        if let Err(error) = self.office.refresh_since(&[(id, *config)], mined.block).await {
-            tracing::warn!(channel = %id, %error, "a refunded channel cannot be read yet");
-        }
-        self.office.ended(transaction, fate_of(&mined));
+        let (transaction, refunded) = (mined.hash, refunded_in(&mined, id));
         if !mined.success || refunded.is_zero() {
             return Err(RefundError::Failed(format!("transaction {transaction} refunded nothing")));
         }
@@ -189,7 +176,7 @@ impl<C: Chain> Teller<C> {
         row: Option<ClaimRow>,
         amount: Amount,
         ticket: &mut RefundTicket,
-    ) -> Result<Transaction, RefundError> {
+    ) -> Result<Seat, RefundError> {
         let office = &self.office;
         let id = ticket.channel();
         let settlement = office.settlement();
@@ -211,7 +198,7 @@ impl<C: Chain> Teller<C> {
             };
             let nonce = view.refund_nonce;
             let purpose = Purpose::Refund { channel: id, amount, nonce, rows: rows_of(&rows, &settlement) };
-            let error = match office.send(&call, purpose).await {
+            let error = match office.launch(&call, purpose, false).await {
                 Ok(sent) => return Ok(sent),
                 Err(error) => error,
             };
@@ -246,7 +233,7 @@ fn refuse(question: Question) {
             let _ = reply.send(Err(RefundError::Unreachable));
         }
         // Reads wait for their turn and are never refused.
-        Question::View { .. } | Question::Evidence { .. } => {}
+        Question::View { .. } | Question::Evidence { .. } | Question::Allowance { .. } => {}
     }
 }
 

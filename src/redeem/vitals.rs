@@ -4,11 +4,15 @@
 //! **Promises** that looking costs no request to the chain, and that a payer alone cannot make claims count as stuck: a
 //! row that is in quarantine is told, and does not make the proxy unready. **Does not** act on any of it.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::Office;
+use super::flights::Flights;
+use crate::chain::Chain;
 use crate::clock;
 use crate::gate::Accounts;
 use crate::protocol::{Amount, ChannelId, Hash};
@@ -38,6 +42,7 @@ pub struct Vitals {
     /// Transactions that wait for a block or for confirmations.
     pub in_flight: Vec<InFlight>,
     /// What the account that pays for transactions holds, wei, when it was last looked at.
+    #[serde(with = "super::wei")]
     pub gas_balance_wei: Option<u128>,
     /// For how long that lasts at the pace of the last day or of this run, seconds; nothing where nothing was spent.
     pub gas_lasts_s: Option<u64>,
@@ -97,23 +102,98 @@ impl Vitals {
     }
 }
 
+/// How often the account that pays for transactions is looked at, beside after every round.
+const GAS_LOOK_INTERVAL: Duration = Duration::from_secs(300);
+
+/// For how long what was spent counts for the pace.
+const PACE_WINDOW: Duration = Duration::from_secs(86_400);
+
+/// How many fees are remembered apart; of more, the oldest are added up.
+const MAX_FEES: usize = 1_024;
+
+/// The shortest time a pace is reckoned over, so that the first transaction after a start does not look like a drain.
+const MIN_PACE: Duration = Duration::from_secs(3_600);
+
 /// Where the parts of this room note what operators should know.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Notes(Arc<Mutex<Vitals>>);
+pub(super) struct Notes(Arc<Mutex<Noted>>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    vitals: Vitals,
+    pace: Pace,
+}
+
+/// What was spent on gas, and when.
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+    fees: VecDeque<(Instant, u128)>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { since: Instant::now(), fees: VecDeque::new() }
+    }
+}
+
+impl Pace {
+    fn spent(&mut self, wei: u128, now: Instant) {
+        while self.fees.front().is_some_and(|(at, _)| now.duration_since(*at) > PACE_WINDOW) {
+            self.fees.pop_front();
+        }
+        if self.fees.len() >= MAX_FEES
+            && let Some((_, oldest)) = self.fees.pop_front()
+            && let Some((_, next)) = self.fees.front_mut()
+        {
+            *next = next.saturating_add(oldest);
+        }
+        self.fees.push_back((now, wei));
+    }
+
+    /// For how long a balance lasts, seconds; rounded down.
+    fn lasts(&self, balance_wei: u128, now: Instant) -> Option<u64> {
+        let recent = self.fees.iter().filter(|(at, _)| now.duration_since(*at) <= PACE_WINDOW);
+        let spent = recent.fold(0_u128, |sum, (_, wei)| sum.saturating_add(*wei));
+        let over = now.duration_since(self.since).clamp(MIN_PACE, PACE_WINDOW);
+        let lasts = balance_wei.saturating_mul(u128::from(over.as_secs())).checked_div(spent)?;
+        Some(u64::try_from(lasts).unwrap_or(u64::MAX))
+    }
+}
 
 impl Notes {
     /// Notes something down.
     pub(super) fn note<R>(&self, write: impl FnOnce(&mut Vitals) -> R) -> R {
-        write(&mut self.vitals())
+        write(&mut self.noted().vitals)
     }
 
-    fn vitals(&self) -> MutexGuard<'_, Vitals> {
+    /// The channels that are left out of batches now.
+    pub(super) fn in_quarantine(&self, now: u64) -> Vec<Quarantined> {
+        self.noted().vitals.quarantined.iter().filter(|row| row.until > now).cloned().collect()
+    }
+
+    /// Notes what a transaction cost, wei.
+    pub(super) fn spent(&self, wei: u128) {
+        self.noted().pace.spent(wei, Instant::now());
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Noted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was noted, with what the books say at this moment.
-    pub(super) fn with_books(&self, accounts: &Accounts, silence: Duration) -> Vitals {
-        let mut vitals = self.vitals().clone();
+    /// What was noted, with what the books say and what is in flight at this moment.
+    pub(super) fn with_books(&self, accounts: &Accounts, flights: &Flights, silence: Duration) -> Vitals {
+        let mut vitals = {
+            let noted = self.noted();
+            let gas_lasts_s = noted.vitals.gas_balance_wei.and_then(|wei| noted.pace.lasts(wei, Instant::now()));
+            Vitals { gas_lasts_s, ..noted.vitals.clone() }
+        };
+        vitals.in_flight = flights.list();
+        // A round that waits for its transaction has not failed yet, and claims nothing either.
+        if let Some((since, trouble)) = flights.trouble() {
+            vitals.failing_since = Some(vitals.failing_since.map_or(since, |failing| failing.min(since)));
+            vitals.problem.get_or_insert(trouble);
+        }
         let now = clock::now_s();
         let add = |sum: Amount, more: Amount| sum.checked_add(more).unwrap_or(Amount::MAX);
         for books in accounts.claimable() {
@@ -131,6 +211,31 @@ impl Notes {
     }
 }
 
+impl<C: Chain> Office<C> {
+    /// Notes what the account that pays for transactions holds. Where the node cannot say, the last answer stands.
+    pub(super) async fn look_at_gas(&self) {
+        let Some(sender) = self.chain.sender() else { return };
+        match self.chain.gas_balance(sender).await {
+            Ok(wei) => self.notes.note(|vitals| vitals.gas_balance_wei = Some(wei)),
+            Err(error) => tracing::debug!(%error, "the gas account cannot be looked at"),
+        }
+    }
+}
+
+/// Looks at the gas account now and then, until told to stop.
+pub(super) async fn watch_gas<C: Chain>(office: Office<C>) {
+    loop {
+        tokio::select! {
+            () = office.stop.cancelled() => return,
+            () = office.look_at_gas() => {}
+        }
+        tokio::select! {
+            () = office.stop.cancelled() => return,
+            () = tokio::time::sleep(GAS_LOOK_INTERVAL) => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,5 +248,25 @@ mod tests {
         assert!(!failing(Some(1_000)).is_stuck(4_600, hour));
         assert!(failing(Some(1_000)).is_stuck(4_601, hour));
         assert!(!failing(Some(9_000)).is_stuck(1_000, hour), "a clock that went back");
+    }
+
+    #[test]
+    fn gas_lasts_as_long_as_it_would_at_the_pace_of_the_last_day() {
+        let since = Instant::now();
+        let mut pace = Pace { since, fees: VecDeque::new() };
+        let at = |hours: u64| since + Duration::from_secs(3_600 * hours);
+        assert_eq!(pace.lasts(1_000, at(2)), None, "nothing was spent");
+        pace.spent(10, at(0));
+        assert_eq!(pace.lasts(1_000, at(0)), Some(360_000), "not as if ten were spent every second");
+        assert_eq!(pace.lasts(1_000, at(2)), Some(720_000));
+        pace.spent(10, at(12));
+        assert_eq!(pace.lasts(1_000, at(24)), Some(50 * 86_400));
+        assert_eq!(pace.lasts(1_000, at(30)), Some(100 * 86_400), "the first is no longer counted");
+        for _ in 0..2 * MAX_FEES {
+            pace.spent(1, at(30));
+        }
+        assert!(pace.fees.len() <= MAX_FEES);
+        let spent: u128 = pace.fees.iter().map(|(_, wei)| wei).sum();
+        assert_eq!(spent, 10 + 2 * u128::try_from(MAX_FEES).unwrap());
     }
 }

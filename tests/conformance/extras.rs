@@ -342,8 +342,9 @@ impl Gateway {
         let looks = || self.state.counts.lock().unwrap().get("eth_getBlockByNumber").copied().unwrap_or_default();
         let before = looks();
         let begun = tokio::time::Instant::now();
-        // The first look may have begun before, the second is whole, the third says that the second is done.
-        while looks() < before + 3 {
+        // The first look may have begun before, the second is whole, the third says that the second is done. A look asks for
+        // the newest block, and for one or two others where it is new.
+        while looks() < before + 9 {
             assert!(begun.elapsed() < PATIENCE, "nobody follows the chain");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

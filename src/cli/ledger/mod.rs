@@ -23,6 +23,7 @@ pub use books::BooksArgs;
 pub use channel::ChannelName;
 pub use export::{ExportArgs, Format, What};
 pub use show::{ShowArgs, Sort};
+pub(super) use table::{Side, aligned};
 pub use time::Moment;
 pub use verify::VerifyArgs;
 

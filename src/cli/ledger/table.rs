@@ -71,7 +71,7 @@ fn quoted(field: &str) -> String {
 
 /// To which side of its column a cell goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
+pub(in crate::cli) enum Side {
     /// Names.
     Left,
     /// Numbers.
@@ -79,7 +79,7 @@ pub(super) enum Side {
 }
 
 /// Aligns rows; the first is the headings. No column is wider than its widest cell, and no line ends in spaces.
-pub(super) fn aligned(sides: &[Side], rows: &[Vec<String>]) -> Vec<String> {
+pub(in crate::cli) fn aligned(sides: &[Side], rows: &[Vec<String>]) -> Vec<String> {
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or_default()
     };

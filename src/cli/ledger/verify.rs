@@ -223,9 +223,9 @@ impl Node {
             let message = format!("--chain needs a config whose [chain] is that of the books, chain {expected}");
             return Err(Failure::message(Exit::Config, message).hint("name it with --config FILE"));
         };
-        let url = connect::rpc_url(&config.chain.rpc)?;
-        let (shown, loopback) = (url.to_string(), url.is_loopback());
-        let chain = AlloyChain::connect(url, None).await.map_err(|error| unreachable(&shown, error))?;
+        let nodes = connect::Nodes::of(&config.chain)?;
+        let (shown, loopback) = (nodes.first.to_string(), nodes.is_loopback());
+        let chain = nodes.open(&config.chain, None).await.map_err(|error| unreachable(&shown, error))?;
         if chain.chain_id() != expected {
             let found = chain.chain_id();
             let message = format!("the node behind {shown} is on chain {found}, the books are of chain {expected}");
