@@ -644,13 +644,13 @@ impl LateChain {
     fn answer(&self, question: Question) {
         match question {
             Question::View { reply, .. } => reply.send(Ok(self.view())).unwrap(),
-            Question::Deposit { config, deposit, place } => {
+            Question::Deposit { config, deposit, place, .. } => {
                 self.asked.lock().unwrap().1 += 1;
                 // So much counts at once.
                 *self.balance.lock().unwrap() = 1;
                 let view = self.view();
                 self.gate.accounts().observe(place.channel(), &config, view).unwrap();
-                self.gate.accounts().note_deposit(&place.channel(), deposit.authorization.salt);
+                self.gate.accounts().note_deposit(&place.channel(), deposit.authorization.salt());
                 place.end(DepositEnd::Landed { transaction: Hash([7; 32]), view });
             }
             other => panic!("{other:?}"),
