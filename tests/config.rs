@@ -87,7 +87,7 @@ fn a_minimal_config_is_short_and_the_rest_has_defaults() {
     assert_eq!(config.chain.token.transfer, Transfer::Eip3009);
     assert_eq!(config.channel.withdraw_margin, Duration::from_secs(300));
     assert_eq!((config.channel.refund_idle, config.channel.max_wallet_exposure), (None, Amount::new(1_000_000)));
-    let deposits = Deposits { instant: Amount::ZERO, per_peer_per_hour: 30, per_hour: 1_000 };
+    let deposits = Deposits { instant: Amount::ZERO, per_peer_per_hour: 200, per_hour: 1_000 };
     assert_eq!(config.deposits, deposits);
     let redeem = &config.redeem;
     let sums = [redeem.max_unclaimed, redeem.max_unclaimed_per_channel, redeem.max_unclaimed_per_payer];

@@ -9,6 +9,8 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "in a test a panic is the report")]
 
+#[path = "support/agent.rs"]
+mod agent;
 #[path = "support/payer.rs"]
 mod payer;
 #[path = "support/serve.rs"]
@@ -16,102 +18,22 @@ mod serve;
 #[path = "support/stage.rs"]
 mod stage;
 
-use std::collections::HashMap;
 use std::io::Write as _;
 use std::time::Duration;
 
 use peaje::chain::{AlloyChain, Chain as _};
-use peaje::protocol::ChannelId;
-use peaje::protocol::x402::{self, PAYMENT_REQUIRED, PAYMENT_RESPONSE};
-use peaje::store::sqlite::Reader;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use payer::Payer;
+use agent::Agent;
 use serve::{Peaje, Settings};
-use stage::{DEPOSIT, PRICE, Stage, ask};
+use stage::{PRICE, Stage};
 
 const AGENTS: u8 = 32;
 
 /// How long a proxy lives, milliseconds: from before its first answer to well into its second redemption.
 const SHORTEST_LIFE_MS: u64 = 20;
 const LONGEST_LIFE_MS: u64 = 1_200;
-
-/// A payer and what it knows.
-struct Agent {
-    payer: Payer,
-    /// The sum in the last receipt it holds.
-    acknowledged: u128,
-    /// Whether a request was on its way when the connection broke, so that it may have been charged.
-    in_doubt: bool,
-    served: u64,
-    /// Charges of requests whose answer it never saw.
-    unseen: u64,
-}
-
-impl Agent {
-    /// Pays until it is told to stop or the proxy is gone.
-    async fn spend(mut self, client: reqwest::Client, url: String, stop: CancellationToken) -> Self {
-        while !stop.is_cancelled() {
-            let ceiling = self.acknowledged + PRICE;
-            let doubted = std::mem::replace(&mut self.in_doubt, true);
-            let answer = match ask(&client, &url, &self.payer.voucher(ceiling)).await {
-                Ok(answer) => answer,
-                Err(error) => {
-                    // A request that could not even connect changes nothing.
-                    self.in_doubt = doubted || !error.is_connect();
-                    return self;
-                }
-            };
-            self.in_doubt = false;
-            match answer.status().as_u16() {
-                200 => {
-                    let receipt = decoded(&answer, PAYMENT_RESPONSE);
-                    assert_eq!(sum_in(&receipt["extra"]["channelState"]), ceiling, "{receipt}");
-                    self.acknowledged = ceiling;
-                    self.served += 1;
-                }
-                402 => {
-                    let quote = decoded(&answer, PAYMENT_REQUIRED);
-                    let state = &quote["accepts"][0]["extra"]["channelState"];
-                    assert!(state.is_object(), "{}: {quote}", self.payer.id());
-                    assert!(doubted && sum_in(state) == ceiling, "charged without a request in doubt: {state}");
-                    self.acknowledged = ceiling;
-                    self.unseen += 1;
-                }
-                // It asks the chain again after its start, and a node under this load may be slow.
-                503 => {
-                    self.in_doubt = doubted;
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                other => panic!("{other}"),
-            }
-        }
-        self
-    }
-}
-
-fn decoded(answer: &reqwest::Response, header: &str) -> Value {
-    let value = answer.headers().get(header).unwrap_or_else(|| panic!("no {header}: {answer:?}"));
-    x402::decode(value.as_bytes()).unwrap()
-}
-
-fn sum_in(state: &Value) -> u128 {
-    state["chargedCumulativeAmount"].as_str().unwrap().parse().unwrap()
-}
-
-/// What the next start will find.
-fn charged_in_books(peaje: &Peaje) -> HashMap<ChannelId, u128> {
-    let mut charged = HashMap::new();
-    let books = Reader::open(&peaje.books()).unwrap();
-    books
-        .channels(&mut |row| {
-            charged.insert(row.snapshot.id, row.snapshot.charged.units());
-            Ok(())
-        })
-        .unwrap();
-    charged
-}
 
 /// Past the harness, which keeps what is printed to itself.
 fn say(line: &str) {
@@ -146,26 +68,14 @@ async fn kill(times: usize) {
 
     let mut agents = Vec::new();
     for number in 1..=AGENTS {
-        let payer = stage.payer(&peaje, number);
-        let answer = ask(&client, &peaje.url("/thing"), &payer.deposit(DEPOSIT, PRICE)).await.unwrap();
-        assert_eq!(answer.status(), 200, "{answer:?}");
-        agents.push(Agent { payer, acknowledged: PRICE, in_doubt: false, served: 1, unseen: 0 });
+        agents.push(Agent::opened(&stage, &peaje, number).await);
     }
 
     let mut waits = Waits::seeded();
     for round in 1..=times {
         agents = spend(agents, &client, &peaje, waits.next(), true).await;
         peaje.crash_is_over();
-        let charged = charged_in_books(&peaje);
-        for agent in &agents {
-            let (id, known) = (agent.payer.id(), agent.acknowledged);
-            let found = charged.get(&id).copied().unwrap_or_else(|| panic!("round {round}: channel {id} is missing"));
-            let most = if agent.in_doubt { known + PRICE } else { known };
-            assert!(
-                (known..=most).contains(&found),
-                "round {round}: {id} acknowledged {known}, found {found} of {most}"
-            );
-        }
+        agent::compare_with_books(&agents, &peaje, round);
         peaje.start_again().await;
     }
     // The last doubts are cleared up, and then everything is claimed.

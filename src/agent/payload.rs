@@ -138,7 +138,7 @@ mod tests {
             "scheme": "batch-settlement", "network": "eip155:84532", "amount": "2000",
             "asset": "0x036cbd53842c5426634e7929541ec2318f3dcf7e",
             "payTo": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C", "maxTimeoutSeconds": 300,
-            "extra": {"name": "USDC", "unknown": [1]}
+            "extra": {"name": "USDC", "assetTransferMethod": "permit2", "unknown": [1]}
         });
         let key = LocalKey::from_bytes(&[3; 32]).unwrap();
         let domain = Domain::settlement(84_532);

@@ -11,12 +11,13 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::connect::Nodes;
+use super::connect::{Nodes, facilitator_settings};
 use super::{ConfigArgs, Exit, Failure, Outcome, Output};
 use crate::causes::causes;
 use crate::chain::{self, AlloyChain, Chain as _, ChainError, GasPrice, Head, KeyRef, RpcUrl, TokenDomain};
 use crate::clock;
 use crate::config::{Config, ConfigErrors, KeyReference, MaxLag, Redeem, Upstream};
+use crate::facilitator::Client;
 use crate::gate::policy::{Price, Route, TokenTerms, Transfer};
 use crate::protocol::contracts::{ERC3009_COLLECTOR, PERMIT2, PERMIT2_COLLECTOR, SETTLEMENT};
 use crate::protocol::{Address, Amount, Domain};
@@ -147,7 +148,8 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
     // Where the node is not known, nothing can be said about development keys, so nothing is.
     let loopback = nodes.as_ref().map_or(true, Nodes::is_loopback);
     let keys = keys(config, loopback).await;
-    let gas_account = keys.as_ref().ok().map(|keys| keys.gas);
+    // Where a facilitator sends transactions, nothing of ours pays for them.
+    let gas_account = keys.as_ref().ok().map(|keys| keys.gas).filter(|_| config.facilitator.is_none());
     let (on_chain, upstream) =
         tokio::join!(async { chain_findings(config, nodes, gas_account).await }, upstream_finding(&config.upstream));
     let mut findings = in_file(config);
@@ -157,10 +159,12 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
     let identity = Identity { chain_id: config.chain.chain_id, settlement: SETTLEMENT };
     findings.push(books_finding(&config.store.directory, identity));
     findings.extend(match keys {
+        Ok(_) if config.facilitator.is_some() => Vec::new(),
         Ok(keys) => role_findings(config.receiver.pay_to, &keys, loopback),
         Err(findings) => findings,
     });
     findings.extend(on_chain);
+    findings.extend(facilitator_finding(config).await);
     findings.push(upstream);
     findings
 }
@@ -325,6 +329,28 @@ const MAX_HEAD_AGE_S: u64 = 120;
 fn nodes(config: &Config) -> Result<Nodes, Finding> {
     Nodes::of(&config.chain)
         .map_err(|problem| Finding::error(Exit::Config, "rpc", causes(&problem)).fix("see [chain].rpc in the config"))
+}
+
+/// Whether the facilitator, where there is one, sends on this chain what we need.
+async fn facilitator_finding(config: &Config) -> Option<Finding> {
+    const WHAT: &str = "facilitator";
+    let settings = match facilitator_settings(config.facilitator.as_ref()?) {
+        Ok(settings) => settings,
+        Err(error) => return Some(Finding::error(Exit::Config, WHAT, error.to_string())),
+    };
+    let url = settings.url.to_string();
+    let supported = match Client::new(settings) {
+        Ok(client) => client.supported(config.chain.chain_id).await,
+        Err(error) => Err(error),
+    };
+    Some(match supported {
+        Ok(_) if config.chain.token.transfer == Transfer::Permit2 => {
+            Finding::error(Exit::Config, WHAT, "deposits through Permit2 are relayed with a gas key only")
+                .fix("remove [facilitator], and name receiver.gas_key")
+        }
+        Ok(_) => Finding::fine(WHAT, format!("{url} sends on this chain; claims are signed by our own authorizer")),
+        Err(error) => Finding::error(Exit::Chain, WHAT, causes(&error)).fix(format!("see whether {url} is right")),
+    })
 }
 
 /// Another node than the preferred one: that it answers, and is of the same chain.

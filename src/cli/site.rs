@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin;
 use crate::chain::Chain;
 use crate::config::{self, Config};
-use crate::gate::{Accounts, Desk, Gate};
+use crate::gate::{Accounts, DepositLimits, Desk, Gate, Limits};
 use crate::protocol::{Amount, LocalKey};
 use crate::proxy::{Cors, Listener, Upstream, UpstreamSettings};
 use crate::redeem::{Redemption, Report, Rules, Sending, Settings, Watch};
@@ -107,7 +107,7 @@ impl Site {
 
         let (desk, questions) = Desk::new();
         let Books { accounts, opening } = books;
-        let gate = Gate::with_accounts(policy, desk, accounts);
+        let gate = Gate::with_accounts(policy, desk, accounts).with_limits(limits(config));
         let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings(config), opening);
         let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors));
         let unready = CancellationToken::new();
@@ -222,6 +222,15 @@ fn settings(config: &Config) -> Settings {
     };
     let watch = Watch { sweep_interval: config.redeem.sweep_interval, refund_idle: config.channel.refund_idle };
     Settings { rules, sending, watch, stuck_after: config.redeem.stuck_after, poll: config.chain.poll }
+}
+
+fn limits(config: &Config) -> Limits {
+    let config::Deposits { per_peer_per_hour, per_hour, .. } = config.deposits;
+    Limits {
+        deposits: DepositLimits { per_peer_per_hour, per_hour },
+        withdraw_margin_s: config.channel.withdraw_margin.as_secs(),
+        max_wallet_exposure: config.channel.max_wallet_exposure,
+    }
 }
 
 fn cors(config: &config::Cors) -> Cors {

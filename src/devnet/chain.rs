@@ -161,6 +161,7 @@ struct Core {
     /// Seconds the chain's clock is ahead of the machine's.
     clock_ahead: i64,
     next_timestamp: Option<u64>,
+    next_base_fee: Option<u64>,
 }
 
 /// A block that was worked out but not attached.
@@ -250,6 +251,7 @@ impl Chain {
                 pool: Pool::default(),
                 clock_ahead,
                 next_timestamp: None,
+                next_base_fee: None,
             },
             snapshots: BTreeMap::new(),
             next_snapshot: 1,
@@ -292,7 +294,7 @@ impl Chain {
 
     /// Base fee of the next block.
     pub(super) fn next_base_fee(&self) -> u64 {
-        base_fee_after(self.head())
+        self.core.next_base_fee.unwrap_or_else(|| base_fee_after(self.head()))
     }
 
     /// The state at `point`, and the block a call there sees.
@@ -437,7 +439,7 @@ impl Chain {
                 number,
                 gas_limit: BLOCK_GAS_LIMIT,
                 timestamp: self.next_timestamp(),
-                base_fee_per_gas: Some(base_fee_after(parent)),
+                base_fee_per_gas: Some(self.next_base_fee()),
                 mix_hash: keccak256([number.to_be_bytes(), self.fork.to_be_bytes()].concat()),
                 ..empty_header()
             },
@@ -486,6 +488,7 @@ impl Chain {
             core.clock_ahead = i64::try_from(i128::from(block.header.timestamp) - i128::from(machine_time()))
                 .unwrap_or(core.clock_ahead);
         }
+        core.next_base_fee = None;
         for (hash, error) in unusable {
             tracing::debug!(%error, %hash, "a waiting transaction cannot run any more");
             core.pool.remove(hash);
@@ -535,6 +538,12 @@ impl Chain {
     /// run ahead of the clocks its clients sign deadlines by.
     fn next_timestamp(&self) -> u64 {
         self.core.next_timestamp.unwrap_or_else(|| self.clock()).max(self.head().header.timestamp)
+    }
+
+    /// Sets the base fee of the next block, wei a unit of gas; later ones follow from it as they always do.
+    pub(super) fn set_next_base_fee(&mut self, wei: u64) {
+        self.core.next_base_fee = Some(wei);
+        self.mine_if_on_demand();
     }
 
     // ---- going back
@@ -699,6 +708,21 @@ mod tests {
         assert!((start..start + 30).contains(&head));
         chain.set_next_timestamp(head).unwrap();
         assert!(chain.set_next_timestamp(head - 1).is_err());
+    }
+
+    #[test]
+    fn a_base_fee_that_was_set_is_that_of_one_block_and_of_no_block_that_is_only_asked_about() {
+        let mut chain = chain();
+        let fees = |chain: &Chain| (chain.head().base_fee(), chain.next_base_fee());
+        chain.set_next_base_fee(80_000_000_000);
+        assert_eq!(chain.pending_block().base_fee(), 80_000_000_000);
+        assert_eq!(fees(&chain), (GENESIS_BASE_FEE, 80_000_000_000));
+        chain.mine();
+        assert_eq!(fees(&chain), (80_000_000_000, 70_000_000_000), "an empty block takes an eighth away");
+        // Below what the chain falls to by itself, too: it is a control.
+        chain.set_next_base_fee(7);
+        chain.mine();
+        assert_eq!(fees(&chain), (7, MIN_BASE_FEE));
     }
 
     #[test]

@@ -32,6 +32,10 @@ pub(super) fn answer(node: &Node, method: &str, params: &Params) -> Option<Resul
         "anvil_mine" => mine(&mut node.chain(), params),
         "evm_increaseTime" => required(params, 0).map(|secs| json!(node.chain().increase_time(secs))),
         "evm_setNextBlockTimestamp" => set_next_timestamp(&mut node.chain(), params),
+        "anvil_setNextBlockBaseFeePerGas" => required(params, 0).map(|wei| {
+            node.chain().set_next_base_fee(wei);
+            Value::Null
+        }),
         "evm_snapshot" => Ok(quantity(node.chain().snapshot())),
         "evm_revert" => required(params, 0).map(|id| json!(node.chain().revert(id))),
         "anvil_reorg" => required(params, 0).and_then(|depth| {

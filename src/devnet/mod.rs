@@ -309,6 +309,12 @@ impl Devnet {
         Ok(self.node.chain().set_next_timestamp(timestamp)?)
     }
 
+    /// Sets the base fee of the next block, wei a unit of gas. Later ones follow from it as they always do: down by an
+    /// eighth with each empty block.
+    pub fn set_next_base_fee(&self, wei: u64) {
+        self.node.chain().set_next_base_fee(wei);
+    }
+
     // ---- going back
 
     /// Remembers the whole chain, waiting transactions and clock included. The oldest of more than 64 is forgotten.

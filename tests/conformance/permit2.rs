@@ -259,6 +259,9 @@ async fn a_token_with_erc3009_is_not_deposited_through_permit2() {
     assert!(quote.get("extensions").is_none());
     let answer = world.pay("/paid", &sponsored(&payer, DEPOSIT, PRICE, 0)).await;
     answer.assert_scheme_refusal("erc3009_authorization_required");
+    // Neither if the client adds to its echo what was not offered.
+    let added = sponsored(&payer, DEPOSIT, PRICE, 0).set("/accepted/extra/assetTransferMethod", "permit2");
+    world.pay("/paid", &added).await.assert_scheme_refusal("erc3009_authorization_required");
     world.assert_untouched(&before).await;
     world.finish(0).await;
 }

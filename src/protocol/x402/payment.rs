@@ -113,7 +113,7 @@ struct DepositPart {
 #[serde(rename_all = "camelCase")]
 struct AuthorizationPart {
     erc3009_authorization: Option<Erc3009Part>,
-    permit2_authorization: Option<Permit2Part>,
+    permit2_authorization: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -234,26 +234,29 @@ fn voucher(payload: &Value, kind: Kind) -> Result<SignedVoucher, PaymentError> {
 
 fn deposit(payload: &Value, accepted: &Accepted, extensions: &Map<String, Value>) -> Result<Deposit, PaymentError> {
     let part: DepositPart = part(payload, "deposit", Code::DepositPayload)?;
-    let authorization = match (part.authorization.erc3009_authorization, part.authorization.permit2_authorization) {
-        (Some(_), Some(_)) => {
+    let AuthorizationPart { erc3009_authorization, permit2_authorization } = part.authorization;
+    let authorization = match (erc3009_authorization, permit2_authorization, accepted.asks_permit2()) {
+        (Some(_), Some(_), _) => {
             return Err(malformed("payload.deposit.authorization must hold exactly one authorization"));
         }
-        (None, None) => {
-            let (code, name) = if accepted.asks_permit2() {
-                (Code::Permit2AuthorizationRequired, "permit2Authorization")
-            } else {
-                (Code::Erc3009AuthorizationRequired, "erc3009Authorization")
-            };
-            let detail = format!("payload.deposit.authorization.{name} is missing");
-            return Err(PaymentError::Payload { code, detail });
+        (Some(authorization), None, _) => erc3009(authorization)?.into(),
+        (None, Some(authorization), true) => {
+            let part = Permit2Part::deserialize(authorization)
+                .map_err(|error| malformed(&format!("payload.deposit.authorization.permit2Authorization: {error}")))?;
+            permit2(part, token_permit(extensions)?)?.into()
         }
-        (Some(authorization), None) => erc3009(authorization)?.into(),
-        (None, Some(authorization)) => permit2(authorization, token_permit(extensions)?)?.into(),
+        (None, None, true) => return Err(missing(Code::Permit2AuthorizationRequired, "permit2Authorization")),
+        // Whatever else is there, it is not what was asked for.
+        (None, _, false) => return Err(missing(Code::Erc3009AuthorizationRequired, "erc3009Authorization")),
     };
     if part.amount.is_zero() {
         return Err(malformed("payload.deposit.amount must be above zero"));
     }
     Ok(Deposit { amount: part.amount, authorization })
+}
+
+fn missing(code: Code, name: &str) -> PaymentError {
+    PaymentError::Payload { code, detail: format!("payload.deposit.authorization.{name} is missing") }
 }
 
 fn malformed(detail: &str) -> PaymentError {
