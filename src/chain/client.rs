@@ -363,6 +363,10 @@ impl Chain for AlloyChain {
     }
 
     async fn resend(&self, transaction: &SignedTransaction) -> Result<Resent, ChainError> {
+        // What a facilitator was asked is no transaction, and no block will ever have it.
+        if transaction.sender.is_zero() {
+            return Ok(Resent::Replaced);
+        }
         // A key sends one at a time, and what is not in the node's count yet must not be given away meanwhile.
         let mut known = self.nonce.lock().await;
         let (error, replaced) = match self.nodes.broadcast(transaction).await {

@@ -23,8 +23,8 @@ use super::wanted::Wanted;
 use super::wire::Request;
 use super::{DepositTerms, FacilitatorSettings};
 use crate::chain::{
-    AlloyChain, Bid, Call, Chain, ChainError, ChannelEvent, GasPrice, Head, Mined, Nonces, Owed, Replacement, Resent,
-    SendError, SignedTransaction, TokenDomain, View, Witness,
+    AlloyChain, Bid, Call, Chain, ChainError, ChannelEvent, Counting, GasPrice, Head, Mined, NodeHealth, Nonces, Owed,
+    Replacement, Resent, SendError, SignedTransaction, TokenDomain, View, Witness,
 };
 use crate::clock;
 use crate::protocol::bytes::keccak256;
@@ -504,6 +504,14 @@ impl Chain for FacilitatedChain {
         None
     }
 
+    fn deposits_count_after(&self) -> Counting {
+        self.inner.deposits_count_after()
+    }
+
+    fn nodes(&self) -> Vec<NodeHealth> {
+        self.inner.nodes()
+    }
+
     /// The nonces of intents, as if an account made them.
     async fn nonces(&self) -> Result<Nonces, ChainError> {
         let table = lock(&self.table);
@@ -633,6 +641,8 @@ impl Chain for FacilitatedChain {
             Standing::Named(named, _) if self.inner.receipt(named).await?.is_some() => return Ok(Resent::Known),
             Standing::Named(..) | Standing::Unknown(_) | Standing::Refused => {}
         }
+        // Before the question what was done, so that nothing is done in between.
+        let now_s = self.inner.head().await?.timestamp;
         match (self.look(&intent).await?, &*intent.wanted) {
             (Sight::By(transaction), _) => {
                 lock(&self.table).set(hash, Standing::Named(transaction, Instant::now()));
@@ -641,6 +651,8 @@ impl Chain for FacilitatedChain {
             // Whoever deposits asks the authorization itself.
             (Sight::Somehow, Wanted::Deposit { .. }) => Ok(Resent::Known),
             (Sight::Somehow, _) => Ok(self.replaced(&hash)),
+            // Nobody can make this deposit any more.
+            (Sight::Not, Wanted::Deposit { valid_before, .. }) if now_s >= *valid_before => Ok(self.replaced(&hash)),
             (Sight::Not, _) if matches!(intent.standing, Standing::Refused) => Ok(self.replaced(&hash)),
             (Sight::Not, _) => {
                 tracing::info!(intent = %hash, purpose = intent.wanted.as_str(), "the facilitator is asked again");
@@ -770,7 +782,7 @@ mod tests {
         };
         let (channel, nonce) = (ChannelId([2; 32]), Hash::ZERO);
         let (token, payer) = (Address::ZERO, Address::ZERO);
-        let deposit = || Wanted::Deposit { channel, amount: Amount::new(1), token, payer, nonce };
+        let deposit = || Wanted::Deposit { channel, amount: Amount::new(1), token, payer, nonce, valid_before: 0 };
         let unknown = Standing::Unknown(Some(Instant::now()));
         assert!(matches!(with(deposit(), Standing::Asked), Standing::Refused));
         assert!(matches!(with(deposit(), unknown), Standing::Unknown(Some(_))));

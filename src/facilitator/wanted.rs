@@ -9,7 +9,15 @@ use crate::protocol::{Address, Amount, ChannelId, Domain, Hash};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// So much more in a channel, by this authorization.
-    Deposit { channel: ChannelId, amount: Amount, token: Address, payer: Address, nonce: Hash },
+    Deposit {
+        channel: ChannelId,
+        amount: Amount,
+        token: Address,
+        payer: Address,
+        nonce: Hash,
+        /// Unix seconds.
+        valid_before: u64,
+    },
     /// So much claimed of each channel, in all.
     Claim(Vec<(ChannelId, Amount)>),
     /// A receiver paid.
@@ -27,13 +35,14 @@ impl Wanted {
         match request.payload() {
             Payload::Deposit { channel_config: config, deposit, .. } => {
                 let channel = config.id(settlement);
-                let salt = deposit.authorization.erc3009_authorization.salt;
+                let authorization = &deposit.authorization.erc3009_authorization;
                 Self::Deposit {
                     channel,
                     amount: deposit.amount,
                     token: config.token,
                     payer: config.payer,
-                    nonce: Authorization::nonce(channel, salt),
+                    nonce: Authorization::nonce(channel, authorization.salt),
+                    valid_before: u64::try_from(authorization.valid_before.units()).unwrap_or(u64::MAX),
                 }
             }
             Payload::Claim { claims, .. } => Self::Claim(totals(claims)),

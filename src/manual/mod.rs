@@ -103,6 +103,34 @@ pub mod money_on_chain {
     //! trusted for a third of its withdraw delay, 30 s at least and 300 s at most; then it is read again.
 }
 
+pub mod without_gas {
+    //! A facilitator instead of a gas key.
+    //!
+    //! Who has no coin for gas lets a [`facilitator`](crate::facilitator) send deposits, claims, settlements and refunds.
+    //! It is a carrier, not an authority: vouchers are verified here, claims and refunds are signed here with our own
+    //! receiver authorizer, and balances, receipts and events are read from the provider's own node. Channels do not know
+    //! of it, so it can be changed, or replaced by a gas key, at any time.
+    //!
+    //! What it is asked is in the books first, as a transaction would be: what is asked in place of signed bytes, and an
+    //! invented hash and nonce. It counts as mined where our node shows its effect, in the transaction that the
+    //! facilitator names or in another. What became of it otherwise:
+    //!
+    //! | the facilitator | what follows |
+    //! |---|---|
+    //! | cannot be reached | nothing was sent; deposits are refused with a 503, claims wait |
+    //! | says no before it sends | nothing was sent; a claim that its node rejects, or that is too large, is halved |
+    //! | says no to a refund | the channel reckons with it until its nonce is used: the signature was shown |
+    //! | does not answer, or says nothing that counts | the chain is looked at, and it is asked again |
+    //! | answers that it is not mined yet | the transaction it names is followed |
+    //! | names a transaction that does not do it | an error in the log; a claim is made anew, a deposit is asked for again |
+    //! | is replaced, or we restart | what is open is looked for on chain, then asked for again, word for word |
+    //!
+    //! Asking twice does no harm: a voucher is claimed once, an authorization used once, a refund has a nonce. The
+    //! worst a facilitator can do is nothing; then a gas key claims. Which deposits it takes is its own decision, so it is
+    //! asked to verify one before it is asked to settle it. Some take only so many rows in a claim (25, say): set
+    //! `redeem.max_rows` to that, because not all of them say that this was the reason.
+}
+
 pub mod when_it_is_claimed {
     //! What calls for a round, what waits, and how an operator sees it.
     //!

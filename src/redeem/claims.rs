@@ -223,7 +223,7 @@ fn reason(row: &ClaimRow, books: Option<&Statement>, error: &ChainError) -> Stri
 /// Adds what the events say.
 fn note_claims(mined: &Mined, work: &mut Work<'_>) {
     work.block = work.block.max(mined.block);
-    work.report.transactions.push(mined.hash);
+    work.report.transactions.push(mined.on_chain());
     for event in &mined.events {
         if let Happening::Claimed { amount, .. } = event.what {
             work.report.channels += 1;

@@ -90,7 +90,10 @@ impl<C: Chain> Office<C> {
             match decided {
                 Ok(Some(block)) => {
                     if let Some(view) = self.book_deposit(deposit, block, None).await {
-                        return Some(DepositEnd::Landed { transaction: hash, view });
+                        // It may be ours all the same, mined between two questions.
+                        let mined = self.chain.receipt(hash).await.ok().flatten();
+                        let transaction = mined.as_ref().map_or(hash, Mined::on_chain);
+                        return Some(DepositEnd::Landed { transaction, view });
                     }
                 }
                 Err(why) => return Some(DepositEnd::Dead(why)),

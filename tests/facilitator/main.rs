@@ -19,6 +19,7 @@ use std::io::Write as _;
 use peaje::chain::{
     Bid, Call, Chain as _, ChainError, Objection, Replacement, Resent, SendError, SignedTransaction, Witness,
 };
+use peaje::devnet::Mining;
 use peaje::facilitator::{Client, FacilitatorError, FacilitatorSettings};
 use peaje::protocol::claim::claim_batch_digest;
 use peaje::protocol::{Amount, Hash};
@@ -141,8 +142,10 @@ fn what_a_facilitator_supports_is_asked_and_checked() {
 
 /// The end of every story with a fault: all that one payer owes is claimed and settled, and all units are there.
 async fn all_is_well(stage: &Stage, life: &stage::Life, charged: u128) {
-    eventually("all is claimed and settled", async || life.redeem().await.is_complete()).await;
-    assert_eq!(stage.received(), charged * PRICE);
+    // One settlement of another process may be in the way of ours for a moment.
+    let all = charged * PRICE;
+    eventually("all is settled", async || life.redeem().await.is_complete() && stage.received() >= all).await;
+    assert_eq!(stage.received(), all);
     assert_eq!(stage.claims().await.iter().sum::<u128>(), charged * PRICE);
     assert_eq!(stage.locked(), stage.deposits().await.iter().sum::<u128>() - charged * PRICE);
 }
@@ -246,10 +249,8 @@ fn a_lie_about_success_moves_nothing() {
         let report = life.redeem().await;
         assert!(report.problem.is_some(), "{report:?}");
         assert_eq!((report.channels, report.claimed, report.left), (0, Amount::ZERO, Amount::new(PRICE)));
-        eventually("the claim counts as not sent", async || {
-            stage.written().contains(&("claim".to_owned(), "never_sent".to_owned()))
-        })
-        .await;
+        let lost = ("claim".to_owned(), "replaced".to_owned());
+        eventually("the claim counts as lost", async || stage.written().contains(&lost)).await;
         assert!(!request.is_finished(), "nobody says that the deposit landed, nor that it failed");
         assert_eq!((stage.deposits().await, stage.received()), (vec![DEPOSIT], 0));
 
@@ -286,11 +287,19 @@ fn a_refusal_is_told_at_once_and_nothing_is_sent() {
         // About a row: it is looked for.
         stage.office.set(Way::Refused("invalid_batch_settlement_evm_claim_simulation_failed"));
         let report = life.redeem().await;
-        assert_eq!((stage.office.rows(), report.failures.len()), (vec![2, 2, 1, 1], 2), "{report:?}");
+        assert!(stage.office.rows().ends_with(&[2, 1, 1]) && report.failures.len() == 2, "{report:?}");
         assert!(report.failures[0].reason.contains("claim_simulation_failed"), "{report:?}");
-        let ends = [[("deposit", "never_sent"); 2], [("deposit", "mined"); 2], [("claim", "never_sent"); 2]].concat();
-        stage.is_written(&[&ends[..], &[("claim", "never_sent"); 2]].concat()).await;
+        eventually("all ends are in the books", async || {
+            let is = |state| move |(_, written): &(String, String)| written == state;
+            let (written, mined) = (stage.written(), is("mined"));
+            written.iter().filter(|one| mined(one)).count() == 2
+                && written.iter().filter(|one| !mined(one)).all(is("never_sent"))
+        })
+        .await;
 
+        // The next process does not know of any quarantine.
+        life.stop().await;
+        let life = stage.open().await;
         stage.office.set(Way::Open);
         all_is_well(&stage, &life, 2).await;
         assert_eq!(stage.deposits().await, [DEPOSIT; 2]);
@@ -361,7 +370,8 @@ fn a_claim_that_is_too_large_for_the_facilitator_goes_in_parts() {
         stage.office.set(Way::AtMost(1));
         let report = life.redeem().await;
         assert!(report.is_complete() && report.channels == 3, "{report:?}");
-        assert_eq!(stage.office.rows(), [3, 1, 2, 1, 1]);
+        let rows = stage.office.rows();
+        assert!(rows.ends_with(&[3, 1, 2, 1, 1]), "{rows:?}");
         all_is_well(&stage, &life, 3).await;
         life.stop().await;
     });
@@ -421,6 +431,35 @@ fn what_a_refused_refund_would_take_is_not_sold_for() {
 async fn all_is_well_after_refunds(stage: &Stage, life: &stage::Life, charged: u128) {
     eventually("all is claimed and settled", async || life.redeem().await.is_complete()).await;
     assert_eq!((stage.received(), stage.locked()), (charged * PRICE, 0));
+}
+
+#[test]
+fn who_sends_may_change_with_something_on_its_way() {
+    tell(Mode::Own, async |mut stage| {
+        let (life, payer) = (stage.open().await, stage.payer(1));
+        assert_eq!(life.pay(&payer.deposit(DEPOSIT, PRICE)).await.status, 200);
+        stage.devnet.set_mining(Mining::Manual);
+        life.begin_to_redeem();
+        eventually("the claim waits for a block", async || stage.devnet.pending_transactions().len() == 1).await;
+        life.crash();
+        stage.is_written(&[("deposit", "mined"), ("claim", "open")]).await;
+        assert!(stage.devnet.drop_transaction(stage.devnet.pending_transactions()[0]));
+        stage.devnet.set_mining(Mining::OnDemand);
+
+        let life = stage.open_as(Mode::Facilitated).await;
+        stage.is_written(&[("deposit", "mined"), ("claim", "mined")]).await;
+        assert_eq!((stage.claims().await, stage.office.asked_for("claim")), (vec![PRICE], 0), "the same bytes again");
+        stage.office.set(Way::Held);
+        life.begin_to_redeem();
+        eventually("a settlement was asked for", async || stage.office.asked_for("settle") == 1).await;
+        life.crash();
+
+        let life = stage.open_as(Mode::Own).await;
+        all_is_well(&stage, &life, 1).await;
+        life.stop().await;
+        let settled = [("settle", "replaced"), ("settle", "mined")];
+        stage.is_written(&[&[("deposit", "mined"), ("claim", "mined")], &settled[..]].concat()).await;
+    });
 }
 
 // ------------------------------------------------------------------------------------------------- the chain by itself

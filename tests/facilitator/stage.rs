@@ -145,6 +145,12 @@ impl Stage {
         self.open_with(self.facilitator.clone()).await
     }
 
+    /// The proxy, open, from now on with this one as its sender.
+    pub(crate) async fn open_as(&mut self, mode: Mode) -> Life {
+        self.mode = mode;
+        self.open().await
+    }
+
     /// The same with a facilitator somewhere else.
     pub(crate) async fn open_with(&self, facilitator: String) -> Life {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
