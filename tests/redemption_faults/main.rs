@@ -100,7 +100,7 @@ fn after_the_faults_every_claimable_voucher_is_claimed_and_settled_to_the_last_u
             if seed >= seeds.end {
                 return;
             }
-            let kind = if anvil && seed % ANVIL_EVERY == 0 { Kind::Anvil } else { Kind::Devnet };
+            let kind = if anvil && seed.is_multiple_of(ANVIL_EVERY) { Kind::Anvil } else { Kind::Devnet };
             let one = std::thread::Builder::new().name(format!("seed {seed}")).spawn(move || trial::run(seed, kind));
             let verdict = one.unwrap().join().unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<String>().cloned();
