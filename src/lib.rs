@@ -17,6 +17,7 @@
 //! | [`admin`], [`telemetry`] | what operators see: health, books, the log |
 //! | [`redeem`] | deposits, refunds, claims and settlements: everything that waits for a chain |
 //! | [`proxy`], [`config`], [`agent`] | the proxy around the gate, the operator's file, the paying side |
+//! | [`facilitator`] | a chain that somebody else sends to for us |
 //! | [`gate`], [`chain`] | whether a request is paid for, and the chain behind it |
 //! | [`store`] | the books on disk, and the one writer that puts them there |
 //! | [`ledger`] | what a channel has, and what may happen to it |
@@ -33,6 +34,7 @@ pub mod cli;
 mod clock;
 pub mod config;
 pub mod devnet;
+pub mod facilitator;
 pub mod gate;
 pub mod ledger;
 pub mod manual;

@@ -16,12 +16,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use peaje::agent::judge::{CorrectiveFault, OfferFault, QuoteFault, ReceiptFault};
 use peaje::agent::{
-    Agent, AgentConfig, AgentError, Answer, Book, BookError, Budget, ChainChannel, ChainReadError, ChainReader,
-    Dollars, Limit, NoChain, PayRequest, Record,
+    Agent, AgentConfig, AgentError, Allowance, Answer, Book, BookError, Budget, ChainChannel, ChainReadError,
+    ChainReader, Dollars, Limit, NoChain, PayRequest, Record,
 };
-use peaje::protocol::deposit::Authorization;
+use peaje::protocol::deposit::{Authorization, Permission};
 use peaje::protocol::x402::{
-    Action, ChannelState, PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, Payment, Receipt, encode,
+    Action, ChannelState, Deposit, PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, Payment, Receipt, encode,
 };
 use peaje::protocol::{Address, Amount, ChannelId, Code, Domain, Hash, LocalKey, SignedVoucher, Voucher};
 use serde_json::{Value, json};
@@ -58,7 +58,9 @@ impl Seen {
 
     fn deposit(&self) -> Option<(Amount, Authorization)> {
         match &self.paid().action {
-            Action::DepositAndPay(deposit) => Some((deposit.amount, deposit.authorization.clone())),
+            Action::DepositAndPay(Deposit { amount, authorization: Permission::Erc3009(authorization) }) => {
+                Some((*amount, authorization.clone()))
+            }
             _ => None,
         }
     }
@@ -272,6 +274,10 @@ impl ChainReader for Told {
         assert_eq!(network, NETWORK);
         let (balance, claimed) = *self.0.lock().unwrap();
         Ok(Some(ChainChannel { balance: Amount::new(balance), total_claimed: Amount::new(claimed) }))
+    }
+
+    async fn allowance(&self, _: &str, _: Address, _: Address) -> Result<Option<Allowance>, ChainReadError> {
+        panic!("no test asks")
     }
 }
 
@@ -919,6 +925,31 @@ async fn a_crash_after_sending_signs_no_other_deposit() {
     let agent = agent_with(Budget::default(), open(directory.path()));
     pay(&agent, &server).await.unwrap();
     assert!(server.check(1, Seen::deposit) == server.check(4, Seen::deposit));
+}
+
+/// Signed both ways, the same deposit could land twice.
+#[tokio::test]
+async fn an_open_deposit_keeps_its_way_when_the_server_asks_for_another() {
+    let by_permit2 = |_: &Seen| {
+        let mut offer = offer(PRICE);
+        offer["extra"]["assetTransferMethod"] = json!("permit2");
+        quote("Payment required", offer)
+    };
+    let permission = |seen: &Seen| match &seen.paid().action {
+        Action::DepositAndPay(deposit) => deposit.authorization.clone(),
+        other => panic!("{other:?}"),
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let refused = |_: &Seen| refused(Code::Erc3009AuthorizationRequired);
+    let absent = |_: &Seen| self::refused(Code::ChannelNotFound);
+    let server = Server::script(vec![by_permit2, |_| Reply::hang_up(), unpaid, absent, refused]).await;
+    pay(&agent_with(Budget::default(), open(directory.path())), &server).await.unwrap_err();
+    let agent = agent_with(Budget::default(), open(directory.path()));
+    let error = pay(&agent, &server).await.unwrap_err();
+    assert!(matches!(error, AgentError::Refused { .. }), "{error}");
+    let first = server.check(1, permission);
+    assert!(matches!(first, Permission::Permit2(_)));
+    assert!(first == server.check(4, permission));
 }
 
 #[tokio::test]

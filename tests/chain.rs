@@ -107,7 +107,7 @@ impl Stage {
         let digest = Authorization::digest(&self.token, config.payer, amount, 0, valid_before, nonce);
         let signature = self.payer.sign(digest);
         let authorization = Authorization { valid_after: 0, valid_before, salt: authorization_salt, signature };
-        Call::Deposit { config, amount, authorization }
+        Call::Deposit { config, amount, authorization: authorization.into(), payment: None }
     }
 
     fn row(&self, salt: u8, max: u128, total: u128) -> ClaimRow {
@@ -901,7 +901,9 @@ async fn a_wallet_contract_can_be_the_payer() {
         salt: Hash::ZERO,
         signature: signature.clone(),
     };
-    stage.mine(&Call::Deposit { config, amount: Amount::new(1_000), authorization }).await;
+    stage
+        .mine(&Call::Deposit { config, amount: Amount::new(1_000), authorization: authorization.into(), payment: None })
+        .await;
     let row = ClaimRow { config, max_claimable: Amount::new(400), signature, total_claimed: Amount::new(400) };
     stage.mine(&stage.claim_with_signature(vec![row])).await;
     let view = stage.chain.channel(config.id(&stage.domain)).await.unwrap();

@@ -87,7 +87,7 @@ fn a_minimal_config_is_short_and_the_rest_has_defaults() {
     assert_eq!(config.chain.token.transfer, Transfer::Eip3009);
     assert_eq!(config.channel.withdraw_margin, Duration::from_secs(300));
     assert_eq!((config.channel.refund_idle, config.channel.max_wallet_exposure), (None, Amount::new(1_000_000)));
-    let deposits = Deposits { instant: Amount::ZERO, per_peer_per_hour: 30, per_hour: 1_000 };
+    let deposits = Deposits { instant: Amount::ZERO, per_peer_per_hour: 200, per_hour: 1_000 };
     assert_eq!(config.deposits, deposits);
     let redeem = &config.redeem;
     let sums = [redeem.max_unclaimed, redeem.max_unclaimed_per_channel, redeem.max_unclaimed_per_payer];
@@ -939,6 +939,10 @@ fn a_key_reference_is_what_the_chain_can_read() {
 #[test]
 fn the_readmes_config_is_one() {
     let readme = include_str!("../README.md");
-    let config = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    Config::parse(config, "README.md").unwrap();
+    let blocks: Vec<_> =
+        readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).map(str::to_owned).collect();
+    assert_eq!(blocks.len(), 2);
+    Config::parse(&blocks[0], "README.md").unwrap();
+    let config = Config::parse(&blocks.concat(), "README.md").unwrap();
+    assert_eq!(config.redeem.max_gas_share_bps, Some(1_000));
 }

@@ -934,7 +934,7 @@ mod chain {
             let digest = Authorization::digest(&token, config.payer, amount, 0, valid_before, nonce);
             let signature = self.account.signer.sign(digest);
             let authorization = Authorization { valid_after: 0, valid_before, salt, signature };
-            self.send(&Call::Deposit { config, amount, authorization }).await;
+            self.send(&Call::Deposit { config, amount, authorization: authorization.into(), payment: None }).await;
         }
 
         async fn claim(&self, total: u128) {

@@ -78,9 +78,9 @@ impl State {
     fn run(&mut self, call: &Call) -> (bool, Vec<Happening>) {
         let settlement = Domain::settlement(CHAIN_ID);
         match call {
-            Call::Deposit { config, amount, authorization } => {
+            Call::Deposit { config, amount, authorization, .. } => {
                 let channel = config.id(&settlement);
-                self.used.insert(Authorization::nonce(channel, authorization.salt));
+                self.used.insert(Authorization::nonce(channel, authorization.salt()));
                 let view = self.channels.entry(channel).or_default();
                 view.balance = view.balance.checked_add(*amount).unwrap();
                 view.total_claimed = view.total_claimed.checked_add(Amount::new(self.claimed_elsewhere)).unwrap();
@@ -167,6 +167,18 @@ impl Chain for Scripted {
 
     async fn token_balance(&self, _: Address, _: Address) -> Result<Amount, ChainError> {
         Ok(Amount::MAX)
+    }
+
+    async fn allowance(&self, _: Address, _: Address, _: Address) -> Result<Amount, ChainError> {
+        Ok(Amount::MAX)
+    }
+
+    async fn permit_nonce(&self, _: Address, _: Address) -> Result<Option<Hash>, ChainError> {
+        Ok(None)
+    }
+
+    async fn permit2_nonce_used(&self, _: Address, nonce: Hash) -> Result<bool, ChainError> {
+        Ok(self.with(|state| state.used.contains(&nonce)))
     }
 
     async fn authorization_used(&self, _: Address, _: Address, nonce: Hash) -> Result<bool, ChainError> {

@@ -10,9 +10,10 @@ use alloy::sol_types::{Eip712Domain, SolStruct, eip712_domain};
 use proptest::prelude::*;
 use serde_json::Value;
 
+use peaje::protocol::bytes::{decode_decimal, encode_decimal};
 use peaje::protocol::claim::{ClaimRow, claim_batch_digest, refund_digest};
-use peaje::protocol::contracts::{ERC3009_COLLECTOR, SETTLEMENT};
-use peaje::protocol::deposit::Authorization;
+use peaje::protocol::contracts::{ERC3009_COLLECTOR, PERMIT2, PERMIT2_COLLECTOR, SETTLEMENT};
+use peaje::protocol::deposit::{Authorization, Permit2Authorization, TokenPermit};
 use peaje::protocol::{Address, Amount, ChannelConfig, ChannelId, Domain, Hash, LocalKey, Signature, Voucher};
 
 mod vectors {
@@ -132,6 +133,20 @@ mod vectors {
         );
         check("/erc3009", digest, &key("payer"));
     }
+
+    #[test]
+    fn the_permit2_transfer() {
+        let vectors = vectors();
+        let digest = Permit2Authorization::digest(
+            &Domain::permit2(84_532),
+            config(0).token,
+            read(&vectors, "/permit2/amount"),
+            decode_decimal(text(&vectors, "/permit2/nonce")).unwrap(),
+            text(&vectors, "/permit2/deadline").parse().unwrap(),
+            config(0).id(&settlement()),
+        );
+        check("/permit2", digest, &key("payer"));
+    }
 }
 
 /// The structs as the specification writes them; alloy makes the type strings and digests.
@@ -170,6 +185,27 @@ mod spec {
             uint256 validAfter;
             uint256 validBefore;
             bytes32 nonce;
+        }
+        struct TokenPermissions {
+            address token;
+            uint256 amount;
+        }
+        struct DepositWitness {
+            bytes32 channelId;
+        }
+        struct PermitWitnessTransferFrom {
+            TokenPermissions permitted;
+            address spender;
+            uint256 nonce;
+            uint256 deadline;
+            DepositWitness witness;
+        }
+        struct Permit {
+            address owner;
+            address spender;
+            uint256 value;
+            uint256 nonce;
+            uint256 deadline;
         }
     }
 }
@@ -286,6 +322,52 @@ proptest! {
         };
         let digest_here = Authorization::digest(&ours, payer, Amount::new(amount), window.0, window.1, nonce);
         prop_assert_eq!(digest_here, digest(&message, &theirs));
+    }
+
+    #[test]
+    fn permit2_digests_are_alloys(
+        token in address(), channel: [u8; 32], nonce: [u8; 32], amount: u128, deadline: u64, chain_id: u64,
+    ) {
+        let theirs = eip712_domain! { name: "Permit2", chain_id: chain_id, verifying_contract: evm(PERMIT2), };
+        let ours = Domain::permit2(chain_id);
+        prop_assert_eq!(ours.separator().0, theirs.separator().0);
+        let message = spec::PermitWitnessTransferFrom {
+            permitted: spec::TokenPermissions { token: evm(token), amount: U256::from(amount) },
+            spender: evm(PERMIT2_COLLECTOR),
+            nonce: U256::from_be_bytes(nonce),
+            deadline: U256::from(deadline),
+            witness: spec::DepositWitness { channelId: B256::new(channel) },
+        };
+        let digest_here = Permit2Authorization::digest(
+            &ours, token, Amount::new(amount), Hash(nonce), deadline, ChannelId(channel),
+        );
+        prop_assert_eq!(digest_here, digest(&message, &theirs));
+    }
+
+    #[test]
+    fn permit_digests_are_alloys(
+        owner in address(), token in address(), nonce: [u8; 32], amount: u128, deadline: u64, chain_id: u64,
+    ) {
+        let theirs = eip712_domain! {
+            name: "Plain Dollar", version: "1", chain_id: chain_id, verifying_contract: evm(token),
+        };
+        let message = spec::Permit {
+            owner: evm(owner),
+            spender: evm(PERMIT2),
+            value: U256::from(amount),
+            nonce: U256::from_be_bytes(nonce),
+            deadline: U256::from(deadline),
+        };
+        let ours = Domain::new("Plain Dollar", "1", chain_id, token);
+        let digest_here = TokenPermit::digest(&ours, owner, Amount::new(amount), Hash(nonce), deadline);
+        prop_assert_eq!(digest_here, digest(&message, &theirs));
+    }
+
+    #[test]
+    fn words_in_decimal_are_alloys(word: [u8; 32]) {
+        let theirs = U256::from_be_bytes(word).to_string();
+        prop_assert_eq!(encode_decimal(&Hash(word)), theirs.clone());
+        prop_assert_eq!(decode_decimal(&theirs), Some(Hash(word)));
     }
 
     #[test]

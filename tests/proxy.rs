@@ -27,7 +27,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use peaje::gate::path::PathPattern;
 use peaje::gate::policy::{Policy, Price, Route};
-use peaje::gate::{Desk, Gate};
+use peaje::gate::{DepositLimits, Desk, Gate, Limits};
 use peaje::ledger::View;
 use peaje::protocol::{Amount, ChannelId, LocalKey};
 use peaje::proxy::{Cors, Listener, Upstream, UpstreamSettings};
@@ -69,6 +69,7 @@ struct Setup {
     drain: Duration,
     header_time: Option<Duration>,
     max_connections: Option<usize>,
+    limits: Limits,
 }
 
 impl Setup {
@@ -82,6 +83,7 @@ impl Setup {
             drain: PATIENCE,
             header_time: None,
             max_connections: None,
+            limits: Limits::default(),
         }
     }
 
@@ -93,6 +95,7 @@ impl Setup {
             Route { methods: vec![Method::GET], ..route("/private/report", Price::Fixed(PRICE)) },
         ];
         let gate = Gate::new(Policy::new(terms(), self.public_url, routes).unwrap(), Desk::closed());
+        let gate = gate.with_limits(self.limits);
         let upstream = Upstream::new(&UpstreamSettings {
             url: self.upstream.parse().unwrap(),
             connect_timeout: Duration::from_secs(2),
@@ -161,6 +164,26 @@ impl Payer {
     fn header(&self) -> String {
         self.wallet.voucher(self.charged() + PRICE.units()).header()
     }
+}
+
+/// The budget is of who is at the other end of the connection, whatever the request says of that.
+#[tokio::test]
+async fn deposits_are_counted_by_the_connections_address() {
+    let upstream = SocketAddr::from(([127, 0, 0, 1], 9));
+    let deposits = DepositLimits { per_peer_per_hour: 1, ..DepositLimits::default() };
+    let limits = Limits { deposits, ..Limits::default() };
+    let site = Setup { limits, ..Setup::new(upstream) }.open().await;
+    let payer = Payer::of(&site);
+    let mut answers = Vec::new();
+    for forwarded in ["192.0.2.1", "192.0.2.2"] {
+        let payment = payer.wallet.deposit(PRICE.units(), PRICE.units()).header();
+        let head = format!("GET /paid/x HTTP/1.1\r\nhost: a\r\nx-forwarded-for: {forwarded}\r\n");
+        let answer = site.ask(&format!("{head}payment-signature: {payment}\r\nconnection: close\r\n\r\n")).await;
+        answers.push((answer.status, answer.json()["error"].as_str().unwrap_or_default().to_owned()));
+    }
+    // Nobody is at the desk, so the first one gets no further than there.
+    assert_eq!(answers[0], (503, "invalid_batch_settlement_evm_rpc_read_failed".to_owned()));
+    assert_eq!(answers[1], (429, "deposit_rate_limited".to_owned()));
 }
 
 // ---- a client that sees the bytes
@@ -1632,17 +1655,21 @@ mod operators {
         unready: CancellationToken,
         stop: CancellationToken,
         task: JoinHandle<()>,
-        _devnet: Devnet,
+        devnet: Option<Devnet>,
     }
 
     async fn office() -> Office {
+        office_with(Settings::default()).await
+    }
+
+    async fn office_with(settings: Settings) -> Office {
         let devnet = Devnet::start(DevnetConfig::default()).await.unwrap();
         let url: RpcUrl = devnet.rpc_url().parse().unwrap();
         let chain = Arc::new(AlloyChain::connect(url, None).await.unwrap());
         let route = Route::new(PathPattern::parse("/paid").unwrap(), Price::Fixed(PRICE));
         let (desk, questions) = Desk::new();
         let gate = Gate::new(Policy::new(terms(), "http://h", vec![route]).unwrap(), desk);
-        let settings = Settings { poll: Duration::from_millis(20), ..Settings::default() };
+        let settings = Settings { poll: Duration::from_millis(20), ..settings };
         let authorizer = LocalKey::from_bytes(&[9; 32]).unwrap();
         let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings, Opening::default());
         let socket = admin::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -1650,7 +1677,7 @@ mod operators {
         let (unready, stop) = (CancellationToken::new(), CancellationToken::new());
         let serving = admin::serve(socket, gate.clone(), redemption.clone(), unready.clone(), stop.clone());
         let task = tokio::spawn(serving);
-        Office { address, gate, redemption, unready, stop, task, _devnet: devnet }
+        Office { address, gate, redemption, unready, stop, task, devnet: Some(devnet) }
     }
 
     impl Office {
@@ -1687,7 +1714,16 @@ mod operators {
             "host: 10.0.0.1\r\n",
             "host: localhost\r\nhost: evil.example\r\n",
         ] {
-            for start in ["GET /livez", "GET /readyz", "GET /channels", "POST /redeem", "GET /nothing"] {
+            let starts = [
+                "GET /livez",
+                "GET /readyz",
+                "GET /channels",
+                "GET /redemption",
+                "GET /redeem/plan",
+                "POST /redeem",
+                "GET /nothing",
+            ];
+            for start in starts {
                 let answer = office.ask(start, &format!("{host}x-peaje-admin: 1\r\n")).await;
                 assert_eq!(
                     (answer.status, answer.json()["error"].as_str()),
@@ -1727,6 +1763,35 @@ mod operators {
         let mut sorted = names.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, expected);
+    }
+
+    #[tokio::test]
+    async fn readiness_ends_once_claims_are_stuck() {
+        let mut office = office_with(Settings { stuck_after: Duration::ZERO, ..Settings::default() }).await;
+        let (local, order) = ("host: localhost\r\n", "host: localhost\r\nx-peaje-admin: 1\r\n");
+        assert!(office.ask("POST /redeem", order).await.json().get("problem").is_none());
+        assert_eq!(office.ask("GET /readyz", local).await.status, 200);
+
+        office.devnet.take().unwrap().shutdown().await;
+        let report = office.ask("POST /redeem", order).await.json();
+        let problem = report["problem"].as_str().expect("nobody can be asked what is owed");
+        let failing = office.ask("GET /redemption", local).await.json();
+        assert_eq!(failing["vitals"]["problem"], problem);
+        let begun = tokio::time::Instant::now();
+        let unready = loop {
+            let answer = office.ask("GET /readyz", local).await;
+            if answer.status != 200 {
+                break answer;
+            }
+            assert!(begun.elapsed() < PATIENCE, "still ready");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_eq!(unready.status, 503);
+        let why = unready.text();
+        assert!(why.starts_with("claims are stuck: $0.00 unclaimed on 0 channels") && why.contains(problem), "{why}");
+        let plan = office.ask("GET /redeem/plan", local).await;
+        assert_eq!((plan.status, plan.json()["gas_price_wei"].is_null()), (200, true));
+        assert!(plan.json()["problem"].is_string(), "a dry run says that it does not know what gas costs");
     }
 
     #[tokio::test]

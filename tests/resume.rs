@@ -817,7 +817,12 @@ async fn a_deposit_that_somebody_else_relayed_meanwhile_landed() {
     place.sent(1).await;
     life.crash();
     let authorization = payer.authorization(1);
-    let call = Call::Deposit { config: payer.config, amount: Amount::new(DEPOSIT), authorization };
+    let call = Call::Deposit {
+        config: payer.config,
+        amount: Amount::new(DEPOSIT),
+        authorization: authorization.into(),
+        payment: None,
+    };
     place.past_the_proxy(dev("5"), &call).await;
     place.gateway.set(Way::Open);
     let life = place.life().await;
@@ -1174,6 +1179,41 @@ async fn a_withdrawal_makes_what_is_in_flight_pay_more_at_once_and_is_claimed_ne
     for payer in [(&payer, 2 * PRICE), (&leaving, PRICE)] {
         assert_eq!(place.on_chain(payer.0).await, (DEPOSIT, payer.1));
     }
+    life.stop().await;
+}
+
+#[tokio::test]
+async fn a_deposit_that_can_only_revert_is_left_alone_until_something_waits_for_its_nonce() {
+    let place = Place::new().await;
+    let (life, payer) = (place.life_sending(SOON, 1).await, place.payer(9));
+    place.gateway.set(Way::Swallowed);
+    let client = life.paying(payer.deposit(1, PRICE));
+    place.written("deposit").await;
+    place.sent(1).await;
+    place.devnet.increase_time(Duration::from_secs(400));
+    place.devnet.mine(1).unwrap();
+    assert_ne!(client.await.unwrap(), StatusCode::OK, "its authorization ran out");
+    // What the pilot had begun before.
+    tokio::time::sleep(SOON).await;
+    let (sent, versions) = (place.gateway.sent().len(), place.books.of("deposit").len());
+    tokio::time::sleep(3 * SOON).await;
+    assert_eq!((place.gateway.sent().len(), place.books.of("deposit").len()), (sent, versions), "it is left alone");
+    assert_eq!(life.redemption.vitals().failing_since, None, "and keeps nobody waiting");
+
+    place.gateway.set(Way::Open);
+    let other = Payer { valid_before: now_s() + 800, ..place.payer(10) };
+    assert_eq!(life.pay(other.deposit(1, PRICE)).await, StatusCode::OK);
+    let ended = async || place.books.of("deposit").iter().all(|(_, fate)| fate.is_some());
+    eventually("both have ended", ended).await;
+    let ends = place.books.of("deposit");
+    let end = |nonce| {
+        ends.iter().filter(|(sent, _)| sent.nonce == nonce).find_map(|(_, fate)| match fate {
+            Some(Fate::Mined { success, .. }) => Some(*success),
+            _ => None,
+        })
+    };
+    assert_eq!((end(0), end(1)), (Some(false), Some(true)), "{ends:?}");
+    assert_eq!(place.nonce().await, 2);
     life.stop().await;
 }
 

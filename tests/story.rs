@@ -153,6 +153,9 @@ fn the_commands_it_invites_to_try_work() {
     let too_dear = stage.pay(&["--max-price", "0.001"]);
     assert_eq!(too_dear.status.code(), Some(5), "{}", String::from_utf8_lossy(&too_dear.stderr));
 
+    let plan = json_of(&peaje(&["redeem", "--dry-run", "--admin", &stage.admin]).output().unwrap().stdout);
+    assert_eq!((&plan["claims"], &plan["batches"][0]["rows"]), (&"4000".into(), &1.into()), "{plan}");
+
     let redeemed = peaje(&["redeem", "--admin", &stage.admin]).output().unwrap();
     assert!(redeemed.status.success());
     let report = json_of(&redeemed.stdout);

@@ -20,13 +20,14 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use peaje::chain::{AlloyChain, Call, Chain as _, KeyRef};
 use peaje::devnet::{Devnet, DevnetConfig, Mining, genesis};
+use peaje::gate::desk::{DepositEnd, Question};
 use peaje::gate::path::PathPattern;
 use peaje::gate::policy::{Policy, Price, Route, Terms};
 use peaje::gate::{DepositLimits, Desk, Gate, Limits, Peer, Statement};
 use peaje::ledger::View;
 use peaje::protocol::claim::{ClaimRow, claim_batch_digest};
 use peaje::protocol::x402::{self, PAYMENT_REQUIRED, PAYMENT_SIGNATURE};
-use peaje::protocol::{Address, Amount, LocalKey};
+use peaje::protocol::{Address, Amount, Hash, LocalKey};
 use peaje::redeem::{Redemption, Settings, Watch};
 use peaje::store::Opening;
 use serde_json::{Value, json};
@@ -151,6 +152,22 @@ impl Answered {
     }
 }
 
+/// Sends a paid request to a gate.
+async fn ask(gate: &Gate, peer: Option<&str>, payment: &Payment) -> Answered {
+    let mut request = Request::get("/paid").header(PAYMENT_SIGNATURE, payment.header()).body(()).unwrap();
+    if let Some(peer) = peer {
+        request.extensions_mut().insert(Peer(peer.parse::<IpAddr>().unwrap()));
+    }
+    let upstream = tower::service_fn(async |_: Request<()>| {
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"{}"))))
+    });
+    let response = gate.layer().layer(upstream).oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    let body = serde_json::from_slice(&body).unwrap_or_default();
+    Answered { status: parts.status, headers: parts.headers, body }
+}
+
 impl Stage {
     async fn set(options: Options) -> Self {
         peaje::chain::install_tls();
@@ -192,18 +209,7 @@ impl Stage {
     }
 
     async fn pay_from(&self, peer: Option<&str>, payment: &Payment) -> Answered {
-        let mut request = Request::get("/paid").header(PAYMENT_SIGNATURE, payment.header()).body(()).unwrap();
-        if let Some(peer) = peer {
-            request.extensions_mut().insert(Peer(peer.parse::<IpAddr>().unwrap()));
-        }
-        let upstream = tower::service_fn(async |_: Request<()>| {
-            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"{}"))))
-        });
-        let response = self.gate.layer().layer(upstream).oneshot(request).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
-        let body = serde_json::from_slice(&body).unwrap_or_default();
-        Answered { status: parts.status, headers: parts.headers, body }
+        ask(&self.gate, peer, payment).await
     }
 
     /// A payer whose channel has [`DEPOSIT`] and was charged once.
@@ -602,6 +608,91 @@ async fn a_payer_has_one_deposit_on_its_way_however_many_channels_it_has() {
     }
     assert_eq!(stage.dollars(payer.address()), PURSE - 3 * DEPOSIT);
     stage.strike().await;
+}
+
+/// A chain on which deposits count late: a desk where the test says what the chain says.
+struct LateChain {
+    gate: Gate,
+    /// The balance that counts.
+    balance: Mutex<u128>,
+    /// Questions so far: for views, and deposits to relay.
+    asked: Mutex<(u64, usize)>,
+}
+
+impl LateChain {
+    fn start(max_timeout_s: u64) -> Arc<Self> {
+        let terms = Terms { max_timeout_s, ..usual_terms() };
+        let routes = vec![Route::new(PathPattern::parse("/paid").unwrap(), Price::Fixed(Amount::new(PRICE)))];
+        let (desk, mut questions) = Desk::new();
+        let gate = Gate::new(Policy::new(terms, "https://api.example", routes).unwrap(), desk);
+        let chain = Arc::new(Self { gate, balance: Mutex::new(0), asked: Mutex::default() });
+        let at_the_desk = Arc::clone(&chain);
+        tokio::spawn(async move {
+            while let Some(question) = questions.recv().await {
+                at_the_desk.answer(question);
+            }
+        });
+        chain
+    }
+
+    fn view(&self) -> View {
+        let mut asked = self.asked.lock().unwrap();
+        asked.0 += 1;
+        View { block: asked.0, balance: Amount::new(*self.balance.lock().unwrap()), ..View::default() }
+    }
+
+    fn answer(&self, question: Question) {
+        match question {
+            Question::View { reply, .. } => reply.send(Ok(self.view())).unwrap(),
+            Question::Deposit { config, deposit, place, .. } => {
+                self.asked.lock().unwrap().1 += 1;
+                // So much counts at once.
+                *self.balance.lock().unwrap() = 1;
+                let view = self.view();
+                self.gate.accounts().observe(place.channel(), &config, view).unwrap();
+                self.gate.accounts().note_deposit(&place.channel(), deposit.authorization.salt());
+                place.end(DepositEnd::Landed { transaction: Hash([7; 32]), view });
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn pay(&self, payment: &Payment) -> Answered {
+        ask(&self.gate, None, payment).await
+    }
+
+    fn asked(&self) -> (u64, usize) {
+        *self.asked.lock().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_deposit_that_landed_and_does_not_count_yet_keeps_its_request_waiting() {
+    let chain = LateChain::start(60);
+    let payer = Payer::new(1, chain.gate.policy().terms(), PRICE);
+    let payment = payer.deposit(DEPOSIT, PRICE);
+    let (served, ()) = tokio::join!(chain.pay(&payment), async {
+        eventually("it is asked again and again", async || chain.asked().0 > 4).await;
+        *chain.balance.lock().unwrap() = DEPOSIT;
+    });
+    served.assert_served();
+    let receipt: Value = x402::decode(served.headers[x402::PAYMENT_RESPONSE].as_bytes()).unwrap();
+    assert_eq!((receipt["success"].as_bool(), receipt["amount"].as_str()), (Some(true), Some("20000")));
+}
+
+#[tokio::test]
+async fn a_deposit_that_does_not_count_in_time_is_pending_and_its_payload_finds_it_later() {
+    let chain = LateChain::start(2);
+    let payer = Payer::new(1, chain.gate.policy().terms(), PRICE);
+    let payment = payer.deposit_with(DEPOSIT, PRICE, |wish| wish.valid_before += 600);
+    for _ in 0..2 {
+        let pending = chain.pay(&payment).await;
+        pending.assert_refused(503, "settlement_pending");
+        assert!(!pending.headers.contains_key(x402::PAYMENT_RESPONSE), "nothing is said to have failed");
+    }
+    *chain.balance.lock().unwrap() = DEPOSIT;
+    chain.pay(&payment).await.assert_served();
+    assert_eq!(chain.asked().1, 1, "it was relayed once");
 }
 
 // ------------------------------------------------------------------------------------------------------ idle channels

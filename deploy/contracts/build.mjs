@@ -11,7 +11,10 @@ const root = dirname(fileURLToPath(import.meta.url));
 const contracts = [
   "X402BatchSettlement",
   "ERC3009DepositCollector",
+  "Permit2",
+  "Permit2DepositCollector",
   "TestDollar",
+  "PlainDollar",
   "TestWallet",
   "Multicall3",
 ];

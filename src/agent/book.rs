@@ -72,6 +72,10 @@ pub struct PendingDeposit {
     pub salt: Hash,
     /// Unix time from which the token refuses it, seconds.
     pub valid_before: u64,
+    /// Whether it is a Permit2 transfer, whose nonce the salt is then. It stays one even if the server changes its mind:
+    /// the same deposit signed both ways could land twice.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_permit2: bool,
 }
 
 impl Record {
@@ -376,7 +380,12 @@ mod tests {
             signed_max: Amount::MAX,
             counted: Amount::new(2),
             balance: Amount::new(3),
-            pending_deposit: Some(PendingDeposit { amount: Amount::new(4), salt: Hash([9; 32]), valid_before: 5 }),
+            pending_deposit: Some(PendingDeposit {
+                amount: Amount::new(4),
+                salt: Hash([9; 32]),
+                valid_before: 5,
+                by_permit2: true,
+            }),
         }
     }
 

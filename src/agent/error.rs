@@ -10,7 +10,8 @@ use super::book::BookError;
 use super::budget::BudgetRefusal;
 use super::judge::{CorrectiveFault, OfferFault, QuoteFault};
 use super::reader::ChainReadError;
-use crate::protocol::ChannelId;
+use crate::protocol::contracts::PERMIT2;
+use crate::protocol::{Address, ChannelId};
 
 /// Why a payment or a refund did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +81,16 @@ pub enum AgentError {
     NeedsChain {
         /// The channel.
         channel: ChannelId,
+    },
+    /// The token is deposited through Permit2, the payer has not allowed that, and no permit would be relayed. Nothing was
+    /// signed.
+    #[error(
+        "token {token} is deposited through Permit2, which may not move so much of it yet, and no permit can be sent \
+         along; approve Permit2 ({PERMIT2}) for the token once and try again"
+    )]
+    NeedsAllowance {
+        /// The token.
+        token: Address,
     },
     /// A node is configured and does not answer.
     #[error(transparent)]

@@ -14,7 +14,7 @@ use super::budget::{Budget, BudgetRefusal, Dollars, Limit};
 use super::reader::ChainChannel;
 use crate::protocol::channel::{MAX_WITHDRAW_DELAY_S, MIN_WITHDRAW_DELAY_S};
 use crate::protocol::deposit::MIN_AUTHORIZATION_LEFT_S;
-use crate::protocol::x402::{self, HeaderError, Offer, Receipt, SCHEME, VERSION};
+use crate::protocol::x402::{self, HeaderError, Offer, PERMIT2_METHOD, Receipt, SCHEME, TRANSFER_METHOD, VERSION};
 use crate::protocol::{Address, Amount, ChannelId, Code, Domain, Hash, Network, Signature, SignedVoucher};
 
 /// The longest a deposit authorization is made valid, in seconds, whatever the server asks for: while it is valid and
@@ -158,8 +158,8 @@ pub enum OfferFault {
     /// The withdraw delay is missing, or longer than agreed to, or one the contract refuses.
     #[error("its withdraw delay is missing or out of range")]
     WithdrawDelay,
-    /// Deposits by something else than an ERC-3009 authorization, which is all this agent signs.
-    #[error("it wants deposits by {0:?}, this agent signs eip3009 only")]
+    /// Deposits by something else than an ERC-3009 authorization or a Permit2 transfer, which is all this agent signs.
+    #[error("it wants deposits by {0:?}, this agent signs eip3009 and permit2 only")]
     TransferMethod(String),
     /// A variant of the scheme this agent does not speak.
     #[error("it wants {key} {value:?}, which this agent does not speak")]
@@ -189,8 +189,18 @@ pub struct Choice {
     pub receiver_authorizer: Address,
     /// Seconds between announcing a withdrawal and making it.
     pub withdraw_delay: u64,
+    /// Whether its token is deposited through Permit2 instead of by ERC-3009.
+    pub by_permit2: bool,
     /// The least the server wants deposited, if it says so and it covers the price.
     pub min_deposit: Option<Amount>,
+}
+
+impl Choice {
+    /// The token's own signing domain.
+    pub fn token_domain(&self) -> Domain {
+        let KnownToken { chain_id, address, domain_name, domain_version, .. } = &self.token;
+        Domain::new(domain_name, domain_version, *chain_id, *address)
+    }
 }
 
 /// Why no offer was chosen.
@@ -260,9 +270,12 @@ fn examine(offered: &Value, terms: &Terms) -> Result<Choice, OfferFault> {
         .and_then(Value::as_u64)
         .filter(|delay| (MIN_WITHDRAW_DELAY_S..=longest).contains(delay))
         .ok_or(OfferFault::WithdrawDelay)?;
-    if let Some(method) = extra("assetTransferMethod").filter(|method| method.as_str() != Some("eip3009")) {
-        return Err(OfferFault::TransferMethod(shown(&text_of(method))));
-    }
+    let by_permit2 = match extra(TRANSFER_METHOD).map(|method| method.as_str().ok_or(method)) {
+        None | Some(Ok("eip3009")) => false,
+        Some(Ok(PERMIT2_METHOD)) => true,
+        Some(Ok(other)) => return Err(OfferFault::TransferMethod(shown(other))),
+        Some(Err(other)) => return Err(OfferFault::TransferMethod(shown(&text_of(other)))),
+    };
     for (key, default) in [("paymentFlow", "authorization"), ("voucherManager", "server")] {
         if let Some(value) = extra(key).filter(|value| value.as_str() != Some(default)) {
             return Err(OfferFault::Variant { key, value: shown(&text_of(value)) });
@@ -276,7 +289,7 @@ fn examine(offered: &Value, terms: &Terms) -> Result<Choice, OfferFault> {
         .and_then(|text| text.parse::<Amount>().ok())
         .filter(|least| *least >= offer.amount);
     let echo = without_state(offered);
-    Ok(Choice { offer, echo, chain_id, token, receiver_authorizer, withdraw_delay, min_deposit })
+    Ok(Choice { offer, echo, chain_id, token, receiver_authorizer, withdraw_delay, by_permit2, min_deposit })
 }
 
 /// The offer without what a corrective adds to it: the state is addressed to us and answers nothing.

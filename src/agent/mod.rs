@@ -37,5 +37,5 @@ pub use chain::NodeReader;
 pub use error::AgentError;
 pub use judge::{KnownToken, Terms};
 pub use pay::{Agent, AgentConfig, PayRequest};
-pub use reader::{ChainChannel, ChainReadError, ChainReader, NoChain};
+pub use reader::{Allowance, ChainChannel, ChainReadError, ChainReader, NoChain};
 pub use refund::Refunded;

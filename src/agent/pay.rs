@@ -28,7 +28,8 @@ use super::judge::{
 use super::payload::{self, Echo, Kind};
 use super::reader::ChainReader;
 use super::spending::Spending;
-use crate::protocol::deposit::Authorization;
+use crate::protocol::contracts::{PERMIT2, PERMIT2_COLLECTOR};
+use crate::protocol::deposit::{Authorization, EIP2612_SPONSORING, Permit2Authorization, TokenPermit};
 use crate::protocol::x402::{PAYMENT_REQUIRED, PAYMENT_RESPONSE};
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Code, Domain, Hash, LocalKey, Voucher};
 
@@ -299,9 +300,13 @@ impl<R: ChainReader> Agent<R> {
         let deposit = match plan {
             Plan::Voucher | Plan::VoucherOnPending => None,
             Plan::SameDeposit(pending) => Some(pending),
-            Plan::NewDeposit(amount) => Some(new_deposit(amount, choice.offer.max_timeout_seconds, now)?),
+            Plan::NewDeposit(amount) => Some(new_deposit(amount, choice, now)?),
         };
-        let payment = self.sign(&quoted, &slot.record, max, deposit)?;
+        let permit = match deposit {
+            Some(deposit) if deposit.by_permit2 => self.token_permit(&quoted, &slot.record, deposit).await?,
+            _ => None,
+        };
+        let payment = self.sign(&quoted, &slot.record, max, deposit, permit)?;
 
         // What is about to be signed for is written down before anybody can hold us to it.
         let signed_before = slot.record.signed_max;
@@ -614,25 +619,71 @@ impl<R: ChainReader> Agent<R> {
         record: &Record,
         max: Amount,
         deposit: Option<PendingDeposit>,
+        permit: Option<TokenPermit>,
     ) -> Result<HeaderValue, AgentError> {
         let choice = &quoted.choice;
         let voucher = self.voucher(record, choice, max);
         let Some(deposit) = deposit else {
             return payload::header(quoted.echo(), &record.config, &voucher, Kind::Voucher);
         };
-        let token = &choice.token;
-        let domain = Domain::new(&token.domain_name, &token.domain_version, choice.chain_id, token.address);
-        let nonce = Authorization::nonce(record.channel, deposit.salt);
-        let payer = record.config.payer;
-        let digest = Authorization::digest(&domain, payer, deposit.amount, 0, deposit.valid_before, nonce);
-        let authorization = Authorization {
-            valid_after: 0,
-            valid_before: deposit.valid_before,
-            salt: deposit.salt,
-            signature: self.0.config.key.sign(digest),
+        let permission = if deposit.by_permit2 {
+            self.permit2(choice, record, deposit, permit).into()
+        } else {
+            self.authorization(choice, record, deposit).into()
         };
-        let kind = Kind::Deposit(deposit.amount, &authorization);
+        let kind = Kind::Deposit(deposit.amount, &permission);
         payload::header(quoted.echo(), &record.config, &voucher, kind)
+    }
+
+    fn authorization(&self, choice: &Choice, record: &Record, deposit: PendingDeposit) -> Authorization {
+        let PendingDeposit { amount, salt, valid_before, .. } = deposit;
+        let nonce = Authorization::nonce(record.channel, salt);
+        let digest = Authorization::digest(&choice.token_domain(), record.config.payer, amount, 0, valid_before, nonce);
+        Authorization { valid_after: 0, valid_before, salt, signature: self.0.config.key.sign(digest) }
+    }
+
+    fn permit2(
+        &self,
+        choice: &Choice,
+        record: &Record,
+        deposit: PendingDeposit,
+        permit: Option<TokenPermit>,
+    ) -> Permit2Authorization {
+        let PendingDeposit { amount, salt: nonce, .. } = deposit;
+        let (token, channel, deadline) = (choice.token.address, record.channel, last_second(deposit));
+        let domain = Domain::permit2(choice.chain_id);
+        let digest = Permit2Authorization::digest(&domain, token, amount, nonce, deadline, channel);
+        Permit2Authorization {
+            from: record.config.payer,
+            token,
+            amount,
+            spender: PERMIT2_COLLECTOR,
+            nonce,
+            deadline,
+            channel,
+            signature: self.0.config.key.sign(digest),
+            permit,
+        }
+    }
+
+    /// The permit that Permit2 needs for a deposit; none where it may move so much already, or no node can say.
+    async fn token_permit(
+        &self,
+        quoted: &Quoted,
+        record: &Record,
+        deposit: PendingDeposit,
+    ) -> Result<Option<TokenPermit>, AgentError> {
+        let Quoted { choice, extensions, .. } = quoted;
+        let (token, owner) = (choice.token.address, record.config.payer);
+        let PendingDeposit { amount, .. } = deposit;
+        let allowance = self.0.chain.allowance(&record.network, token, owner).await?;
+        let Some(allowance) = allowance.filter(|allowance| allowance.permit2 < amount) else { return Ok(None) };
+        let relayed = extensions.as_ref().is_some_and(|extensions| extensions.get(EIP2612_SPONSORING).is_some());
+        let nonce = allowance.permit_nonce.filter(|_| relayed).ok_or(AgentError::NeedsAllowance { token })?;
+        let deadline = last_second(deposit);
+        let digest = TokenPermit::digest(&choice.token_domain(), owner, amount, nonce, deadline);
+        let signature = self.0.config.key.sign(digest);
+        Ok(Some(TokenPermit { owner, token, spender: PERMIT2, amount, nonce, deadline, signature }))
     }
 
     pub(super) fn voucher(&self, record: &Record, choice: &Choice, max: Amount) -> crate::protocol::SignedVoucher {
@@ -723,12 +774,17 @@ impl From<PlanFault> for AgentError {
     }
 }
 
+/// Permit2 and permits name the last second at which they are taken.
+fn last_second(deposit: PendingDeposit) -> u64 {
+    deposit.valid_before.saturating_sub(1)
+}
+
 /// A deposit that nobody has signed yet.
-fn new_deposit(amount: Amount, max_timeout_s: u64, now: u64) -> Result<PendingDeposit, AgentError> {
+fn new_deposit(amount: Amount, choice: &Choice, now: u64) -> Result<PendingDeposit, AgentError> {
     let mut salt = [0u8; 32];
     getrandom::fill(&mut salt).map_err(|_| AgentError::System("randomness"))?;
-    let valid_before = now.saturating_add(max_timeout_s.min(judge::MAX_AUTHORIZATION_S));
-    Ok(PendingDeposit { amount, salt: Hash(salt), valid_before })
+    let valid_before = now.saturating_add(choice.offer.max_timeout_seconds.min(judge::MAX_AUTHORIZATION_S));
+    Ok(PendingDeposit { amount, salt: Hash(salt), valid_before, by_permit2: choice.by_permit2 })
 }
 
 fn payment_made(

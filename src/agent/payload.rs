@@ -7,7 +7,8 @@ use http::HeaderValue;
 use serde_json::{Map, Value, json};
 
 use super::AgentError;
-use crate::protocol::deposit::Authorization;
+use crate::protocol::bytes::encode_decimal;
+use crate::protocol::deposit::{Authorization, EIP2612_SPONSORING, Permission, Permit2Authorization, TokenPermit};
 use crate::protocol::x402::{MAX_PAYMENT_HEADER_BYTES, VERSION, encode};
 use crate::protocol::{Amount, ChannelConfig, SignedVoucher};
 
@@ -15,7 +16,7 @@ use crate::protocol::{Amount, ChannelConfig, SignedVoucher};
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Kind<'a> {
     Voucher,
-    Deposit(Amount, &'a Authorization),
+    Deposit(Amount, &'a Permission),
     /// Of so much, or of all that is left.
     Refund(Option<Amount>),
 }
@@ -36,15 +37,17 @@ pub(super) fn header(
     kind: Kind<'_>,
 ) -> Result<HeaderValue, AgentError> {
     let mut payload = Map::new();
+    let mut permit = None;
     let kind_name = match kind {
         Kind::Voucher => "voucher",
-        Kind::Deposit(amount, authorization) => {
-            let authorization = json!({ "erc3009Authorization": {
-                "validAfter": authorization.valid_after.to_string(),
-                "validBefore": authorization.valid_before.to_string(),
-                "salt": authorization.salt,
-                "signature": authorization.signature,
-            }});
+        Kind::Deposit(amount, permission) => {
+            let authorization = match permission {
+                Permission::Erc3009(authorization) => json!({ "erc3009Authorization": erc3009(authorization) }),
+                Permission::Permit2(authorization) => {
+                    permit = authorization.permit.as_ref();
+                    json!({ "permit2Authorization": permit2(authorization) })
+                }
+            };
             payload.insert("deposit".to_owned(), json!({ "amount": amount, "authorization": authorization }));
             "deposit"
         }
@@ -67,6 +70,9 @@ pub(super) fn header(
             object.insert(key.to_owned(), value.clone());
         }
     }
+    if let Some(permit) = permit {
+        add_permit(object.entry("extensions").or_insert_with(|| json!({})), permit);
+    }
     let text = encode(&object);
     if text.len() > MAX_PAYMENT_HEADER_BYTES {
         return Err(AgentError::PaymentTooLarge { bytes: text.len() });
@@ -74,6 +80,50 @@ pub(super) fn header(
     let mut value = HeaderValue::try_from(text).expect("base64 is visible ASCII");
     value.set_sensitive(true);
     Ok(value)
+}
+
+fn erc3009(authorization: &Authorization) -> Value {
+    json!({
+        "validAfter": authorization.valid_after.to_string(),
+        "validBefore": authorization.valid_before.to_string(),
+        "salt": authorization.salt,
+        "signature": authorization.signature,
+    })
+}
+
+fn permit2(authorization: &Permit2Authorization) -> Value {
+    json!({
+        "from": authorization.from,
+        "permitted": { "token": authorization.token, "amount": authorization.amount },
+        "spender": authorization.spender,
+        "nonce": encode_decimal(&authorization.nonce),
+        "deadline": authorization.deadline.to_string(),
+        "witness": { "channelId": authorization.channel },
+        "signature": authorization.signature,
+    })
+}
+
+/// Puts a permit beside what the server advertised, which stays as it came.
+fn add_permit(extensions: &mut Value, permit: &TokenPermit) {
+    let ours = json!({
+        "from": permit.owner,
+        "asset": permit.token,
+        "spender": permit.spender,
+        "amount": permit.amount,
+        "nonce": encode_decimal(&permit.nonce),
+        "deadline": permit.deadline.to_string(),
+        "signature": permit.signature,
+        "version": "1",
+    });
+    let advertised = extensions.get(EIP2612_SPONSORING).cloned();
+    let mut extension = advertised.filter(Value::is_object).unwrap_or_else(|| json!({}));
+    let info = extension.get("info").and_then(Value::as_object).cloned().unwrap_or_default();
+    let mut whole = ours.as_object().cloned().unwrap_or_default();
+    whole.extend(info);
+    if let (Some(extension), Some(extensions)) = (extension.as_object_mut(), extensions.as_object_mut()) {
+        extension.insert("info".to_owned(), Value::Object(whole));
+        extensions.insert(EIP2612_SPONSORING.to_owned(), Value::Object(extension.clone()));
+    }
 }
 
 #[cfg(test)]
@@ -88,7 +138,7 @@ mod tests {
             "scheme": "batch-settlement", "network": "eip155:84532", "amount": "2000",
             "asset": "0x036cbd53842c5426634e7929541ec2318f3dcf7e",
             "payTo": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C", "maxTimeoutSeconds": 300,
-            "extra": {"name": "USDC", "unknown": [1]}
+            "extra": {"name": "USDC", "assetTransferMethod": "permit2", "unknown": [1]}
         });
         let key = LocalKey::from_bytes(&[3; 32]).unwrap();
         let domain = Domain::settlement(84_532);
@@ -110,7 +160,7 @@ mod tests {
         };
         let extensions = json!({"x": {"info": {}}});
         let echo = Echo { accepted: &offer, resource: None, extensions: Some(&extensions) };
-        let read = |kind| {
+        let read = |kind: Kind<'_>| {
             let value = header(echo, &config, &voucher, kind).unwrap();
             assert!(value.is_sensitive());
             Payment::read(value.as_bytes()).unwrap()
@@ -122,11 +172,35 @@ mod tests {
         assert_eq!(Value::Object(payment.extensions), extensions);
         assert!(matches!(payment.action, Action::Pay));
 
-        match read(Kind::Deposit(Amount::new(70), &authorization)).action {
-            Action::DepositAndPay(deposit) => {
-                assert_eq!((deposit.amount, deposit.authorization), (Amount::new(70), authorization.clone()));
+        let permit = TokenPermit {
+            owner: Address([6; 20]),
+            token: Address([7; 20]),
+            spender: Address([8; 20]),
+            amount: Amount::new(71),
+            nonce: Hash([9; 32]),
+            deadline: 10,
+            signature: voucher.signature.clone(),
+        };
+        let by_permit2 = |permit| Permit2Authorization {
+            from: Address([11; 20]),
+            token: Address([12; 20]),
+            amount: Amount::new(72),
+            spender: Address([13; 20]),
+            nonce: Hash([14; 32]),
+            deadline: 15,
+            channel: voucher.channel,
+            signature: voucher.signature.clone(),
+            permit,
+        };
+        for permission in [authorization.into(), by_permit2(None).into(), by_permit2(Some(permit)).into()] {
+            let payment = read(Kind::Deposit(Amount::new(70), &permission));
+            assert_eq!(payment.extensions.get("x"), extensions.get("x"));
+            match payment.action {
+                Action::DepositAndPay(deposit) => {
+                    assert_eq!((deposit.amount, deposit.authorization), (Amount::new(70), permission));
+                }
+                other => panic!("{other:?}"),
             }
-            other => panic!("{other:?}"),
         }
         let all = read(Kind::Refund(None)).action;
         assert!(matches!(all, Action::Refund(RefundRequest::Remainder)));

@@ -6,7 +6,7 @@
 
 use std::future::Future;
 
-use crate::protocol::{Amount, ChannelId};
+use crate::protocol::{Address, Amount, ChannelId, Hash};
 
 /// A channel as the settlement contract holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,12 +17,21 @@ pub struct ChainChannel {
     pub total_claimed: Amount,
 }
 
+/// Where a payer stands with a token, as far as deposits through Permit2 need it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// What Permit2 may move, in atomic units.
+    pub permit2: Amount,
+    /// The nonce of the payer's next EIP-2612 permit, 32 bytes big endian; nothing where the token takes none.
+    pub permit_nonce: Option<Hash>,
+}
+
 /// The chain could not be asked.
 #[derive(Debug, thiserror::Error)]
 #[error("the chain node did not answer")]
 pub struct ChainReadError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
-/// Reads channels from the settlement contract.
+/// Reads channels from the settlement contract, and allowances from tokens.
 pub trait ChainReader: Send + Sync + 'static {
     /// The channel `id` on `network` (`eip155:8453`, say). A channel that was never opened is `Some` with zeros; `None`
     /// means that there is no node for this network.
@@ -34,6 +43,17 @@ pub trait ChainReader: Send + Sync + 'static {
         network: &str,
         id: ChannelId,
     ) -> impl Future<Output = Result<Option<ChainChannel>, ChainReadError>> + Send;
+
+    /// Where `owner` stands with `token` on `network`; `None` means that there is no node for this network.
+    ///
+    /// # Errors
+    /// When there is a node and it does not answer.
+    fn allowance(
+        &self,
+        network: &str,
+        token: Address,
+        owner: Address,
+    ) -> impl Future<Output = Result<Option<Allowance>, ChainReadError>> + Send;
 }
 
 /// No node at all.
@@ -44,6 +64,10 @@ impl ChainReader for NoChain {
     async fn channel(&self, _network: &str, _id: ChannelId) -> Result<Option<ChainChannel>, ChainReadError> {
         Ok(None)
     }
+
+    async fn allowance(&self, _: &str, _: Address, _: Address) -> Result<Option<Allowance>, ChainReadError> {
+        Ok(None)
+    }
 }
 
 /// A node, if one is configured.
@@ -51,6 +75,18 @@ impl<R: ChainReader> ChainReader for Option<R> {
     async fn channel(&self, network: &str, id: ChannelId) -> Result<Option<ChainChannel>, ChainReadError> {
         match self {
             Some(reader) => reader.channel(network, id).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn allowance(
+        &self,
+        network: &str,
+        token: Address,
+        owner: Address,
+    ) -> Result<Option<Allowance>, ChainReadError> {
+        match self {
+            Some(reader) => reader.allowance(network, token, owner).await,
             None => Ok(None),
         }
     }

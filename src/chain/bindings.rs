@@ -7,7 +7,7 @@ use alloy::primitives::{Address as EvmAddress, B256, Bytes, U256, aliases::U40};
 use alloy::sol_types::SolValue as _;
 
 use crate::protocol::claim::ClaimRow;
-use crate::protocol::deposit::Authorization;
+use crate::protocol::deposit::{Authorization, Permit2Authorization, TokenPermit};
 use crate::protocol::{Address, ChannelConfig, Hash, Signature};
 
 alloy::sol! {
@@ -87,6 +87,8 @@ alloy::sol! {
     #[derive(Debug)]
     interface Token {
         function balanceOf(address owner) external view returns (uint256);
+        function allowance(address owner, address spender) external view returns (uint256);
+        function nonces(address owner) external view returns (uint256);
         function authorizationState(address authorizer, bytes32 nonce) external view returns (bool);
         function name() external view returns (string);
         function version() external view returns (string);
@@ -108,6 +110,16 @@ alloy::sol! {
     #[derive(Debug)]
     interface Wallet {
         function isValidSignature(bytes32 digest, bytes signature) external view returns (bytes4);
+    }
+
+    #[derive(Debug)]
+    interface Permit2 {
+        function nonceBitmap(address owner, uint256 word) external view returns (uint256);
+
+        error SignatureExpired(uint256 signatureDeadline);
+        error InvalidNonce();
+        error InvalidSigner();
+        error InvalidContractSignature();
     }
 
     #[derive(Debug)]
@@ -197,6 +209,25 @@ pub(super) fn collector_data(authorization: &Authorization) -> Bytes {
     fields.abi_encode_params().into()
 }
 
+/// What the Permit2 collector expects: `abi.encode(nonce, deadline, signature, eip2612)`.
+pub(super) fn permit2_collector_data(authorization: &Permit2Authorization) -> Bytes {
+    let fields = (
+        U256::from_be_bytes(authorization.nonce.0),
+        U256::from(authorization.deadline),
+        bytes_of(&authorization.signature),
+        authorization.permit.as_ref().and_then(permit_data).unwrap_or_default(),
+    );
+    fields.abi_encode_params().into()
+}
+
+/// `abi.encode(value, deadline, v, r, s)`; nothing where the signature has no such parts, which no token takes.
+fn permit_data(permit: &TokenPermit) -> Option<Bytes> {
+    let (v, r, s) = permit.signature.parts()?;
+    // A word each: the `uint8` of v is encoded like any number.
+    let fields = (U256::from(permit.amount.units()), U256::from(permit.deadline), U256::from(v), word(r), word(s));
+    Some(fields.abi_encode_params().into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,6 +251,9 @@ mod tests {
             (Settlement::refundNonceCall::SELECTOR, "f0dc792e"),
             (Settlement::receiversCall::SELECTOR, "21ff6389"),
             (Wallet::isValidSignatureCall::SELECTOR, "1626ba7e"),
+            (Permit2::nonceBitmapCall::SELECTOR, "4fe02b44"),
+            (Token::allowanceCall::SELECTOR, "dd62ed3e"),
+            (Token::noncesCall::SELECTOR, "7ecebe00"),
             (Multicall3::aggregate3Call::SELECTOR, "82ad56cb"),
             (DataFeeOracle::getL1FeeUpperBoundCall::SELECTOR, "f1c7a58b"),
             (DataFeeOracle::getL1FeeCall::SELECTOR, "49948e0e"),
@@ -310,6 +344,43 @@ mod tests {
         assert_eq!(config_of(&terms(&config)), config);
         let beyond = ChannelConfig { withdraw_delay: 1 << 40, ..config };
         assert_eq!(config_of(&terms(&beyond)), config, "cut off");
+    }
+
+    #[test]
+    fn the_permit2_collector_gets_a_permit_in_words_or_nothing() {
+        let signature = Signature::from_bytes([7; 65]).unwrap();
+        let permit = TokenPermit {
+            owner: Address([1; 20]),
+            token: Address([2; 20]),
+            spender: Address([3; 20]),
+            amount: crate::protocol::Amount::new(9),
+            nonce: Hash([4; 32]),
+            deadline: 11,
+            signature: signature.clone(),
+        };
+        let authorization = |permit| Permit2Authorization {
+            from: Address([1; 20]),
+            token: Address([2; 20]),
+            amount: crate::protocol::Amount::new(9),
+            spender: Address([3; 20]),
+            nonce: Hash([5; 32]),
+            deadline: 10,
+            channel: crate::protocol::ChannelId([6; 32]),
+            signature: signature.clone(),
+            permit,
+        };
+        let bare = permit2_collector_data(&authorization(None));
+        // Four heads, 65 bytes with their length, and the length of nothing.
+        assert_eq!(bare.len(), 32 * (4 + 1 + 3 + 1));
+        assert_eq!(bare[..32], [5; 32]);
+        assert_eq!(bare[63], 10);
+        let data = permit2_collector_data(&authorization(Some(permit)));
+        assert_eq!(data.len(), bare.len() + 32 * 5);
+        assert_eq!(data[..bare.len() - 32], bare[..bare.len() - 32]);
+        let (length, permit) = data[bare.len() - 32..].split_at(32);
+        assert_eq!(length[31], 160);
+        assert_eq!((permit[31], permit[63], permit[95]), (9, 11, 7));
+        assert_eq!(permit[96..], [7; 64]);
     }
 
     #[test]

@@ -3,23 +3,26 @@
 use alloy::primitives::{Bytes, U256};
 use alloy::sol_types::SolCall as _;
 
-use super::bindings::{Settlement, bytes_of, claims, collector_data, evm, terms};
+use super::bindings::{Settlement, bytes_of, claims, collector_data, evm, permit2_collector_data, terms};
+use super::client::decode_transaction;
 use crate::protocol::claim::ClaimRow;
-use crate::protocol::contracts::ERC3009_COLLECTOR;
-use crate::protocol::deposit::Authorization;
-use crate::protocol::{Address, Amount, ChannelConfig, Signature};
+use crate::protocol::contracts::{ERC3009_COLLECTOR, PERMIT2_COLLECTOR};
+use crate::protocol::deposit::Permission;
+use crate::protocol::{Address, Amount, ChannelConfig, Signature, SignedVoucher};
 
 /// A call of the settlement contract.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
-    /// Brings a payer's money into its channel through the ERC-3009 collector. Anybody may send it.
+    /// Brings a payer's money into its channel through the collector that takes its permission. Anybody may send it.
     Deposit {
         /// The channel's terms.
         config: ChannelConfig,
         /// How much, atomic units; exactly what the authorization was signed for.
         amount: Amount,
         /// What the payer signed.
-        authorization: Authorization,
+        authorization: Permission,
+        /// What the deposit is made for, where that is known. The contract does not want it; a facilitator does.
+        payment: Option<FirstPayment>,
     },
     /// Claims for a sender that is receiver or receiver authorizer of every row.
     Claim {
@@ -70,17 +73,32 @@ pub enum Call {
     },
 }
 
+/// The payment that a deposit came with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstPayment {
+    /// Its voucher.
+    pub voucher: SignedVoucher,
+    /// What the request costs at most, atomic units.
+    pub price: Amount,
+}
+
 impl Call {
     /// The transaction's data; it goes to the settlement contract, without any coin.
     pub(super) fn calldata(&self) -> Bytes {
         let data = match self {
-            Self::Deposit { config, amount, authorization } => Settlement::depositCall {
-                config: terms(config),
-                amount: amount.units(),
-                collector: evm(ERC3009_COLLECTOR),
-                collectorData: collector_data(authorization),
+            Self::Deposit { config, amount, authorization, payment: _ } => {
+                let (collector, data) = match authorization {
+                    Permission::Erc3009(authorization) => (ERC3009_COLLECTOR, collector_data(authorization)),
+                    Permission::Permit2(authorization) => (PERMIT2_COLLECTOR, permit2_collector_data(authorization)),
+                };
+                Settlement::depositCall {
+                    config: terms(config),
+                    amount: amount.units(),
+                    collector: evm(collector),
+                    collectorData: data,
+                }
+                .abi_encode()
             }
-            .abi_encode(),
             Self::Claim { rows } => Settlement::claimCall { voucherClaims: claims(rows) }.abi_encode(),
             Self::ClaimWithSignature { rows, signature } => claim_with_signature(rows, signature),
             Self::Settle { receiver, token } => {
@@ -107,6 +125,12 @@ impl Call {
         };
         data.into()
     }
+}
+
+/// Whether a signed transaction is a deposit through Permit2. The books keep its bytes, and those say it.
+pub fn through_permit2(raw: &[u8]) -> bool {
+    let deposit = decode_transaction(raw).ok().and_then(|sent| Settlement::depositCall::abi_decode(&sent.input).ok());
+    deposit.is_some_and(|deposit| deposit.collector == evm(PERMIT2_COLLECTOR))
 }
 
 fn claim_with_signature(rows: &[ClaimRow], signature: &Signature) -> Vec<u8> {

@@ -14,7 +14,7 @@ use alloy::primitives::{TxKind, U256};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::bindings::{Settlement, Token, evm, hash_of, word};
+use super::bindings::{Permit2, Settlement, Token, evm, hash_of, word};
 use super::broadcast::Broadcast;
 use super::call::Call;
 use super::error::{ChainError, SendError};
@@ -28,7 +28,7 @@ use super::types::{
 };
 use super::url::RpcUrl;
 use super::{Chain, Witness};
-use crate::protocol::contracts::SETTLEMENT;
+use crate::protocol::contracts::{PERMIT2, SETTLEMENT};
 use crate::protocol::voucher::PayerEvidence;
 use crate::protocol::{Address, Amount, ChannelId, Hash, LocalKey, Signature};
 
@@ -81,6 +81,11 @@ impl AlloyChain {
         install_tls();
         let ChainSettings { nodes, gas_key, deposits, max_lag } = settings;
         Ok(Self { nodes: Nodes::open(nodes, max_lag).await?, gas_key, deposits, nonce: Mutex::new(None) })
+    }
+
+    /// Tries a call on the newest state as if this account sent it; the gas it would take. Takes no gas key.
+    pub(crate) async fn simulate_from(&self, sender: Address, call: &Call) -> Result<u64, ChainError> {
+        self.nodes.read(|node| node.estimate(sender, call)).await
     }
 
     fn gas_key(&self) -> Result<&LocalKey, ChainError> {
@@ -219,6 +224,28 @@ impl Chain for AlloyChain {
         Ok(Amount::new(u128::try_from(self.nodes.read(read).await?).unwrap_or(u128::MAX)))
     }
 
+    async fn allowance(&self, token: Address, owner: Address, spender: Address) -> Result<Amount, ChainError> {
+        let question = || Token::allowanceCall { owner: evm(owner), spender: evm(spender) };
+        let allowance = self.nodes.read(|node| Node::read(node, evm(token), question(), None)).await?;
+        Ok(Amount::new(u128::try_from(allowance).unwrap_or(u128::MAX)))
+    }
+
+    async fn permit_nonce(&self, token: Address, owner: Address) -> Result<Option<Hash>, ChainError> {
+        let question = || Token::noncesCall { owner: evm(owner) };
+        let nonce = self.nodes.read(|node| node.read_optional(evm(token), question())).await?;
+        Ok(nonce.map(|nonce| Hash(nonce.to_be_bytes())))
+    }
+
+    async fn permit2_nonce_used(&self, payer: Address, nonce: Hash) -> Result<bool, ChainError> {
+        let nonce = U256::from_be_bytes(nonce.0);
+        // A nonce is a bit of a word.
+        let question = || Permit2::nonceBitmapCall { owner: evm(payer), word: nonce >> 8 };
+        let word = self
+            .read_surely("a deposit's authorization", |node, block| node.read(evm(PERMIT2), question(), block))
+            .await?;
+        Ok(word.bit(usize::from(nonce.byte(0))))
+    }
+
     async fn authorization_used(&self, token: Address, payer: Address, nonce: Hash) -> Result<bool, ChainError> {
         let question = || Token::authorizationStateCall { authorizer: evm(payer), nonce: word(nonce) };
         self.read_surely("a deposit's authorization", |node, block| node.read(evm(token), question(), block)).await
@@ -243,8 +270,7 @@ impl Chain for AlloyChain {
     }
 
     async fn simulate(&self, call: &Call) -> Result<u64, ChainError> {
-        let payer = self.gas_key()?.address();
-        self.nodes.read(|node| node.estimate(payer, call)).await
+        self.simulate_from(self.gas_key()?.address(), call).await
     }
 
     async fn send_witnessed<W: Witness>(
@@ -381,7 +407,7 @@ fn most_credible(mut counts: Vec<u64>) -> u64 {
 }
 
 /// Reads the bytes of a transaction of ours.
-fn decode_transaction(raw: &[u8]) -> Result<TxEip1559, ChainError> {
+pub(super) fn decode_transaction(raw: &[u8]) -> Result<TxEip1559, ChainError> {
     let what = "the bytes of a transaction that was sent";
     match TxEnvelope::decode_2718(&mut &*raw) {
         Ok(TxEnvelope::Eip1559(signed)) => Ok(signed.strip_signature()),

@@ -3,7 +3,7 @@
 use crate::protocol::Hash;
 
 /// A cause that is kept for the log. It never names the RPC address beyond its host.
-pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a transaction must not leave.
 pub type Objection = Box<dyn std::error::Error + Send + Sync>;
@@ -83,6 +83,12 @@ pub enum ChainError {
         /// Which.
         nonce: u64,
     },
+    /// The facilitator that sends transactions for us said no, and names no contract's revert.
+    #[error("the facilitator declined: {reason}")]
+    Declined {
+        /// Its code or words, shortened and without secrets.
+        reason: String,
+    },
     /// This chain was opened for reading only.
     #[error("this takes a gas key, and none is configured")]
     NoGasKey,
@@ -97,11 +103,11 @@ impl ChainError {
         }
     }
 
-    pub(super) fn decode(what: &'static str) -> Self {
+    pub(crate) fn decode(what: &'static str) -> Self {
         Self::Decode { what, source: None }
     }
 
-    pub(super) fn decode_from(what: &'static str, source: impl Into<Cause>) -> Self {
+    pub(crate) fn decode_from(what: &'static str, source: impl Into<Cause>) -> Self {
         Self::Decode { what, source: Some(source.into()) }
     }
 }

@@ -32,7 +32,7 @@ use std::time::Duration;
 use crate::protocol::voucher::PayerEvidence;
 use crate::protocol::{Address, Amount, ChannelId, Hash, Signature};
 
-pub use call::Call;
+pub use call::{Call, FirstPayment, through_permit2};
 pub use client::{AlloyChain, ChainSettings, install_tls};
 pub use error::{ChainError, Objection, SendError};
 pub use keys::{DEV_KEY_NAMES, KeyError, KeyRef, PASSWORD_ENV, PASSWORD_FILE_ENV, is_development_account};
@@ -114,6 +114,25 @@ pub trait Chain: Send + Sync + 'static {
 
     /// An account's tokens, in atomic units. More than [`Amount::MAX`] is reported as that: no deposit can be larger.
     fn token_balance(&self, token: Address, owner: Address) -> impl Future<Output = Result<Amount, ChainError>> + Send;
+
+    /// How many of an account's tokens somebody else may move, in atomic units. More than [`Amount::MAX`] is reported as
+    /// that.
+    fn allowance(
+        &self,
+        token: Address,
+        owner: Address,
+        spender: Address,
+    ) -> impl Future<Output = Result<Amount, ChainError>> + Send;
+
+    /// The nonce of an owner's next EIP-2612 permit, 32 bytes big endian; nothing where the token has none.
+    fn permit_nonce(
+        &self,
+        token: Address,
+        owner: Address,
+    ) -> impl Future<Output = Result<Option<Hash>, ChainError>> + Send;
+
+    /// Whether Permit2 has seen this nonce of a payer: used or invalidated, it will not be accepted again.
+    fn permit2_nonce_used(&self, payer: Address, nonce: Hash) -> impl Future<Output = Result<bool, ChainError>> + Send;
 
     /// Whether a token has seen this ERC-3009 nonce of a payer: used or cancelled, it will not be accepted again.
     fn authorization_used(

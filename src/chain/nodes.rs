@@ -190,6 +190,11 @@ impl Nodes {
         loop {
             let block = candidates.meet(&mut pair).await?.number;
             let answers = join_all(pair.iter().map(|(node, _)| read(node, block))).await;
+            if answers.iter().all(|answer| matches!(answer, Err(ChainError::Reverted { .. }))) {
+                // They agree that it is the question's fault.
+                pair.iter().for_each(|(node, _)| node.answered());
+                return answers.into_iter().next().unwrap_or(Err(ChainError::Reverted { name: None }));
+            }
             let mut stories: Vec<(&Node, T)> = Vec::new();
             let mut complete = true;
             for ((node, _), answer) in pair.clone().into_iter().zip(answers) {

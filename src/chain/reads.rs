@@ -83,7 +83,11 @@ impl Node {
     }
 
     /// A read that a contract need not have. Only a contract that cannot answer is `None`.
-    async fn read_optional<C: SolCall>(&self, to: EvmAddress, call: C) -> Result<Option<C::Return>, ChainError> {
+    pub(super) async fn read_optional<C: SolCall>(
+        &self,
+        to: EvmAddress,
+        call: C,
+    ) -> Result<Option<C::Return>, ChainError> {
         match self.read(to, call, None).await {
             Ok(value) => Ok(Some(value)),
             Err(ChainError::Reverted { .. } | ChainError::Decode { .. }) => Ok(None),
@@ -196,7 +200,7 @@ impl Node {
             None => (name.unwrap_or_default(), version),
         };
         let separator =
-            separator.ok_or(ChainError::decode("DOMAIN_SEPARATOR(), without which a token takes no ERC-3009"))?;
+            separator.ok_or(ChainError::decode("DOMAIN_SEPARATOR(), without which a token takes no signatures"))?;
         Ok(TokenDomain { name, version, separator: hash_of(separator), decimals })
     }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::bindings::Permit2::Permit2Errors;
 use super::bindings::Settlement::SettlementErrors;
 use super::error::{Cause, ChainError};
 use super::url::RpcUrl;
@@ -201,7 +202,8 @@ fn revert_data(data: &Value, depth: usize) -> Option<Bytes> {
 /// The name of a custom error, the text of `Error(string)`, or the selector of what is not known here.
 fn revert_name(data: &[u8]) -> Option<String> {
     let (selector, _) = data.split_first_chunk::<4>()?;
-    if let Some(name) = SettlementErrors::name_by_selector(*selector) {
+    let known = SettlementErrors::name_by_selector(*selector).or_else(|| Permit2Errors::name_by_selector(*selector));
+    if let Some(name) = known {
         return Some(name.to_owned());
     }
     match Revert::abi_decode(data) {
@@ -233,6 +235,7 @@ mod tests {
         let plain = hex::encode_prefixed(Revert::from("TestDollar: no").abi_encode());
         let cases = [
             (json!({"code": 3, "message": "execution reverted", "data": "0x7d8242b6"}), Some("ClaimExceedsBalance")),
+            (json!({"code": 3, "message": "execution reverted", "data": "0x756688fe"}), Some("InvalidNonce")),
             (json!({"code": -32000, "message": "execution reverted", "data": "0xd7e6bcf8"}), Some("0xd7e6bcf8")),
             (
                 json!({"code": -32015, "message": "VM execution error.", "data": "Reverted 0xf1789775"}),

@@ -185,6 +185,14 @@ pub struct Mined {
     pub events: Vec<ChannelEvent>,
 }
 
+impl Mined {
+    /// The transaction as people find it on chain. Where a facilitator sends for us, [`Mined::hash`] names what it was
+    /// asked, which no block has, and the events name what it sent.
+    pub fn on_chain(&self) -> Hash {
+        self.events.first().map_or(self.hash, |event| event.at.transaction)
+    }
+}
+
 /// Something the settlement contract did, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChannelEvent {

@@ -42,13 +42,13 @@ impl RpcUrl {
     }
 
     /// The whole address, secrets included, for the HTTP client and nobody else.
-    pub(super) fn expose(&self) -> reqwest::Url {
+    pub(crate) fn expose(&self) -> reqwest::Url {
         self.0.clone()
     }
 
     /// Makes a text from a node fit to be shown: without the secret parts of this address, without control characters,
     /// and of bounded length.
-    pub(super) fn scrub(&self, text: &str) -> String {
+    pub(crate) fn scrub(&self, text: &str) -> String {
         let url = &self.0;
         let query = url.query_pairs().map(|(_, value)| value.into_owned());
         let path = url.path_segments().into_iter().flatten().map(str::to_owned);

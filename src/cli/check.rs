@@ -11,14 +11,15 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::connect::Nodes;
+use super::connect::{Nodes, facilitator_settings};
 use super::{ConfigArgs, Exit, Failure, Outcome, Output};
 use crate::causes::causes;
 use crate::chain::{self, AlloyChain, Chain as _, ChainError, GasPrice, Head, KeyRef, RpcUrl, TokenDomain};
 use crate::clock;
 use crate::config::{Config, ConfigErrors, KeyReference, MaxLag, Redeem, Upstream};
-use crate::gate::policy::{Price, Route, TokenTerms};
-use crate::protocol::contracts::{ERC3009_COLLECTOR, SETTLEMENT};
+use crate::facilitator::Client;
+use crate::gate::policy::{Price, Route, TokenTerms, Transfer};
+use crate::protocol::contracts::{ERC3009_COLLECTOR, PERMIT2, PERMIT2_COLLECTOR, SETTLEMENT};
 use crate::protocol::{Address, Amount, Domain};
 use crate::redeem::{Rules, claim_cost};
 use crate::store::sqlite::Reader;
@@ -147,7 +148,8 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
     // Where the node is not known, nothing can be said about development keys, so nothing is.
     let loopback = nodes.as_ref().map_or(true, Nodes::is_loopback);
     let keys = keys(config, loopback).await;
-    let gas_account = keys.as_ref().ok().map(|keys| keys.gas);
+    // Where a facilitator sends transactions, nothing of ours pays for them.
+    let gas_account = keys.as_ref().ok().map(|keys| keys.gas).filter(|_| config.facilitator.is_none());
     let (on_chain, upstream) =
         tokio::join!(async { chain_findings(config, nodes, gas_account).await }, upstream_finding(&config.upstream));
     let mut findings = in_file(config);
@@ -157,10 +159,12 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
     let identity = Identity { chain_id: config.chain.chain_id, settlement: SETTLEMENT };
     findings.push(books_finding(&config.store.directory, identity));
     findings.extend(match keys {
+        Ok(_) if config.facilitator.is_some() => Vec::new(),
         Ok(keys) => role_findings(config.receiver.pay_to, &keys, loopback),
         Err(findings) => findings,
     });
     findings.extend(on_chain);
+    findings.extend(facilitator_finding(config).await);
     findings.push(upstream);
     findings
 }
@@ -327,6 +331,28 @@ fn nodes(config: &Config) -> Result<Nodes, Finding> {
         .map_err(|problem| Finding::error(Exit::Config, "rpc", causes(&problem)).fix("see [chain].rpc in the config"))
 }
 
+/// Whether the facilitator, where there is one, sends on this chain what we need.
+async fn facilitator_finding(config: &Config) -> Option<Finding> {
+    const WHAT: &str = "facilitator";
+    let settings = match facilitator_settings(config.facilitator.as_ref()?) {
+        Ok(settings) => settings,
+        Err(error) => return Some(Finding::error(Exit::Config, WHAT, error.to_string())),
+    };
+    let url = settings.url.to_string();
+    let supported = match Client::new(settings) {
+        Ok(client) => client.supported(config.chain.chain_id).await,
+        Err(error) => Err(error),
+    };
+    Some(match supported {
+        Ok(_) if config.chain.token.transfer == Transfer::Permit2 => {
+            Finding::error(Exit::Config, WHAT, "deposits through Permit2 are relayed with a gas key only")
+                .fix("remove [facilitator], and name receiver.gas_key")
+        }
+        Ok(_) => Finding::fine(WHAT, format!("{url} sends on this chain; claims are signed by our own authorizer")),
+        Err(error) => Finding::error(Exit::Chain, WHAT, causes(&error)).fix(format!("see whether {url} is right")),
+    })
+}
+
 /// Another node than the preferred one: that it answers, and is of the same chain.
 async fn other_node_finding(config: &Config, url: &RpcUrl) -> Option<Finding> {
     match AlloyChain::connect(url.clone(), None).await {
@@ -358,11 +384,15 @@ async fn chain_findings(config: &Config, nodes: Result<Nodes, Finding>, gas: Opt
         return findings;
     }
     let token = &config.chain.token;
+    let at = match token.transfer {
+        Transfer::Eip3009 => ERC3009_COLLECTOR,
+        Transfer::Permit2 => PERMIT2_COLLECTOR,
+    };
     let (head, price, settlement, collector, token_code, domain, balance) = tokio::join!(
         chain.head(),
         chain.gas_price(),
         chain.has_code(SETTLEMENT),
-        chain.has_code(ERC3009_COLLECTOR),
+        chain.has_code(at),
         chain.has_code(token.address),
         chain.token_domain(token.address),
         async {
@@ -374,9 +404,13 @@ async fn chain_findings(config: &Config, nodes: Result<Nodes, Finding>, gas: Opt
     );
     findings.push(head_finding(config, head, clock::now_s()));
     findings.push(contract_finding("settlement contract", SETTLEMENT, settlement));
-    findings.push(contract_finding("deposit collector", ERC3009_COLLECTOR, collector));
+    findings.push(contract_finding("deposit collector", at, collector));
+    if token.transfer == Transfer::Permit2 {
+        findings.push(contract_finding("Permit2", PERMIT2, chain.has_code(PERMIT2).await));
+    }
     findings.extend(token_findings(token, config.chain.chain_id, token_code, domain));
     findings.extend(balance.map(|(account, balance)| gas_finding(account, balance)));
+    findings.extend(price.as_ref().ok().and_then(|price| ceiling_finding(config.redeem.max_fee_wei, price)));
     findings.extend(claim_finding(&config.redeem, config.chain.token.decimals, price));
     findings
 }
@@ -475,6 +509,16 @@ fn gas_finding(account: Address, balance: Result<u128, ChainError>) -> Finding {
     }
 }
 
+/// Where gas costs more than is ever bid, nothing is claimed until it is cheaper.
+fn ceiling_finding(max_fee_wei: u128, price: &GasPrice) -> Option<Finding> {
+    let now = price.base_wei.saturating_add(price.tip_wei);
+    let gwei = |wei: u128| Amount::new(wei).to_price(9).trim_start_matches('$').to_owned();
+    (now > max_fee_wei).then(|| {
+        let detail = format!("gas costs {} gwei now, and at most {} are paid", gwei(now), gwei(max_fee_wei));
+        Finding::warning("max_fee", detail).fix("raise redeem.max_fee, unless it is only for a while")
+    })
+}
+
 /// What claims cost now, where the config says what a coin is worth.
 fn claim_finding(redeem: &Redeem, decimals: u8, price: Result<GasPrice, ChainError>) -> Option<Finding> {
     const WHAT: &str = "claims";
@@ -544,7 +588,7 @@ fn judge_upstream(url: &str, answer: Result<u16, String>, patience: Duration) ->
 
 fn exit_of(findings: &[Finding]) -> Exit {
     let has = |exit: Exit| findings.iter().any(|finding| finding.severity == Severity::Error(exit));
-    [Exit::Config, Exit::Chain, Exit::Server].into_iter().find(|exit| has(*exit)).unwrap_or(Exit::Ok)
+    [Exit::Config, Exit::Books, Exit::Chain, Exit::Server].into_iter().find(|exit| has(*exit)).unwrap_or(Exit::Ok)
 }
 
 fn as_json_report(file: &str, findings: &[Finding]) -> Value {
@@ -686,6 +730,15 @@ mod tests {
     }
 
     #[test]
+    fn gas_that_costs_more_than_is_paid_is_a_warning() {
+        let price = GasPrice { base_wei: 49_000_000_000, tip_wei: 1_000_000_000, ..GasPrice::default() };
+        assert_eq!(ceiling_finding(50_000_000_000, &price), None);
+        let warned = ceiling_finding(49_999_999_999, &price).unwrap();
+        assert_eq!(warned.severity, Severity::Warning);
+        assert_eq!(warned.detail, "gas costs 50.00 gwei now, and at most 49.999999999 are paid");
+    }
+
+    #[test]
     fn what_a_claim_costs_is_told_where_a_coin_has_a_price() {
         // $3000 a coin and 0.1 gwei: 60,200 gas are $0.01806.
         let price = GasPrice { base_wei: 99_000_000, tip_wei: 1_000_000, data_wei_per_byte: 0, block_gas_limit: 0 };
@@ -806,7 +859,8 @@ mod tests {
         assert_eq!(of(&[Severity::Fine, Severity::Warning]), Exit::Ok);
         assert_eq!(of(&[SERVER]), Exit::Server);
         assert_eq!(of(&[SERVER, CHAIN]), Exit::Chain);
-        assert_eq!(of(&[SERVER, CHAIN, CONFIG]), Exit::Config);
+        assert_eq!(of(&[SERVER, CHAIN, Severity::Error(Exit::Books)]), Exit::Books);
+        assert_eq!(of(&[SERVER, CHAIN, Severity::Error(Exit::Books), CONFIG]), Exit::Config);
     }
 
     #[test]

@@ -3,14 +3,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::chain::{AlloyChain, Chain as _, ChainError, KeyRef, RpcUrl};
+use crate::chain::{AlloyChain, Chain as _, ChainError, ChainSettings, Counting, KeyRef, RpcUrl};
 use crate::config::{self, Config, KeyReference};
+use crate::facilitator::{DepositTerms, FacilitatedChain, FacilitatorError, FacilitatorSettings, FacilitatorUrlError};
 use crate::protocol::LocalKey;
 use crate::protocol::contracts::SETTLEMENT;
 use crate::store::Identity;
 use crate::store::sqlite::SqliteStore;
 
-use super::site::Books;
+use super::site::{Books, Site};
 use super::{Exit, Failure};
 
 /// The addresses of a chain's nodes.
@@ -43,8 +44,10 @@ impl Nodes {
     }
 
     /// Connects them, with the key that pays for transactions, if there is to be one. The one place that knows how.
-    pub(super) async fn open(&self, _chain: &config::Chain, gas: Option<LocalKey>) -> Result<AlloyChain, ChainError> {
-        AlloyChain::connect(self.first.clone(), gas).await
+    pub(super) async fn open(&self, config: &Config, gas_key: Option<LocalKey>) -> Result<AlloyChain, ChainError> {
+        let deposits = Counting { confirmations: config.chain.confirmations, instant: config.deposits.instant };
+        let max_lag = config.chain.max_lag.limit(self.is_loopback());
+        AlloyChain::open(ChainSettings { nodes: self.all().cloned().collect(), gas_key, deposits, max_lag }).await
     }
 }
 
@@ -72,14 +75,44 @@ pub(super) fn key(setting: &str, reference: &KeyReference, chain_is_loopback: bo
     reference.load(chain_is_loopback).map_err(|error| failed(anyhow::Error::new(error)))
 }
 
-/// Connects the chain of a config with its gas key, and reads the authorizer's key.
-pub(super) async fn connect(config: &Config) -> Result<(Arc<AlloyChain>, LocalKey), Failure> {
+/// A connected chain, by who sends the transactions.
+pub(super) enum Connection {
+    /// We do, with a gas key.
+    Ours(AlloyChain),
+    /// A facilitator does.
+    Facilitated(FacilitatedChain),
+}
+
+impl Connection {
+    /// Opens a site on it.
+    pub(super) async fn open_site(self, config: &Config, authorizer: LocalKey, books: Books) -> Result<Site, Failure> {
+        let site = match self {
+            Self::Ours(chain) => Site::open(config, authorizer, Arc::new(chain), books).await,
+            Self::Facilitated(chain) => Site::open(config, authorizer, Arc::new(chain), books).await,
+        };
+        site.map_err(|error| Failure::new(Exit::Failed, error))
+    }
+}
+
+/// What a facilitator of the config is asked with.
+pub(super) fn facilitator_settings(
+    facilitator: &config::Facilitator,
+) -> Result<FacilitatorSettings, FacilitatorUrlError> {
+    let url = facilitator.url.to_string().parse()?;
+    Ok(FacilitatorSettings { url, timeout: facilitator.timeout })
+}
+
+/// Connects the chain of a config with its gas key, if there is one, and reads the authorizer's key.
+pub(super) async fn connect_chain(config: &Config) -> Result<(AlloyChain, LocalKey), Failure> {
     let nodes = Nodes::of(&config.chain)?;
     let loopback = nodes.is_loopback();
     let authorizer = key("receiver.authorizer_key", &config.receiver.authorizer_key, loopback)?;
-    let gas = key("receiver.gas_key", &config.receiver.gas_key, loopback)?;
+    let gas = match config.facilitator {
+        Some(_) => None,
+        None => Some(key("receiver.gas_key", &config.receiver.gas_key, loopback)?),
+    };
     let shown = nodes.first.to_string();
-    let chain = nodes.open(&config.chain, Some(gas)).await.map_err(|error| {
+    let chain = nodes.open(config, gas).await.map_err(|error| {
         let error = anyhow::Error::new(error).context(format!("the chain behind {shown} cannot be used"));
         Failure::new(Exit::Chain, error).hint("peaje check")
     })?;
@@ -88,7 +121,26 @@ pub(super) async fn connect(config: &Config) -> Result<(Arc<AlloyChain>, LocalKe
         let message = format!("the node behind {shown} is on chain {found}, the config says {expected}");
         return Err(Failure::message(Exit::Chain, message).hint("peaje check"));
     }
-    Ok((Arc::new(chain), authorizer))
+    Ok((chain, authorizer))
+}
+
+/// The same, with the facilitator in front of it, if the config names one.
+pub(super) async fn connect(config: &Config) -> Result<(Connection, LocalKey), Failure> {
+    let (chain, authorizer) = connect_chain(config).await?;
+    let Some(facilitator) = &config.facilitator else { return Ok((Connection::Ours(chain), authorizer)) };
+    let token = &config.chain.token;
+    let terms = DepositTerms {
+        domain_name: token.domain_name.clone(),
+        domain_version: token.domain_version.clone(),
+        max_timeout_s: config.channel.max_timeout.as_secs(),
+    };
+    let settings = facilitator_settings(facilitator).map_err(|error| Failure::new(Exit::Config, error))?;
+    let shown = settings.url.to_string();
+    let chain = FacilitatedChain::open(chain, settings, terms).await.map_err(|error: FacilitatorError| {
+        let error = anyhow::Error::new(error).context(format!("the facilitator {shown} cannot be used"));
+        Failure::new(Exit::Chain, error).hint("peaje check")
+    })?;
+    Ok((Connection::Facilitated(chain), authorizer))
 }
 
 /// Opens the books of a chain in a directory, for this process alone.
@@ -125,4 +177,38 @@ pub(super) async fn told_to_stop() {
     }
     #[cfg(not(unix))]
     drop(interrupt.await);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes(rpc: &str) -> Result<Nodes, NoNode> {
+        let text = include_str!("../../config.example.toml").replace("\"env:PEAJE_RPC\"", rpc);
+        Nodes::of(&Config::parse(&text, "c.toml").unwrap().chain)
+    }
+
+    #[test]
+    fn a_chain_is_of_this_machine_if_all_its_nodes_are() {
+        let (here, there) = ("\"http://127.0.0.1:8545\"", "\"https://node.example/s3cret\"");
+        for (rpc, loopback) in [
+            (here.to_owned(), true),
+            (there.to_owned(), false),
+            (format!("[{here}, \"http://localhost:1\"]"), true),
+            (format!("[{here}, {there}]"), false),
+        ] {
+            assert_eq!(nodes(&rpc).unwrap().is_loopback(), loopback, "{rpc}");
+        }
+    }
+
+    #[test]
+    fn the_preferred_node_is_the_first_and_each_must_be_known() {
+        let both = nodes("[\"https://b.example\", \"https://a.example\"]").unwrap();
+        assert_eq!(
+            both.all().map(ToString::to_string).collect::<Vec<_>>(),
+            ["https://b.example/", "https://a.example/"]
+        );
+        let unset = nodes("[\"https://b.example\", \"env:PEAJE_TEST_NEVER_SET\"]");
+        assert!(matches!(unset, Err(NoNode::Reference(_))));
+    }
 }

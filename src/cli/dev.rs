@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::connect::{connect, open_books, told_to_stop};
+use super::connect::{connect_chain, open_books, told_to_stop};
 use super::site::Site;
 use super::{Exit, Failure, Outcome, Output, value};
 use crate::agent::{Agent, AgentConfig, Budget, Dollars, NodeReader, PayRequest};
@@ -130,7 +130,8 @@ impl Stage {
         say.step("API", &format!("http://{api_address}  knows nothing of payments"));
 
         let config = Config::parse(&config_text(args, &devnet.rpc_url(), api_address), "the built-in config")?;
-        let (chain, authorizer) = connect(&config).await?;
+        let (chain, authorizer) = connect_chain(&config).await?;
+        let chain = Arc::new(chain);
         // The chain is gone when this ends, and its books with it.
         let folder = tempfile::Builder::new()
             .prefix("peaje-dev-")

@@ -363,6 +363,7 @@ pub(super) fn failure(error: AgentError) -> Failure {
         | AgentError::Refused { .. }
         | AgentError::SettlementPending { .. }
         | AgentError::DepositOpen { .. }
+        | AgentError::NeedsAllowance { .. }
         | AgentError::Corrective(_)
         | AgentError::NotForSale { .. }
         | AgentError::NothingToRefund(_)

@@ -3,7 +3,6 @@
 use clap::Args;
 
 use super::connect::{connect, open_books, told_to_stop};
-use super::site::Site;
 use super::{ConfigArgs, Exit, Failure, Outcome, Output};
 
 const MORE: &str = "\
@@ -56,8 +55,7 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
     crate::telemetry::init(config.log).map_err(|error| Failure::new(Exit::Usage, error))?;
     let books = open_books(&config.store.directory, config.chain.chain_id).await?;
     let (chain, authorizer) = connect(&config).await?;
-    let site =
-        Site::open(&config, authorizer, chain, books).await.map_err(|error| Failure::new(Exit::Failed, error))?;
+    let site = chain.open_site(&config, authorizer, books).await?;
     let admin = site.admin().map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(
         listen = %site.address(),

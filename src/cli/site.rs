@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin;
 use crate::chain::Chain;
 use crate::config::{self, Config};
-use crate::gate::{Accounts, Desk, Gate};
+use crate::gate::{Accounts, DepositLimits, Desk, Gate, Limits};
 use crate::protocol::{Amount, LocalKey};
 use crate::proxy::{Cors, Listener, Upstream, UpstreamSettings};
 use crate::redeem::{Redemption, Report, Rules, Sending, Settings, Watch};
@@ -107,7 +107,7 @@ impl Site {
 
         let (desk, questions) = Desk::new();
         let Books { accounts, opening } = books;
-        let gate = Gate::with_accounts(policy, desk, accounts);
+        let gate = Gate::with_accounts(policy, desk, accounts).with_limits(limits(config));
         let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings(config), opening);
         let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors));
         let unready = CancellationToken::new();
@@ -224,10 +224,65 @@ fn settings(config: &Config) -> Settings {
     Settings { rules, sending, watch, stuck_after: config.redeem.stuck_after, poll: config.chain.poll }
 }
 
+fn limits(config: &Config) -> Limits {
+    let config::Deposits { per_peer_per_hour, per_hour, .. } = config.deposits;
+    Limits {
+        deposits: DepositLimits { per_peer_per_hour, per_hour },
+        withdraw_margin_s: config.channel.withdraw_margin.as_secs(),
+        max_wallet_exposure: config.channel.max_wallet_exposure,
+    }
+}
+
 fn cors(config: &config::Cors) -> Cors {
     match config {
         config::Cors::Off => Cors::Off,
         config::Cors::Any => Cors::Any,
         config::Cors::Origins(origins) => Cors::Only(origins.clone().into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_config_says_of_redemption_is_what_is_done() {
+        let lines = "[redeem]\nmax_unclaimed = \"$1\"\nmax_unclaimed_per_channel = \"$2\"\nmax_unclaimed_per_payer = \"$3\"\n\
+                     max_age = \"4h\"\nmax_gas_share = \"5%\"\ncoin_price = \"$6\"\n";
+        let changes = [
+            ("[redeem]\n", lines),
+            ("interval = \"10m\"", "interval = \"7m\""),
+            ("max_rows = 200", "max_rows = 8"),
+            ("confirmations = 1", "confirmations = 9"),
+            ("bump_after = \"30s\"", "bump_after = \"10s\""),
+            ("max_fee = \"50 gwei\"", "max_fee = \"11 wei\""),
+            ("urgent_max_fee = \"500 gwei\"", "urgent_max_fee = \"12 wei\""),
+            ("sweep_interval = \"10m\"", "sweep_interval = \"13m\""),
+            ("# refund_idle = \"30d\"", "refund_idle = \"14h\""),
+            ("stuck_after = \"1h\"", "stuck_after = \"15h\""),
+            ("poll = \"2s\"", "poll = \"16s\""),
+        ];
+        let text = changes.iter().fold(include_str!("../../config.example.toml").to_owned(), |text, (from, to)| {
+            assert!(text.contains(from), "{from}");
+            text.replacen(from, to, 1)
+        });
+        let Settings { rules, sending, watch, stuck_after, poll } = settings(&Config::parse(&text, "c.toml").unwrap());
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        let dollars = |count: u128| Some(Amount::new(1_000_000 * count));
+        let expected = Rules {
+            interval: minutes(7),
+            max_unclaimed: dollars(1),
+            max_unclaimed_per_channel: dollars(2),
+            max_unclaimed_per_payer: dollars(3),
+            max_age: Some(minutes(240)),
+            max_gas_share_bps: Some(500),
+            units_per_coin: Some(6_000_000),
+            max_rows: 8,
+        };
+        assert_eq!(rules, expected);
+        let bump_after = Duration::from_secs(10);
+        assert_eq!(sending, Sending { confirmations: 9, bump_after, max_fee_wei: 11, urgent_max_fee_wei: 12 });
+        assert_eq!(watch, Watch { sweep_interval: minutes(13), refund_idle: Some(minutes(14 * 60)) });
+        assert_eq!((stuck_after, poll), (minutes(15 * 60), Duration::from_secs(16)));
     }
 }

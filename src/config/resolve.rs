@@ -373,7 +373,7 @@ fn channel(mut section: Section<'_>, decimals: Option<u8>, upstream: Option<&Ups
 
 fn deposits(mut section: Section<'_>, decimals: Option<u8>) -> Option<Deposits> {
     let instant = section.text("instant", |text| amount(text, decimals)).or(Amount::ZERO);
-    let each = counted(&mut section, "per_peer_per_hour", 1..=MAX_DEPOSITS_PER_HOUR).or(30);
+    let each = counted(&mut section, "per_peer_per_hour", 1..=MAX_DEPOSITS_PER_HOUR).or(200);
     let all = counted(&mut section, "per_hour", 1..=MAX_DEPOSITS_PER_HOUR).or(1_000);
     Some(Deposits {
         instant: instant?,

@@ -16,8 +16,17 @@ pub const SETTLEMENT: Address = address!("4020074e9dF2ce1deE5A9C1b5c3f541D02a100
 /// The collector that pulls deposits by ERC-3009.
 pub const ERC3009_COLLECTOR: Address = address!("4020806089470a89826cB9fB1f4059150b550004");
 
+/// The collector that pulls deposits through Permit2.
+pub const PERMIT2_COLLECTOR: Address = address!("4020425FAf3B746C082C2f942b4E5159887B0005");
+
+/// Permit2, at the address it has on every chain.
+pub const PERMIT2: Address = address!("000000000022D473030F116dDEE9F6B43aC78BA3");
+
 /// The test dollar, at the address of Base Sepolia's USDC and with its EIP-712 domain ("USDC", "2").
 pub const DOLLAR: Address = address!("036CbD53842c5426634e7929541eC2318f3dCF7e");
+
+/// A dollar without ERC-3009 and with EIP-2612, at an address of its own (domain "Plain Dollar", "1").
+pub const PLAIN_DOLLAR: Address = address!("d011A20000000000000000000000000000000001");
 
 /// Multicall3, which stock clients batch their reads through.
 pub const MULTICALL3: Address = address!("cA11bde05977b3631167028862bE2a173976CA11");
@@ -55,7 +64,10 @@ pub fn contracts() -> Vec<(Address, Bytes)> {
     vec![
         (SETTLEMENT, Artifact::settlement().deployed_bytecode),
         (ERC3009_COLLECTOR, Artifact::erc3009_collector().deployed_bytecode),
+        (PERMIT2_COLLECTOR, Artifact::permit2_collector().deployed_bytecode),
+        (PERMIT2, Artifact::permit2().deployed_bytecode),
         (DOLLAR, Artifact::dollar().deployed_bytecode),
+        (PLAIN_DOLLAR, Artifact::plain_dollar().deployed_bytecode),
         (MULTICALL3, Artifact::multicall3().deployed_bytecode),
     ]
 }
@@ -82,8 +94,20 @@ impl Artifact {
         Self::parse(include_str!("../../deploy/contracts/artifacts/ERC3009DepositCollector.json"))
     }
 
+    fn permit2_collector() -> Self {
+        Self::parse(include_str!("../../deploy/contracts/artifacts/Permit2DepositCollector.json"))
+    }
+
+    fn permit2() -> Self {
+        Self::parse(include_str!("../../deploy/contracts/artifacts/Permit2.json"))
+    }
+
     fn dollar() -> Self {
         Self::parse(include_str!("../../deploy/contracts/artifacts/TestDollar.json"))
+    }
+
+    fn plain_dollar() -> Self {
+        Self::parse(include_str!("../../deploy/contracts/artifacts/PlainDollar.json"))
     }
 
     fn multicall3() -> Self {

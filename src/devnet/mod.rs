@@ -215,8 +215,16 @@ impl Devnet {
     /// # Errors
     /// [`DevnetError::Refused`] if the dollar was replaced by something that does not mint.
     pub fn mint_dollars(&self, to: Address, amount: u128) -> Result<(), DevnetError> {
+        self.mint(genesis::DOLLAR, to, amount)
+    }
+
+    /// The same for any token that anybody may mint, such as [`genesis::PLAIN_DOLLAR`].
+    ///
+    /// # Errors
+    /// [`DevnetError::Refused`] if there is no such token at this address.
+    pub fn mint(&self, token: Address, to: Address, amount: u128) -> Result<(), DevnetError> {
         let call = abi::mintCall { to, value: U256::from(amount) }.abi_encode();
-        self.node.chain().own_call(to, genesis::DOLLAR, call.into())?;
+        self.node.chain().own_call(to, token, call.into())?;
         Ok(())
     }
 
@@ -225,8 +233,16 @@ impl Devnet {
     /// # Errors
     /// [`DevnetError::Refused`] if the dollar was replaced by something that is no token.
     pub fn dollar_balance(&self, who: Address) -> Result<u128, DevnetError> {
+        self.token_balance(genesis::DOLLAR, who)
+    }
+
+    /// The same for any token.
+    ///
+    /// # Errors
+    /// [`DevnetError::Refused`] if there is no token at this address.
+    pub fn token_balance(&self, token: Address, who: Address) -> Result<u128, DevnetError> {
         let call = abi::balanceOfCall { account: who }.abi_encode();
-        let output = self.node.chain().own_read(who, genesis::DOLLAR, call.into())?;
+        let output = self.node.chain().own_read(who, token, call.into())?;
         let balance =
             abi::balanceOfCall::abi_decode_returns(&output).map_err(|error| DevnetError::Refused(error.to_string()))?;
         Ok(balance.saturating_to())

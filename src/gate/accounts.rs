@@ -728,3 +728,76 @@ pub(super) struct Payer {
     pub(super) address: Address,
     pub(super) channel: ChannelId,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(number: u8) -> ChannelConfig {
+        ChannelConfig {
+            payer: Address([number; 20]),
+            payer_authorizer: Address([number; 20]),
+            receiver: Address([1; 20]),
+            receiver_authorizer: Address([2; 20]),
+            token: Address([3; 20]),
+            withdraw_delay: 900,
+            salt: Hash::ZERO,
+        }
+    }
+
+    fn id(number: u8) -> ChannelId {
+        ChannelId([number; 32])
+    }
+
+    /// Channel `number` with so much, last used then.
+    fn open(accounts: &Accounts, number: u8, balance: u128, used_at: u64) {
+        let view = View { block: 1, balance: Amount::new(balance), ..View::default() };
+        accounts.observe(id(number), &config(number), view).unwrap();
+        accounts.inner.channels.get_mut(&id(number)).unwrap().used_at = used_at;
+    }
+
+    #[test]
+    fn idle_are_channels_with_something_left_that_were_not_used_for_long() {
+        let accounts = Accounts::in_memory();
+        for (number, balance, used_at) in [(1, 100, 500), (2, 100, 300), (3, 100, 400), (4, 100, 1_000), (5, 99, 10)] {
+            open(&accounts, number, balance, used_at);
+        }
+        let idle = |since, most| {
+            let found = accounts.idle(since, Amount::new(100), most, |_| true);
+            found.into_iter().map(|(id, _)| id).collect::<Vec<_>>()
+        };
+        assert_eq!(idle(1_000, 9), [id(2), id(3), id(1)], "the longest unused first; too little is left on 5");
+        assert_eq!(idle(1_001, 9), [id(2), id(3), id(1), id(4)]);
+        assert_eq!(idle(1_001, 2), [id(2), id(3)]);
+        assert_eq!(idle(1_001, 0), []);
+        let foreign = accounts.idle(1_001, Amount::new(100), 9, |config| config.payer != Address([2; 20]));
+        assert_eq!(foreign.first().map(|(id, _)| *id), Some(id(3)));
+        // A refund in progress, a withdrawal, money that came in, a touch.
+        let ticket = accounts.begin_return(&id(2)).unwrap().unwrap();
+        assert_eq!(ticket.1, Amount::new(100));
+        let withdrawal = Some(crate::ledger::Withdrawal { amount: Amount::new(1), initiated_at: 1 });
+        let view = View { block: 2, balance: Amount::new(100), withdrawal, ..View::default() };
+        accounts.observe(id(3), &config(3), view).unwrap();
+        accounts.touch(&id(1));
+        assert_eq!(idle(1_001, 9), [id(4)]);
+        accounts.observe(id(4), &config(4), View { withdrawal: None, balance: Amount::new(101), ..view }).unwrap();
+        assert_eq!(idle(1_001, 9), []);
+        // Nothing came of the refund: it is idle still, and a look at the chain alone is no use.
+        drop(ticket);
+        accounts.observe(id(2), &config(2), View { block: 9, balance: Amount::new(100), ..View::default() }).unwrap();
+        assert_eq!(idle(1_001, 9), [id(2)]);
+    }
+
+    #[test]
+    fn channels_ahead_of_what_the_chain_was_seen_to_have_are_told_once() {
+        let accounts = Accounts::in_memory();
+        open(&accounts, 1, 100, 0);
+        let at = |block| View { block, balance: Amount::new(100), ..View::default() };
+        accounts.observe(id(1), &config(1), at(7)).unwrap();
+        accounts.observe(id(1), &config(1), at(7)).unwrap();
+        assert_eq!(accounts.take_ahead(), []);
+        accounts.observe(id(1), &config(1), at(6)).unwrap();
+        assert_eq!(accounts.take_ahead(), [(id(1), 7)]);
+        assert_eq!(accounts.take_ahead(), []);
+    }
+}

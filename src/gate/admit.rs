@@ -13,12 +13,15 @@ use serde_json::{Map, Value};
 use super::accounts::{self, Hold, Payer};
 use super::answer::Refusal;
 use super::desk::{DepositEnd, Place, RefundError};
-use super::policy::{Policy, Route, Terms};
+use super::policy::{Policy, Route, Terms, Transfer};
 use super::{Gate, Peer};
 use crate::clock;
 use crate::ledger::{Channel, Reject, View};
 use crate::protocol::channel::Authorizer;
-use crate::protocol::deposit::{Authorization, MIN_AUTHORIZATION_LEFT_S};
+use crate::protocol::contracts::{PERMIT2, PERMIT2_COLLECTOR};
+use crate::protocol::deposit::{
+    Authorization, MIN_AUTHORIZATION_LEFT_S, Permission, Permit2Authorization, TokenPermit,
+};
 use crate::protocol::voucher::{PayerEvidence, VoucherError};
 use crate::protocol::x402::{Action, ChannelState, Deposit, Payment, Receipt, RefundRequest};
 use crate::protocol::{
@@ -166,11 +169,11 @@ impl Gate {
         peer: Option<Peer>,
     ) -> Result<Admitted, Refusal> {
         let Claimed { terms, id, config, voucher, .. } = claimed;
-        check_deposit(terms, price, &deposit)?;
+        check_deposit(claimed, price, &deposit)?;
         // The voucher's signature is made with nothing at stake, but it keeps strangers from making us ask a node.
         let proof = self.verify(claimed).await?;
         let amount = deposit.amount;
-        let salt = deposit.authorization.salt;
+        let salt = deposit.authorization.salt();
         let deadline = Instant::now() + longest_wait(terms);
         let end = loop {
             match self.desk.place(*id, config.payer, salt) {
@@ -188,8 +191,8 @@ impl Gate {
                         tracing::warn!(channel = %id, seconds, "too many deposits; one more is not relayed");
                         Refusal::from(Code::DepositRateLimited).retry_after(seconds)
                     })?;
-                    let wait = self.desk.deposit(*config, deposit, place).ok_or(Refusal::from(Code::RpcReadFailed))?;
-                    break until(deadline, wait.end()).await;
+                    let wait = self.desk.deposit(*config, deposit, voucher.clone(), price, place);
+                    break until(deadline, wait.ok_or(Refusal::from(Code::RpcReadFailed))?.end()).await;
                 }
                 Place::Same(wait) => match until(deadline, wait.end()).await {
                     // The other request with this payload was refused before anything was sent, or left.
@@ -381,25 +384,80 @@ impl Gate {
         verified.map_err(|error: VoucherError| Refusal::from(Code::VoucherSignature).with_detail(error.to_string()))
     }
 
-    /// The deposit's own signature: the payer's key, or the payer's wallet where the payer has code.
+    /// The deposit's own signatures, and that they suffice.
     async fn check_authorization(&self, claimed: &Claimed<'_>, deposit: &Deposit) -> Result<(), Refusal> {
+        match &deposit.authorization {
+            Permission::Erc3009(authorization) => self.check_erc3009(claimed, deposit.amount, authorization).await,
+            Permission::Permit2(authorization) => self.check_permit2(claimed, deposit.amount, authorization).await,
+        }
+    }
+
+    /// The payer's key, or the payer's wallet where the payer has code.
+    async fn check_erc3009(
+        &self,
+        claimed: &Claimed<'_>,
+        amount: Amount,
+        authorization: &Authorization,
+    ) -> Result<(), Refusal> {
         let payer = claimed.config.payer;
-        let authorization = &deposit.authorization;
         let digest = Authorization::digest(
             &claimed.terms.token_domain(),
             payer,
-            deposit.amount,
+            amount,
             authorization.valid_after,
             authorization.valid_before,
             Authorization::nonce(claimed.id, authorization.salt),
         );
-        if authorization.signature.recover(digest) == Ok(payer) {
+        if self.signed_by_payer(payer, digest, &authorization.signature).await? {
             return Ok(());
         }
-        match self.evidence(payer, digest, &authorization.signature).await? {
-            PayerEvidence::Approved => Ok(()),
-            PayerEvidence::NoCode | PayerEvidence::Refused => Err(Code::ReceiveAuthorizationSignature.into()),
+        Err(Code::ReceiveAuthorizationSignature.into())
+    }
+
+    /// The transfer's signature, and that Permit2 may move the payer's tokens: by a permit that came along, or because
+    /// the payer allowed it before.
+    async fn check_permit2(
+        &self,
+        claimed: &Claimed<'_>,
+        amount: Amount,
+        authorization: &Permit2Authorization,
+    ) -> Result<(), Refusal> {
+        let Claimed { terms, id, config: ChannelConfig { payer, token, .. }, .. } = claimed;
+        let Permit2Authorization { nonce, deadline, signature, permit, .. } = authorization;
+        let domain = Domain::permit2(terms.chain_id);
+        let digest = Permit2Authorization::digest(&domain, *token, amount, *nonce, *deadline, *id);
+        // To Permit2 the key of an account with code counts for nothing, so the account is asked first.
+        let signed = match self.evidence(*payer, digest, signature).await? {
+            PayerEvidence::NoCode => signature.recover(digest) == Ok(*payer),
+            PayerEvidence::Approved => true,
+            PayerEvidence::Refused => false,
+        };
+        if !signed {
+            return Err(Code::Permit2InvalidSignature.into());
         }
+        if let Some(permit) = permit {
+            // An old nonce is no fault: somebody may have used this very permit, and then the allowance is there.
+            // Whether it suffices is found out when the deposit is tried.
+            let digest = TokenPermit::digest(&terms.token_domain(), *payer, amount, permit.nonce, permit.deadline);
+            if self.signed_by_payer(*payer, digest, &permit.signature).await? {
+                return Ok(());
+            }
+            return Err(Code::Eip2612InvalidSignature.into());
+        }
+        let allowance = self.desk.allowance(*token, *payer, PERMIT2).await;
+        if allowance.map_err(|_| Refusal::from(Code::RpcReadFailed))? < amount {
+            return Err(Refusal::from(Code::Permit2AllowanceRequired)
+                .with_detail(format!("approve Permit2 ({PERMIT2}) for {amount}, or send an EIP-2612 permit")));
+        }
+        Ok(())
+    }
+
+    /// Whether a token would take this for the payer's signature: its key's, or its wallet's where it has code.
+    async fn signed_by_payer(&self, payer: Address, digest: Hash, signature: &Signature) -> Result<bool, Refusal> {
+        if signature.recover(digest) == Ok(payer) {
+            return Ok(true);
+        }
+        Ok(self.evidence(payer, digest, signature).await? == PayerEvidence::Approved)
     }
 
     async fn evidence(&self, payer: Address, digest: Hash, signature: &Signature) -> Result<PayerEvidence, Refusal> {
@@ -517,20 +575,64 @@ fn check_terms(
 }
 
 /// What can be said of a deposit without curve or chain.
-fn check_deposit(terms: &Terms, price: Amount, deposit: &Deposit) -> Result<(), Refusal> {
-    let now = clock::now_s();
+fn check_deposit(claimed: &Claimed<'_>, price: Amount, deposit: &Deposit) -> Result<(), Refusal> {
+    let terms = claimed.terms;
     let least = terms.min_deposit.map_or(Amount::ZERO, |least| least.max(price));
     if deposit.amount < least {
         return Err(Refusal::from(Code::DepositBelowMinDeposit).with_detail(format!("at least {least}")));
     }
-    // The token wants its block to be later than this moment, not at it.
-    if deposit.authorization.valid_after >= now {
-        return Err(Code::PayloadAuthorizationValidAfter.into());
+    let now = clock::now_s();
+    match (terms.token.transfer, &deposit.authorization) {
+        (Transfer::Eip3009, Permission::Erc3009(authorization)) => check_window(authorization, now),
+        (Transfer::Permit2, Permission::Permit2(authorization)) => {
+            check_permit2_fields(authorization, &claimed.config, claimed.id, deposit.amount, now)
+        }
+        (Transfer::Eip3009, Permission::Permit2(_)) => Err(Code::Erc3009AuthorizationRequired),
+        (Transfer::Permit2, Permission::Erc3009(_)) => Err(Code::Permit2AuthorizationRequired),
     }
-    if deposit.authorization.valid_before < now.saturating_add(MIN_AUTHORIZATION_LEFT_S) {
-        return Err(Code::PayloadAuthorizationValidBefore.into());
+    .map_err(Refusal::from)
+}
+
+fn check_window(authorization: &Authorization, now: u64) -> Result<(), Code> {
+    // The token wants its block to be later than this moment, not at it.
+    if authorization.valid_after >= now {
+        return Err(Code::PayloadAuthorizationValidAfter);
+    }
+    if authorization.valid_before < now.saturating_add(MIN_AUTHORIZATION_LEFT_S) {
+        return Err(Code::PayloadAuthorizationValidBefore);
     }
     Ok(())
+}
+
+/// Everything a Permit2 transfer says, and the permit that may come along, must be what the collector will ask for: in
+/// the order of the official facilitator.
+fn check_permit2_fields(
+    authorization: &Permit2Authorization,
+    config: &ChannelConfig,
+    id: ChannelId,
+    amount: Amount,
+    now: u64,
+) -> Result<(), Code> {
+    let soonest = now.saturating_add(MIN_AUTHORIZATION_LEFT_S);
+    let transfer = [
+        (authorization.from == config.payer, Code::Permit2InvalidSignature),
+        (authorization.spender == PERMIT2_COLLECTOR, Code::Permit2InvalidSpender),
+        (authorization.token == config.token, Code::TokenMismatch),
+        (authorization.amount == amount, Code::Permit2AmountMismatch),
+        (authorization.channel == id, Code::ChannelIdMismatch),
+        (authorization.deadline >= soonest, Code::Permit2DeadlineExpired),
+    ];
+    let permit = authorization.permit.as_ref().map(|permit| {
+        [
+            (permit.owner == config.payer, Code::Eip2612OwnerMismatch),
+            (permit.token == config.token, Code::Eip2612AssetMismatch),
+            (permit.spender == PERMIT2, Code::Eip2612SpenderMismatch),
+            (permit.deadline >= soonest, Code::Eip2612DeadlineExpired),
+            (permit.amount == amount, Code::Eip2612AmountMismatch),
+        ]
+    });
+    let mut checks = transfer.into_iter().chain(permit.into_iter().flatten());
+    checks.find(|(holds, _)| !holds).map_or(Ok(()), |(_, code)| Err(code))
 }
 
 /// A client that echoes an extension must echo all it was advertised with; it may add to it.

@@ -15,7 +15,7 @@ use crate::ledger::View;
 use crate::protocol::claim::ClaimRow;
 use crate::protocol::voucher::PayerEvidence;
 use crate::protocol::x402::Deposit;
-use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, Signature};
+use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, Signature, SignedVoucher};
 
 /// How many questions may wait for the chain at once. More are refused: a queue this long means the node hangs.
 pub const MAX_WAITING: usize = 1_024;
@@ -41,12 +41,27 @@ pub enum Question {
         /// The answer.
         reply: oneshot::Sender<Result<PayerEvidence, DeskError>>,
     },
+    /// How many of this payer's tokens may somebody else move?
+    Allowance {
+        /// The token.
+        token: Address,
+        /// The payer.
+        payer: Address,
+        /// Who moves them.
+        spender: Address,
+        /// The answer, atomic units.
+        reply: oneshot::Sender<Result<Amount, DeskError>>,
+    },
     /// Relay this deposit and book it when it is mined.
     Deposit {
         /// The channel's terms.
         config: ChannelConfig,
         /// The signed deposit.
         deposit: Deposit,
+        /// The voucher it came with.
+        voucher: SignedVoucher,
+        /// What the request that it came with costs at most, atomic units.
+        price: Amount,
         /// The deposit's place; ending it publishes the outcome.
         place: DepositPlace,
     },
@@ -230,6 +245,16 @@ impl Desk {
         self.ask(|reply| Question::Evidence { payer, digest, signature, reply }).await?
     }
 
+    /// Asks a token.
+    pub(super) async fn allowance(
+        &self,
+        token: Address,
+        payer: Address,
+        spender: Address,
+    ) -> Result<Amount, DeskError> {
+        self.ask(|reply| Question::Allowance { token, payer, spender, reply }).await?
+    }
+
     /// Asks for a refund. The refund goes on when the caller stops waiting.
     pub(super) async fn refund(
         &self,
@@ -278,10 +303,18 @@ impl Desk {
     }
 
     /// Starts the deposit a place was taken for; `None` if the desk takes none. It goes on when the caller stops waiting.
-    pub(super) fn deposit(&self, config: ChannelConfig, deposit: Deposit, place: DepositPlace) -> Option<DepositWait> {
+    pub(super) fn deposit(
+        &self,
+        config: ChannelConfig,
+        deposit: Deposit,
+        voucher: SignedVoucher,
+        price: Amount,
+        place: DepositPlace,
+    ) -> Option<DepositWait> {
         let wait = DepositWait(place.end.subscribe());
         // A place that was not taken along comes back inside the error and is freed with it.
-        self.questions.try_send(Question::Deposit { config, deposit, place }).ok().map(|()| wait)
+        let question = Question::Deposit { config, deposit, voucher, price, place };
+        self.questions.try_send(question).ok().map(|()| wait)
     }
 
     /// Whether a deposit of this channel is on its way.

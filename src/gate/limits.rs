@@ -69,7 +69,7 @@ impl Peer {
     /// such a half for itself, and as many addresses in it as it likes.
     fn network(self) -> u128 {
         match self.0.to_canonical() {
-            IpAddr::V4(address) => u128::from(address.to_ipv6_mapped().to_bits()),
+            IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
             IpAddr::V6(address) => address.to_bits() & !u128::from(u64::MAX),
         }
     }

@@ -10,7 +10,8 @@ use http::Method;
 use serde_json::{Map, Value, json};
 
 use super::path::{CleanPath, PathError, PathPattern};
-use crate::protocol::x402::{Offer, Quote, Resource, SCHEME, VERSION, network_of};
+use crate::protocol::deposit::EIP2612_SPONSORING;
+use crate::protocol::x402::{Offer, PERMIT2_METHOD, Quote, Resource, SCHEME, TRANSFER_METHOD, VERSION, network_of};
 use crate::protocol::{Address, Amount, ChannelConfig, Domain, Hash, Token};
 
 /// What every channel with this provider must agree to.
@@ -32,6 +33,17 @@ pub struct Terms {
     pub min_deposit: Option<Amount>,
 }
 
+/// How a payer's deposit is moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transfer {
+    /// By an authorization the token itself takes (ERC-3009), as USDC does.
+    #[default]
+    Eip3009,
+    /// Through Permit2, for tokens without ERC-3009. Payers who have not allowed Permit2 before send an EIP-2612 permit
+    /// along, where the token has that.
+    Permit2,
+}
+
 /// A token and how its authorizations are signed.
 #[derive(Debug, Clone)]
 pub struct TokenTerms {
@@ -43,18 +55,8 @@ pub struct TokenTerms {
     pub domain_name: String,
     /// The `version` of its EIP-712 domain.
     pub domain_version: String,
-    /// How payers let it be taken into their channels.
+    /// How deposits of it are moved.
     pub transfer: Transfer,
-}
-
-/// How a payer's signature moves its tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Transfer {
-    /// By the token itself (ERC-3009).
-    #[default]
-    Eip3009,
-    /// By the Permit2 contract, for tokens that cannot do it themselves.
-    Permit2,
 }
 
 impl TokenTerms {
@@ -81,7 +83,7 @@ impl Terms {
         Domain::settlement(self.chain_id)
     }
 
-    /// The domain deposits are signed under.
+    /// The token's own domain: ERC-3009 deposits and EIP-2612 permits are signed under it.
     pub fn token_domain(&self) -> Domain {
         Domain::new(&self.token.domain_name, &self.token.domain_version, self.chain_id, self.token.address)
     }
@@ -106,6 +108,9 @@ impl Terms {
         extra.insert("withdrawDelay".to_owned(), json!(self.withdraw_delay_s));
         extra.insert("name".to_owned(), json!(self.token.domain_name));
         extra.insert("version".to_owned(), json!(self.token.domain_version));
+        if self.token.transfer == Transfer::Permit2 {
+            extra.insert(TRANSFER_METHOD.to_owned(), json!(PERMIT2_METHOD));
+        }
         // The protocol wants it to be at least the price; a dearer route asks for its own price.
         if let Some(min_deposit) = self.min_deposit {
             extra.insert("minDeposit".to_owned(), json!(min_deposit.max(price)));
@@ -214,7 +219,13 @@ impl Policy {
         if !ambiguities.is_empty() {
             return Err(ambiguities);
         }
-        let mut routes: Vec<_> = routes.into_iter().map(Arc::new).collect();
+        let with_terms = |mut route: Route| {
+            if terms.token.transfer == Transfer::Permit2 {
+                route.extensions.entry(EIP2612_SPONSORING).or_insert_with(sponsoring);
+            }
+            Arc::new(route)
+        };
+        let mut routes: Vec<_> = routes.into_iter().map(with_terms).collect();
         // Among equal paths a route that names its methods is the more specific one.
         routes.sort_by_key(|route| (route.pattern.specificity(), route.methods.is_empty()));
         Ok(Self {
@@ -310,6 +321,18 @@ impl Policy {
             extensions: route.extensions.clone(),
         }
     }
+}
+
+/// The offer to relay EIP-2612 permits for Permit2. Stock clients sign one only where this stands. Its `info` has nothing
+/// that every client's own would not have: some send theirs in its place.
+fn sponsoring() -> Value {
+    let text = json!({"type": "string"});
+    let fields = ["from", "asset", "spender", "amount", "nonce", "deadline", "signature", "version"];
+    let properties: Map<_, _> = fields.iter().map(|field| ((*field).to_owned(), text.clone())).collect();
+    json!({
+        "info": {"version": "1"},
+        "schema": {"type": "object", "properties": properties, "required": fields},
+    })
 }
 
 /// What `Allow` lists for a route that takes every method.
@@ -465,6 +488,20 @@ mod tests {
         assert_eq!(offer.extra["minDeposit"], json!("2000"));
         assert_eq!(terms().offer(Amount::new(10)).extra["minDeposit"], json!("1000"));
         assert_eq!(offer.extra["withdrawDelay"], json!(900));
+    }
+
+    #[test]
+    fn only_an_offer_of_a_permit2_token_says_so_and_offers_to_relay_permits() {
+        for (transfer, method) in [(Transfer::Eip3009, None), (Transfer::Permit2, Some(&json!("permit2")))] {
+            let mut terms = terms();
+            terms.token.transfer = transfer;
+            let policy = Policy::new(terms, "https://api.example", vec![route("/a", &[], 10)]).unwrap();
+            let (route, price) = policy.first_paid().unwrap();
+            let quote = policy.quote(&route, price, "/a", "Payment required");
+            assert_eq!(quote.accepts[0].extra.get("assetTransferMethod"), method);
+            let info = quote.extensions.get("eip2612GasSponsoring").map(|extension| &extension["info"]);
+            assert_eq!(info, method.map(|_| json!({"version": "1"})).as_ref());
+        }
     }
 
     #[test]

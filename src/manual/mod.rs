@@ -84,15 +84,20 @@ pub mod money_on_chain {
     //!
     //! * **Deposit.** Tried, sent, mined, booked, and only then is the request served. One is on its way per channel.
     //! * **Claim.** [`redeem::plan()`](crate::redeem::plan()) makes one row for each channel with something to claim,
-    //!   payers that are withdrawing first; [`when_it_is_claimed`](super::when_it_is_claimed). A batch the contract refuses is halved until the bad row is alone.
+    //!   payers that are withdrawing first; [`when_it_is_claimed`](super::when_it_is_claimed) says when. Of a batch that
+    //!   the contract would refuse, the bad rows are found by trying halves of it, without sending any; the rest is
+    //!   claimed together. A bad row is left out for ten minutes, then twice as long each time, until its channel has a
+    //!   new voucher or a deposit.
     //! * **Settle.** What `receivers()` says is owed, so a crash between claim and settlement costs nothing.
     //! * **Refund.** Claim and refund in one transaction, signed with the channel's live nonce.
     //! * **Withdrawal.** A payer can take its money back alone after the channel's delay. The follower sees the
     //!   announcement, claims at once, and from then on only vouchers are taken that the rest covers.
     //!
-    //! Every transaction is in the books, bytes and purpose, before it leaves. A process that starts broadcasts what the
-    //! last one left unfinished again, the same bytes in the same order, before it signs anything new; books what landed;
-    //! and writes each one's end down. So a crash at any moment forgets nothing that was sent, and what is sent again is the same to the byte.
+    //! Every transaction is in the books, bytes and purpose, before it leaves, and has one nonce for good. While no block
+    //! has it, it is sent again, and replaced at that nonce by one that pays more, up to a ceiling; a higher one where a
+    //! payer is withdrawing. What it claims is not claimed under a second nonce meanwhile. A process that starts takes up
+    //! what the last one left in the same way, before it signs anything new; books what landed; and writes each one's end
+    //! down. So a crash at any moment forgets nothing that was sent, and pays for nothing twice.
     //!
     //! The books move by what the chain says after a transaction is mined, never by what was sent. A view of a channel is
     //! trusted for a third of its withdraw delay, 30 s at least and 300 s at most; then it is read again.

@@ -70,6 +70,42 @@ pub fn decode_fixed<const N: usize>(text: &str) -> Result<[u8; N], HexError> {
     Ok(out)
 }
 
+/// Reads a decimal number of up to 256 bits in its one canonical form, as a big-endian word.
+pub fn decode_decimal(text: &str) -> Option<Hash> {
+    if text.is_empty() || (text.len() > 1 && text.starts_with('0')) {
+        return None;
+    }
+    let mut word = [0u8; 32];
+    for digit in text.bytes() {
+        let mut carry = u16::from(digit.checked_sub(b'0').filter(|digit| *digit < 10)?);
+        for byte in word.iter_mut().rev() {
+            let [high, low] = (u16::from(*byte) * 10 + carry).to_be_bytes();
+            (*byte, carry) = (low, u16::from(high));
+        }
+        if carry != 0 {
+            return None;
+        }
+    }
+    Some(Hash(word))
+}
+
+/// Writes a big-endian word as a decimal number.
+pub fn encode_decimal(word: &Hash) -> String {
+    let mut rest = word.0;
+    let mut digits = Vec::with_capacity(78);
+    while digits.is_empty() || rest.iter().any(|byte| *byte != 0) {
+        let mut remainder = 0u16;
+        for byte in &mut rest {
+            let value = remainder * 256 + u16::from(*byte);
+            let [_, quotient] = (value / 10).to_be_bytes();
+            (*byte, remainder) = (quotient, value % 10);
+        }
+        let [_, digit] = remainder.to_be_bytes();
+        digits.push(char::from(b'0' + digit));
+    }
+    digits.iter().rev().collect()
+}
+
 fn byte_of(pair: &[u8]) -> Result<u8, HexError> {
     match pair {
         [high, low] => Ok((nibble(*high)? << 4) | nibble(*low)?),
@@ -218,5 +254,20 @@ mod tests {
     #[test]
     fn keccak_of_nothing_is_the_known_constant() {
         assert_eq!(keccak256(b"").to_string(), "0xc5d2460186f7233c927e7db2dcc703c0e500b653ca82273b7bfad8045d85a470");
+    }
+
+    #[test]
+    fn a_word_is_read_from_its_one_decimal_form() {
+        let most = "115792089237316195423570985008687907853269984665640564039457584007913129639935";
+        assert_eq!(decode_decimal(most), Some(Hash([0xff; 32])));
+        assert_eq!(encode_decimal(&Hash([0xff; 32])), most);
+        let beyond = most.replace("9935", "9936");
+        for bad in ["", "00", "01", "+1", "-1", "1 ", "0x1", "1.0", &beyond, &format!("{most}0"), &"9".repeat(999)] {
+            assert_eq!(decode_decimal(bad), None, "{bad}");
+        }
+        let mut word = Hash::ZERO;
+        assert_eq!((decode_decimal("0"), encode_decimal(&word).as_str()), (Some(word), "0"));
+        word.0[30] = 1;
+        assert_eq!((decode_decimal("256"), encode_decimal(&word).as_str()), (Some(word), "256"));
     }
 }

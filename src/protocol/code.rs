@@ -56,7 +56,21 @@ codes! {
     DepositSimulationFailed => "invalid_batch_settlement_evm_deposit_simulation_failed", 402;
     /// The deposit was mined and reverted, or can no longer be mined.
     DepositTransactionFailed => "invalid_batch_settlement_evm_deposit_transaction_failed", 402;
-    /// Only ERC-3009 deposits are taken.
+    /// The EIP-2612 permit is for another amount than the deposit.
+    Eip2612AmountMismatch => "invalid_batch_settlement_evm_eip2612_amount_mismatch", 402;
+    /// The EIP-2612 permit is of another token.
+    Eip2612AssetMismatch => "invalid_batch_settlement_evm_eip2612_asset_mismatch", 402;
+    /// The EIP-2612 permit expires too soon.
+    Eip2612DeadlineExpired => "invalid_batch_settlement_evm_eip2612_deadline_expired", 402;
+    /// The EIP-2612 permit is malformed.
+    Eip2612InvalidFormat => "invalid_batch_settlement_evm_eip2612_invalid_format", 402;
+    /// The EIP-2612 permit is not signed by the payer, or over something else.
+    Eip2612InvalidSignature => "invalid_batch_settlement_evm_eip2612_invalid_signature", 402;
+    /// The EIP-2612 permit is of somebody else than the payer.
+    Eip2612OwnerMismatch => "invalid_batch_settlement_evm_eip2612_owner_mismatch", 402;
+    /// The EIP-2612 permit allows somebody else than Permit2.
+    Eip2612SpenderMismatch => "invalid_batch_settlement_evm_eip2612_spender_mismatch", 402;
+    /// The offer's token is deposited by ERC-3009 only.
     Erc3009AuthorizationRequired => "invalid_batch_settlement_evm_erc3009_authorization_required", 402;
     /// The payer has fewer tokens than it deposits.
     InsufficientBalance => "invalid_batch_settlement_evm_insufficient_balance", 402;
@@ -68,6 +82,18 @@ codes! {
     PayloadType => "invalid_batch_settlement_evm_payload_type", 402;
     /// The deposit authorization is not signed by the payer, for this token, amount and channel.
     ReceiveAuthorizationSignature => "invalid_batch_settlement_evm_receive_authorization_signature", 402;
+    /// The payer has not allowed Permit2 to move so much, and sends no EIP-2612 permit that would.
+    Permit2AllowanceRequired => "invalid_batch_settlement_evm_permit2_allowance_required", 402;
+    /// The Permit2 authorization is for another amount than the deposit.
+    Permit2AmountMismatch => "invalid_batch_settlement_evm_permit2_amount_mismatch", 402;
+    /// The offer's token is deposited through Permit2 only.
+    Permit2AuthorizationRequired => "invalid_batch_settlement_evm_permit2_authorization_required", 402;
+    /// The Permit2 authorization expires too soon.
+    Permit2DeadlineExpired => "invalid_batch_settlement_evm_permit2_deadline_expired", 402;
+    /// The Permit2 authorization is not signed by the payer, or over something else.
+    Permit2InvalidSignature => "invalid_batch_settlement_evm_permit2_invalid_signature", 402;
+    /// The Permit2 authorization is for somebody else than the deposit collector.
+    Permit2InvalidSpender => "invalid_batch_settlement_evm_permit2_invalid_spender", 402;
     /// The channel pays somebody else.
     ReceiverMismatch => "invalid_batch_settlement_evm_receiver_mismatch", 402;
     /// The refund's amount is not a number above zero.

@@ -17,6 +17,18 @@ pub const ERC3009_COLLECTOR: Address = Address([
     0x04,
 ]);
 
+/// `Permit2DepositCollector`: moves a deposit from a payer who signed a Permit2 transfer with the channel as its witness.
+pub const PERMIT2_COLLECTOR: Address = Address([
+    0x40, 0x20, 0x42, 0x5f, 0xaf, 0x3b, 0x74, 0x6c, 0x08, 0x2c, 0x2f, 0x94, 0x2b, 0x4e, 0x51, 0x59, 0x88, 0x7b, 0x00,
+    0x05,
+]);
+
+/// Permit2: moves any token by signature, once its owner has allowed it to.
+pub const PERMIT2: Address = Address([
+    0x00, 0x00, 0x00, 0x00, 0x00, 0x22, 0xd4, 0x73, 0x03, 0x0f, 0x11, 0x6d, 0xde, 0xe9, 0xf6, 0xb4, 0x3a, 0xc7, 0x8b,
+    0xa3,
+]);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -25,5 +37,7 @@ mod tests {
     fn the_addresses_are_the_published_ones() {
         assert_eq!(SETTLEMENT.to_string(), "0x4020074e9dF2ce1deE5A9C1b5c3f541D02a10003");
         assert_eq!(ERC3009_COLLECTOR.to_string(), "0x4020806089470a89826cB9fB1f4059150b550004");
+        assert_eq!(PERMIT2_COLLECTOR.to_string(), "0x4020425FAf3B746C082C2f942b4E5159887B0005");
+        assert_eq!(PERMIT2.to_string(), "0x000000000022D473030F116dDEE9F6B43aC78BA3");
     }
 }

@@ -10,6 +10,10 @@ use super::bytes::{Address, Hash, keccak256};
 static DOMAIN_TYPE: TypeHash =
     TypeHash::of(b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
 
+/// The same of a contract without a version.
+static UNVERSIONED_DOMAIN_TYPE: TypeHash =
+    TypeHash::of(b"EIP712Domain(string name,uint256 chainId,address verifyingContract)");
+
 /// A message's type as it is signed, hashed when it is first needed and never again.
 pub(super) struct TypeHash {
     text: &'static [u8],
@@ -51,6 +55,15 @@ impl Domain {
     /// The same for a contract at an address of its own.
     pub fn settlement_at(chain_id: u64, contract: Address) -> Self {
         Self::new("x402 Batch Settlement", "1", chain_id, contract)
+    }
+
+    /// The domain of Permit2 on a chain, which has no version.
+    pub fn permit2(chain_id: u64) -> Self {
+        let mut words = Words::new(UNVERSIONED_DOMAIN_TYPE.hash());
+        words.hash(keccak256(b"Permit2"));
+        words.number(u128::from(chain_id));
+        words.address(super::contracts::PERMIT2);
+        Self { separator: words.finish() }
     }
 
     /// The hash that stands for the domain.

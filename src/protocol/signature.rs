@@ -67,6 +67,13 @@ impl Signature {
         }
     }
 
+    /// `v`, `r` and `s`, for contracts that take them apart; nothing where this is not a key's 65 bytes.
+    pub fn parts(&self) -> Option<(u8, Hash, Hash)> {
+        let Form::Key([rs @ .., v]) = &self.0 else { return None };
+        let (r, s) = rs.split_at(32);
+        Some((*v, Hash(r.try_into().ok()?), Hash(s.try_into().ok()?)))
+    }
+
     /// The account whose key made this signature over `digest`.
     pub fn recover(&self, digest: Hash) -> Result<Address, SignatureError> {
         let Form::Key([rs @ .., v]) = &self.0 else { return Err(SignatureError::Length(self.as_bytes().len())) };

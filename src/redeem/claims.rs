@@ -78,8 +78,14 @@ pub(super) async fn claim<C: Chain>(
             }
             Err(CallError::Lost { transaction }) if lost < MAX_LOST => {
                 lost += 1;
-                tracing::warn!(%transaction, "a claim is made anew");
-                waiting.push(Try { rows, sifted, reverted });
+                tracing::warn!(%transaction, "a claim is made anew, as far as its rows are not claimed by others");
+                let settlement = office.settlement();
+                let channels: Vec<_> = rows.iter().map(|row| (row.config.id(&settlement), row.config)).collect();
+                office.refresh_since(&channels, 0).await?;
+                let rows = still_due(office, rows);
+                if !rows.is_empty() {
+                    waiting.push(Try { rows, sifted, reverted });
+                }
             }
             Err(other) => return Err(other),
         }
@@ -115,7 +121,7 @@ async fn after_revert<C: Chain>(
     }
 }
 
-/// The rows that still claim something, by what the chain said after the claim was mined; its pilot has booked that.
+/// The rows that still claim something, by what the chain said last; after a claim was mined, its pilot has booked that.
 fn still_due<C: Chain>(office: &Office<C>, rows: Vec<ClaimRow>) -> Vec<ClaimRow> {
     let settlement = office.settlement();
     let due = |mut row: ClaimRow| {

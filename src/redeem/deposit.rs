@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use super::Office;
+use super::counting::counts;
 use super::flights::{Seat, Stage};
-use crate::chain::{Chain, Happening, Mined};
+use crate::chain::{Chain, Mined, through_permit2};
 use crate::gate::desk::{DepositEnd, DepositPlace};
 use crate::ledger::View;
 use crate::protocol::deposit::Authorization;
@@ -27,6 +28,8 @@ struct Relayed {
     salt: Hash,
     /// Unix seconds.
     valid_before: u64,
+    /// Whether it moves through Permit2, whose nonce the salt is then.
+    by_permit2: bool,
 }
 
 /// What became of our own transaction.
@@ -37,23 +40,6 @@ enum Ours<'a> {
     Lost(Hash),
 }
 
-/// After how many blocks a deposit that the balance does not show is not waited for any more. No chain makes a deposit
-/// count later, so something went out of the channel again.
-const MAX_UNCOUNTED_BLOCKS: u64 = 128;
-
-/// Whether a view has the deposit in it that a receipt tells of, or will never have it. `known` is whether the books have
-/// the channel at all.
-fn counts(deposit: &Relayed, block: u64, mined: Option<&Mined>, view: &View, known: bool) -> bool {
-    let after = |what: &Happening| match what {
-        Happening::Deposited { channel, new_balance, .. } if *channel == deposit.id => Some(*new_balance),
-        _ => None,
-    };
-    let events = mined.map_or(&[][..], |mined| &mined.events);
-    let balance = events.iter().filter_map(|event| after(&event.what)).next_back();
-    let counts = known && balance.is_none_or(|balance| view.balance >= balance);
-    counts || view.block >= block.saturating_add(MAX_UNCOUNTED_BLOCKS)
-}
-
 impl<C: Chain> Office<C> {
     /// Waits for the end of a deposit that was sent, and publishes it.
     pub(super) async fn end_deposit(&self, mut seat: Seat, place: Option<DepositPlace>) {
@@ -61,7 +47,8 @@ impl<C: Chain> Office<C> {
             unreachable!("only deposits are followed as deposits")
         };
         let id = config.id(&self.settlement());
-        let deposit = Relayed { id, config, salt, valid_before };
+        let by_permit2 = through_permit2(&seat.transaction.raw);
+        let deposit = Relayed { id, config, salt, valid_before, by_permit2 };
         let end = tokio::time::timeout(MAX_DEPOSIT_FOLLOW, self.follow_deposit(&mut seat, &deposit)).await;
         let Ok(Some(end)) = end else {
             return tracing::error!(channel = %id, %amount, "a deposit is not waited for any more; it may still land");
@@ -85,7 +72,7 @@ impl<C: Chain> Office<C> {
             let decided = match &stage {
                 Stage::Mined(mined) if mined.success => {
                     if let Some(view) = self.book_deposit(deposit, mined.block, Some(mined)).await {
-                        return Some(DepositEnd::Landed { transaction: mined.hash, view });
+                        return Some(DepositEnd::Landed { transaction: mined.on_chain(), view });
                     }
                     // A reorganisation may have dropped it meanwhile.
                     continue;
@@ -118,8 +105,13 @@ impl<C: Chain> Office<C> {
     async fn landed_without_us(&self, deposit: &Relayed, ours: Ours<'_>) -> Result<Option<u64>, String> {
         // The block before the question: were it after, the deposit could land in between and be called dead.
         let Ok(head) = self.chain.head().await else { return Ok(None) };
-        let nonce = Authorization::nonce(deposit.id, deposit.salt);
-        match (self.chain.authorization_used(deposit.config.token, deposit.config.payer, nonce).await, ours) {
+        let Relayed { config: ChannelConfig { token, payer, .. }, salt, .. } = *deposit;
+        let used = if deposit.by_permit2 {
+            self.chain.permit2_nonce_used(payer, salt).await
+        } else {
+            self.chain.authorization_used(token, payer, Authorization::nonce(deposit.id, salt)).await
+        };
+        match (used, ours) {
             (Ok(true), _) => Ok(Some(head.number)),
             // This node has not seen yet what reverted it.
             (Ok(false), Ours::Reverted(mined)) if head.number < mined.block => Ok(None),
@@ -138,7 +130,7 @@ impl<C: Chain> Office<C> {
         match self.refresh_since(&[(deposit.id, deposit.config)], block).await {
             Ok(views) => {
                 let known = self.accounts().knows(&deposit.id);
-                if !views.iter().all(|view| counts(deposit, block, mined, view, known)) {
+                if !views.iter().all(|view| counts(deposit.id, block, mined, view, known)) {
                     tokio::time::sleep(self.settings.poll).await;
                     return None;
                 }

@@ -283,10 +283,16 @@ impl Flights {
     }
 
     /// The flight that has waited longest among those that something keeps waiting: since when, Unix seconds, and what.
+    /// A deposit counts only where something of ours waits behind it.
     pub(super) fn trouble(&self) -> Option<(u64, String)> {
         let aloft = self.aloft();
-        let troubled = aloft.values().filter(|flight| flight.is_aloft()).filter_map(|flight| {
-            let (first, trouble) = flight.versions.first().zip(flight.trouble.as_ref())?;
+        let ours = |flight: &Flight| !matches!(flight.newest().purpose, Purpose::Deposit { .. });
+        let waiting = |slot: &Slot| {
+            let from_here = *slot..=Slot { nonce: u64::MAX, ..*slot };
+            aloft.range(from_here).any(|(_, flight)| flight.is_aloft() && ours(flight))
+        };
+        let troubled = aloft.iter().filter(|(_, flight)| flight.is_aloft()).filter_map(|(slot, flight)| {
+            let (first, trouble) = flight.versions.first().zip(flight.trouble.as_ref()).filter(|_| waiting(slot))?;
             let text = format!("{} transaction {}: {trouble}", first.purpose.as_str(), flight.newest().hash);
             Some((first.signed_at, text))
         });
@@ -351,7 +357,7 @@ impl<C: Chain> Office<C> {
     /// It may have been sent, and is in the books as unfinished until the next start. Spawn it.
     pub(super) async fn launch(&self, call: &Call, purpose: Purpose, urgent: bool) -> Result<Seat, CallError> {
         self.may_sign()?;
-        let sender = self.chain.sender().ok_or(ChainError::NoGasKey)?;
+        let sender = self.sender();
         let board = &self.flights.0;
         let _queue = match purpose {
             // What the contract would refuse does not even queue.
@@ -383,6 +389,12 @@ impl<C: Chain> Office<C> {
         let seat = self.flights.board(slot, vec![transaction], urgent);
         self.follow(slot);
         Ok(seat)
+    }
+
+    /// Whose nonces flights have: those of the account that pays for transactions. What a facilitator sends for us is
+    /// nobody's, and has nonces of its own making.
+    pub(super) fn sender(&self) -> Address {
+        self.chain.sender().unwrap_or(Address::ZERO)
     }
 
     /// Has a flight on the board brought to its end.
@@ -505,6 +517,28 @@ mod tests {
         assert_eq!([4, 5, 6].map(|nonce| flights.is_awaited(slot(nonce))), [true, true, false]);
         flights.publish(slot(4), mined(true));
         assert_eq!(first(), [true, true, false]);
+    }
+
+    #[test]
+    fn a_deposit_keeps_nobody_waiting_unless_something_of_ours_is_behind_it() {
+        let flights = Flights::default();
+        let config = crate::protocol::ChannelConfig {
+            payer: Address([9; 20]),
+            payer_authorizer: Address([9; 20]),
+            receiver: Address([1; 20]),
+            receiver_authorizer: Address([2; 20]),
+            token: Address([3; 20]),
+            withdraw_delay: 900,
+            salt: Hash::ZERO,
+        };
+        let purpose = Purpose::Deposit { config, amount: Amount::new(1), salt: Hash::ZERO, valid_before: 1 };
+        drop(flights.board(slot(4), vec![Transaction { purpose, ..claim(4, 1) }], false));
+        flights.with(slot(4), |flight| flight.trouble = Some("too dear".to_owned()));
+        assert_eq!(flights.trouble(), None);
+        drop(flights.board(slot(5), vec![claim(5, 1)], false));
+        assert!(flights.trouble().is_some_and(|(since, text)| since == 1 && text.contains("too dear")));
+        flights.publish(slot(5), mined(true));
+        assert_eq!(flights.trouble(), None);
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Redemption: the provider's money comes home by itself.
 //!
 //! **Owns** the other end of the gate's desk ([`Teller`]: deposits, refunds, reads), the plan of what to claim
-//! ([`plan()`], pure), the loop that claims and settles, and the follower of the contract's events. **Promises** that
+//! ([`plan()`], pure), the loop that claims and settles, the nonces of the key that pays for transactions, and the follower
+//! of the contract's events. **Promises** that
 //! the books move by what the chain says after a transaction is mined, never by what was sent; that every transaction is
-//! in the books before it leaves, and followed until its fate is known, across crashes; and that the authorizer's key
+//! in the books before it leaves, and followed until its fate is known, across crashes; that one which is stuck is
+//! replaced at its own nonce, so that nothing is paid for twice; and that the authorizer's key
 //! signs claim batches and refunds made here and nothing else. **Does not** keep accounts or answer HTTP.
 
 mod claims;
+mod counting;
 mod deposit;
 mod flights;
 mod follow;

@@ -63,7 +63,7 @@ pub(super) async fn fly<C: Chain>(office: Office<C>, slot: Slot) {
     let pilot = Pilot {
         office: &office,
         slot,
-        ours: office.chain.sender() == Some(slot.sender),
+        ours: office.sender() == slot.sender,
         bid_at: Instant::now(),
         used: 0,
         gaps: 0,
@@ -163,7 +163,7 @@ impl<C: Chain> Pilot<'_, C> {
         calls.mark_changed();
         let mut looked = Instant::now();
         loop {
-            if let Some(mined) = self.receipt(VERSIONS_ASKED_EACH_TIME).await {
+            if let Ok(Some(mined)) = self.receipt(VERSIONS_ASKED_EACH_TIME).await {
                 return Arrival::Mined(mined);
             }
             let waited = tokio::time::timeout(self.office.settings.poll, calls.changed()).await;
@@ -179,11 +179,12 @@ impl<C: Chain> Pilot<'_, C> {
             self.send_again().await;
             if self.used > 0 {
                 // Perhaps by one of ours.
-                if let Some(mined) = self.receipt(usize::MAX).await {
-                    return Arrival::Mined(mined);
-                }
-                if self.used >= TIMES_TO_BELIEVE {
-                    return Arrival::PushedOut;
+                match self.receipt(usize::MAX).await {
+                    Ok(Some(mined)) => return Arrival::Mined(mined),
+                    Ok(None) if self.used >= TIMES_TO_BELIEVE => return Arrival::PushedOut,
+                    Ok(None) => {}
+                    // Whose it is was not answered.
+                    Err(_) => self.used = 0,
                 }
                 continue;
             }
@@ -208,18 +209,20 @@ impl<C: Chain> Pilot<'_, C> {
         self.with(|flight| flight.urgent && !flight.bid_urgently).unwrap_or_default()
     }
 
-    /// The receipt of one of the newest versions.
-    async fn receipt(&self, most: usize) -> Option<Mined> {
+    /// The receipt of one of the newest versions; an error where one of them could not be asked for and no other has one.
+    async fn receipt(&self, most: usize) -> Result<Option<Mined>, ChainError> {
+        let mut unknown = None;
         for version in self.versions().iter().rev().take(most) {
             match self.office.chain.receipt(version.hash).await {
-                Ok(Some(mined)) => return Some(mined),
+                Ok(Some(mined)) => return Ok(Some(mined)),
                 Ok(None) => {}
                 Err(error) => {
                     tracing::debug!(transaction = %version.hash, %error, "a transaction cannot be followed at the moment");
+                    unknown = Some(error);
                 }
             }
         }
-        None
+        unknown.map_or(Ok(None), Err)
     }
 
     /// Whether it can only revert, and nobody waits for that.
@@ -303,7 +306,7 @@ impl<C: Chain> Pilot<'_, C> {
                 let (transaction, purpose) = (next.hash, next.purpose.as_str());
                 tracing::info!(%transaction, before = %newest.hash, purpose, "replaced by one that pays more");
                 self.with(|flight| {
-                    flight.versions.push(next);
+                    flight.versions.push(*next);
                     flight.bid_urgently = urgent;
                 });
                 self.trouble(Some("no block had it for long; it pays more now".to_owned()));

@@ -551,7 +551,7 @@ pub(super) mod tests {
         statement
     }
 
-    const OURS: Claimant = Claimant { authorizer: Address([2; 20]), sender: None };
+    pub(in crate::redeem) const OURS: Claimant = Claimant { authorizer: Address([2; 20]), sender: None };
     const NOW: u64 = 1_001;
 
     fn nobody(_: &ChannelId) -> bool {
@@ -783,7 +783,7 @@ pub(super) mod tests {
     }
 
     /// Books of all kinds, with what is in quarantine.
-    fn some_books() -> impl Strategy<Value = Vec<(Statement, bool)>> {
+    pub(in crate::redeem) fn some_books() -> impl Strategy<Value = Vec<(Statement, bool)>> {
         let sums = prop_oneof![0u128..100, 0u128..5_000_000];
         let kind = (any::<bool>(), any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.2));
         let one = (sums, 0u128..50, 0u128..50, 0u64..2_000, kind);
@@ -801,7 +801,7 @@ pub(super) mod tests {
         })
     }
 
-    fn some_rules() -> impl Strategy<Value = Rules> {
+    pub(in crate::redeem) fn some_rules() -> impl Strategy<Value = Rules> {
         let limits = (0usize..300, prop::option::of(1u32..=10_000), prop::option::of(1u128..=WEI_PER_COIN));
         (limits, prop::option::of(0u64..2_000)).prop_map(|((max_rows, share, units_per_coin), age)| Rules {
             max_rows,
@@ -812,7 +812,7 @@ pub(super) mod tests {
         })
     }
 
-    fn some_price() -> impl Strategy<Value = Option<GasPrice>> {
+    pub(in crate::redeem) fn some_price() -> impl Strategy<Value = Option<GasPrice>> {
         let price = (0u128..9, 0u128..9, 0u128..9, prop_oneof![0u64..9_000_000, Just(0), Just(400_000_000)]);
         prop::option::of(price.prop_map(|(base_wei, tip_wei, data_wei_per_byte, block_gas_limit)| GasPrice {
             base_wei,

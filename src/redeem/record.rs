@@ -46,7 +46,7 @@ pub(super) enum CallError {
 #[derive(Debug)]
 pub(super) enum Instead {
     /// This one may land too.
-    Sent(Transaction),
+    Sent(Box<Transaction>),
     /// It bids as much as it may.
     AtCeiling,
     /// The nonce is used.
@@ -102,14 +102,14 @@ impl<C: Chain> Office<C> {
         let sent = self.chain.replace_witnessed(&bytes_of(before), bid, &scribe).await;
         match (sent, scribe.shown()) {
             (Ok(Replacement::Sent(hash)), Some(transaction)) if transaction.hash == hash => {
-                Ok(Instead::Sent(transaction))
+                Ok(Instead::Sent(Box::new(transaction)))
             }
             (Ok(Replacement::AtCeiling), _) => Ok(Instead::AtCeiling),
             (Ok(Replacement::NonceUsed), shown) => {
                 self.not_sent(shown);
                 Ok(Instead::NonceUsed)
             }
-            (Err(error), shown) => self.maybe_sent(error, shown).map(Instead::Sent),
+            (Err(error), shown) => self.maybe_sent(error, shown).map(|sent| Instead::Sent(Box::new(sent))),
             (Ok(Replacement::Sent(_)), _) => unreachable!("{SENDS_WHAT_IT_SHOWS}"),
         }
     }

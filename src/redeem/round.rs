@@ -117,7 +117,6 @@ pub(super) async fn run<C: Chain>(
         lookout.round_ended(left, report.problem.is_some());
         log(&report);
         note(&office, &report);
-        office.look_at_gas().await;
         if report.problem.is_some() {
             ticks.reset_after(RETRY_AFTER.min(interval));
         }
@@ -125,6 +124,7 @@ pub(super) async fn run<C: Chain>(
             // Whoever asked may have gone; the round was worth it.
             let _ = order.send(report);
         }
+        office.look_at_gas().await;
     }
 }
 
@@ -219,7 +219,7 @@ async fn claim_and_settle<C: Chain>(
 async fn planned<C: Chain>(office: &Office<C>, tried: &BTreeSet<ChannelId>, work: &mut Work<'_>, now: u64) -> Plan {
     // A round does not depend on it: without a price nothing is postponed.
     let price = office.chain.gas_price().await.ok();
-    let in_flight = office.flights.claiming(office.chain.sender(), office.last_run.waits_for_claims());
+    let in_flight = office.flights.claiming(Some(office.sender()), office.last_run.waits_for_claims());
     let is_in_flight = |books: &Statement| {
         let most = books.row.as_ref().map(|row| row.total_claimed.min(books.view.balance));
         in_flight.get(&books.id).zip(most).is_some_and(|(claimed, most)| *claimed >= most)
@@ -280,7 +280,7 @@ async fn settle_with<C: Chain>(
     if !mined.success {
         return Err(ChainError::Reverted { name: Some("settle".to_owned()) }.into());
     }
-    report.transactions.push(mined.hash);
+    report.transactions.push(mined.on_chain());
     for event in &mined.events {
         if let Happening::Settled { amount, .. } = event.what {
             report.settled = report.settled.checked_add(amount).unwrap_or(Amount::MAX);

@@ -13,7 +13,7 @@ use super::Office;
 use super::flights::Seat;
 use super::pilot::MAX_STOP_WAIT;
 use super::record::{CallError, rows_of};
-use crate::chain::{Call, Chain, ChainError, Happening, Mined};
+use crate::chain::{Call, Chain, ChainError, FirstPayment, Happening, Mined};
 use crate::gate::Questions;
 use crate::gate::accounts::RefundTicket;
 use crate::gate::desk::{DepositEnd, DepositPlace, DeskError, Question, RefundError, RefundSent};
@@ -64,7 +64,9 @@ impl<C: Chain> Teller<C> {
                 else => break,
             };
             let permit = match &question {
-                Question::View { .. } | Question::Evidence { .. } => Arc::clone(&reads).acquire_owned().await.ok(),
+                Question::View { .. } | Question::Evidence { .. } | Question::Allowance { .. } => {
+                    Arc::clone(&reads).acquire_owned().await.ok()
+                }
                 Question::Deposit { .. } | Question::Refund { .. } => {
                     Arc::clone(&transactions).try_acquire_owned().ok()
                 }
@@ -95,7 +97,13 @@ impl<C: Chain> Teller<C> {
                 let evidence = self.office.chain.payer_evidence(payer, digest, &signature).await;
                 let _ = reply.send(evidence.map_err(|error| unreachable(&error)));
             }
-            Question::Deposit { config, deposit, place } => self.deposit(config, deposit, place).await,
+            Question::Allowance { token, payer, spender, reply } => {
+                let allowance = self.office.chain.allowance(token, payer, spender).await;
+                let _ = reply.send(allowance.map_err(|error| unreachable(&error)));
+            }
+            Question::Deposit { config, deposit, voucher, price, place } => {
+                self.deposit(config, deposit, FirstPayment { voucher, price }, place).await;
+            }
             Question::Refund { config, row, amount, mut ticket, reply } => {
                 let sent = self.refund(&config, row, amount, &mut ticket).await;
                 // The channel serves again before its payer hears of the refund.
@@ -105,8 +113,8 @@ impl<C: Chain> Teller<C> {
         }
     }
 
-    async fn deposit(&self, config: ChannelConfig, deposit: Deposit, place: DepositPlace) {
-        match self.send_deposit(config, &deposit).await {
+    async fn deposit(&self, config: ChannelConfig, deposit: Deposit, payment: FirstPayment, place: DepositPlace) {
+        match self.send_deposit(config, &deposit, payment).await {
             Ok(seat) => {
                 tracing::debug!(channel = %place.channel(), transaction = %seat.transaction.hash, "deposit sent");
                 self.office.end_deposit(seat, Some(place)).await;
@@ -118,7 +126,12 @@ impl<C: Chain> Teller<C> {
         }
     }
 
-    async fn send_deposit(&self, config: ChannelConfig, deposit: &Deposit) -> Result<Seat, DepositEnd> {
+    async fn send_deposit(
+        &self,
+        config: ChannelConfig,
+        deposit: &Deposit,
+        payment: FirstPayment,
+    ) -> Result<Seat, DepositEnd> {
         let office = &self.office;
         office.last_run.is_sent().await;
         let balance = office.chain.token_balance(config.token, config.payer).await;
@@ -126,8 +139,8 @@ impl<C: Chain> Teller<C> {
             return Err(DepositEnd::PayerTooPoor);
         }
         let Deposit { amount, authorization } = deposit;
-        let (amount, salt, valid_before) = (*amount, authorization.salt, authorization.valid_before);
-        let call = Call::Deposit { config, amount, authorization: authorization.clone() };
+        let (amount, salt, valid_before) = (*amount, authorization.salt(), authorization.valid_before());
+        let call = Call::Deposit { config, amount, authorization: authorization.clone(), payment: Some(payment) };
         // Sending begins with a simulation, so what the contract would refuse is never broadcast.
         let sent = office.launch(&call, Purpose::Deposit { config, amount, salt, valid_before }, false).await;
         sent.map_err(|error| not_sent(&error))
@@ -153,7 +166,7 @@ impl<C: Chain> Teller<C> {
             return Err(RefundError::Failed(format!("transaction {transaction} refunded nothing")));
         }
         tracing::info!(channel = %id, amount = %refunded, %transaction, "refunded");
-        Ok(RefundSent { transaction, amount: refunded })
+        Ok(RefundSent { transaction: mined.on_chain(), amount: refunded })
     }
 
     /// Signs with the channel's live nonce. Somebody else's refund may use it up in between; then it is signed again.
@@ -220,7 +233,7 @@ fn refuse(question: Question) {
             let _ = reply.send(Err(RefundError::Unreachable));
         }
         // Reads wait for their turn and are never refused.
-        Question::View { .. } | Question::Evidence { .. } => {}
+        Question::View { .. } | Question::Evidence { .. } | Question::Allowance { .. } => {}
     }
 }
 

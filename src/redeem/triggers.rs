@@ -155,8 +155,10 @@ impl Lookout {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::tests::{since, statement};
-    use super::super::plan::{Due, Foreign, Postponed, Why};
+    use proptest::prelude::*;
+
+    use super::super::plan::tests::{OURS, since, some_books, some_price, some_rules, statement};
+    use super::super::plan::{Due, Foreign, Postponed, Why, plan};
     use super::*;
 
     fn channel(number: u8) -> ChannelId {
@@ -246,6 +248,31 @@ mod tests {
         assert_eq!(calls_for_a_round(&books(30), &age(499), 501, &left), Some(Trigger::Age(channel(1))));
         let young = [since(statement(1, 999, 0, 30, false), 400)];
         assert_eq!(calls_for_a_round(&young, &age(498), 501, &left), None);
+    }
+
+    proptest! {
+        #[test]
+        fn rounds_never_spin(
+            books in some_books(),
+            rules in some_rules(),
+            price in some_price(),
+            limits in proptest::array::uniform3(prop::option::of(0u128..1_000)),
+            now in 0u64..3_000,
+        ) {
+            let [max_unclaimed, max_unclaimed_per_channel, max_unclaimed_per_payer] =
+                limits.map(|limit| limit.map(Amount::new));
+            let rules = Rules { max_unclaimed, max_unclaimed_per_channel, max_unclaimed_per_payer, ..rules };
+            let (books, quarantine): (Vec<_>, Vec<_>) = books.into_iter().unzip();
+            let ids: BTreeSet<_> =
+                books.iter().zip(quarantine).filter(|(_, out)| *out).map(|(books, _)| books.id).collect();
+            let planned = plan(&books, OURS, &rules, price.as_ref(), &|channel| ids.contains(channel), now);
+            let claimed: BTreeSet<_> =
+                planned.batches.iter().flat_map(|batch| &batch.rows).map(|row| row.config.payer).collect();
+            let after: Vec<_> =
+                books.into_iter().filter(|books| !claimed.contains(&books.config.payer)).collect();
+            let left = Leftovers::by(&planned, now);
+            prop_assert_eq!(calls_for_a_round(&after, &rules, now, &left), None);
+        }
     }
 
     #[test]

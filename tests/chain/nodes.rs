@@ -369,6 +369,11 @@ async fn what_a_receiver_is_owed_and_whether_a_deposit_was_used_are_compared_too
     assert_eq!(chain.receivers(receiver, dollar()).await.unwrap().due(), Amount::new(100_000));
     assert!(chain.authorization_used(dollar(), payer, nonce).await.unwrap());
 
+    // What reverts everywhere is nobody's lie.
+    let error = chain.authorization_used(SETTLEMENT, payer, nonce).await.unwrap_err();
+    assert!(matches!(&error, ChainError::Reverted { .. }), "{error:?}");
+    assert_eq!(healths(&chain), [(true, true), (false, true)]);
+
     nodes[1].set(Mode::Twists(more_balance));
     let error = chain.receivers(receiver, dollar()).await.unwrap_err();
     assert!(matches!(&error, ChainError::Disagreement { .. }), "{error:?}");
@@ -616,7 +621,12 @@ async fn deposits_count_when_enough_blocks_are_built_on_them() {
         let nonce = Authorization::nonce(stage.id(1), salt);
         let digest = Authorization::digest(&stage.token, config.payer, amount, 0, valid_before, nonce);
         let signature = stage.payer.sign(digest);
-        Call::Deposit { config, amount, authorization: Authorization { valid_after: 0, valid_before, salt, signature } }
+        Call::Deposit {
+            config,
+            amount,
+            authorization: Authorization { valid_after: 0, valid_before, salt, signature }.into(),
+            payment: None,
+        }
     };
     stage.mine(&top_up).await;
     stage.mine(&stage.deposit(2, 300)).await;

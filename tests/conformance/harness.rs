@@ -34,7 +34,7 @@ use peaje::cli::site::{Books, Site};
 use peaje::config::Config;
 use peaje::devnet::{Devnet, DevnetConfig, Mining, genesis};
 use peaje::gate::Statement;
-use peaje::gate::policy::Terms;
+use peaje::gate::policy::{Terms, TokenTerms};
 use peaje::protocol::contracts::SETTLEMENT;
 use peaje::protocol::x402;
 use peaje::protocol::{Address, Amount, ChannelId, LocalKey};
@@ -65,13 +65,21 @@ pub struct WorldOptions {
     pub channel: String,
     /// Lines of the config's `[upstream]` section, beside the URL.
     pub upstream: String,
+    /// Another token than the dollar of the config.
+    pub token: Option<TokenTerms>,
     /// Further sections of the config, `[[route]]`s for instance.
     pub more: String,
 }
 
 impl Default for WorldOptions {
     fn default() -> Self {
-        Self { mining: Mining::OnDemand, channel: String::new(), upstream: String::new(), more: String::new() }
+        Self {
+            mining: Mining::OnDemand,
+            channel: String::new(),
+            upstream: String::new(),
+            token: None,
+            more: String::new(),
+        }
     }
 }
 
@@ -113,7 +121,8 @@ impl World {
         let devnet = Devnet::start(DevnetConfig { mining: options.mining, ..DevnetConfig::default() }).await.unwrap();
         let upstream = Upstream::start().await;
         let text = config_text(&options, &devnet.rpc_url(), upstream.address);
-        let config = Config::parse(&text, "conformance.toml").unwrap_or_else(|errors| panic!("{errors}"));
+        let mut config = Config::parse(&text, "conformance.toml").unwrap_or_else(|errors| panic!("{errors}"));
+        config.chain.token = options.token.unwrap_or(config.chain.token);
         let url: RpcUrl = devnet.rpc_url().parse().unwrap();
         let chain = Arc::new(AlloyChain::connect(url, Some(dev_key("dev:gas"))).await.unwrap());
         let authorizer = dev_key("dev:authorizer");
@@ -169,8 +178,9 @@ impl World {
     pub fn payer(&self, n: u8) -> Payer {
         let payer = Payer::new(n, &self.terms, PRICE);
         let account = alloy::primitives::Address::new(payer.address().0);
-        if self.devnet.dollar_balance(account).unwrap() == 0 {
-            self.devnet.mint_dollars(account, PURSE).unwrap();
+        if self.dollars(payer.address()) == 0 {
+            let token = alloy::primitives::Address::new(self.terms.token.address.0);
+            self.devnet.mint(token, account, PURSE).unwrap();
         }
         payer
     }
@@ -185,7 +195,8 @@ impl World {
 
     /// Test dollars an account holds.
     pub fn dollars(&self, owner: Address) -> u128 {
-        self.devnet.dollar_balance(alloy::primitives::Address::new(owner.0)).unwrap()
+        let evm = |address: Address| alloy::primitives::Address::new(address.0);
+        self.devnet.token_balance(evm(self.terms.token.address), evm(owner)).unwrap()
     }
 
     // ---- counting
@@ -273,13 +284,14 @@ impl World {
     /// the case, to the unit.
     pub async fn finish(self, earned: u128) {
         self.devnet.set_mining(Mining::OnDemand);
-        let Self { devnet, site, http, folder, .. } = self;
+        let Self { devnet, site, http, folder, terms, .. } = self;
         drop(http);
         let report = tokio::time::timeout(PATIENCE, site.close()).await.expect("the proxy stops in time");
         let report = report.expect("stopping redeems");
         assert!(report.is_complete(), "{report:?}");
         let pay_to: Address = PAY_TO.parse().unwrap();
-        let received = devnet.dollar_balance(alloy::primitives::Address::new(pay_to.0)).unwrap();
+        let evm = |address: Address| alloy::primitives::Address::new(address.0);
+        let received = devnet.token_balance(evm(terms.token.address), evm(pay_to)).unwrap();
         assert_eq!(received, earned, "what the provider received is what was charged");
         devnet.shutdown().await;
         drop(folder);

@@ -249,9 +249,9 @@ async fn case_26_a_wallet_contract_is_asked_about_its_vouchers() {
     world.pay("/paid", &stranger.deposit(DEPOSIT, PRICE)).await.assert_scheme_refusal("voucher_signature");
     let mixed = payer.deposit_with(DEPOSIT, 3 * PRICE, |wish| wish.signer = other_key());
     world.pay("/paid", &mixed).await.assert_scheme_refusal("receive_authorization_signature");
-    // Without a node nobody can say what the wallet thinks.
+    // Without a node nobody can say what the wallet thinks of a voucher it was not just asked about.
     gateway.block(true);
-    let answer = world.pay("/paid", &payer.voucher(3 * PRICE)).await;
+    let answer = world.pay("/paid", &payer.voucher(4 * PRICE)).await;
     answer.assert_refused(503, &format!("{PREFIX}rpc_read_failed"));
     gateway.block(false);
     world.assert_untouched(&before).await;

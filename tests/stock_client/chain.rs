@@ -32,6 +32,8 @@ pub(crate) struct TestChain {
     pub(crate) rpc: String,
     /// For reading; it has no key.
     pub(crate) eyes: AlloyChain,
+    /// The token that is looked at.
+    token: Address,
     client: reqwest::Client,
 }
 
@@ -42,6 +44,11 @@ pub(crate) fn dev(name: &str) -> LocalKey {
 
 impl TestChain {
     pub(crate) async fn start(kind: Kind) -> Self {
+        Self::start_with(kind, Address(genesis::DOLLAR.into_array())).await
+    }
+
+    /// The same with another dollar.
+    pub(crate) async fn start_with(kind: Kind, token: Address) -> Self {
         let (node, rpc) = match kind {
             Kind::Devnet => {
                 let devnet = Devnet::start(DevnetConfig::default()).await.unwrap();
@@ -56,7 +63,7 @@ impl TestChain {
         let eyes = AlloyChain::connect(rpc.parse().unwrap(), None).await.unwrap();
         assert_eq!(eyes.chain_id(), CHAIN_ID);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let chain = Self { node, rpc, eyes, client };
+        let chain = Self { node, rpc, eyes, token, client };
         if kind == Kind::Anvil {
             for (address, code) in genesis::contracts() {
                 chain.ask("anvil_setCode", json!([address, code])).await;
@@ -68,24 +75,33 @@ impl TestChain {
     /// Gives an account test dollars.
     pub(crate) async fn mint(&self, to: Address, amount: u128) {
         match &self.node {
-            Node::Devnet(devnet) => devnet.mint_dollars(to.0.into(), amount).unwrap(),
+            Node::Devnet(devnet) => devnet.mint(self.token.0.into(), to.0.into(), amount).unwrap(),
             Node::Anvil(_) => {
-                // mint(address,uint256), by an account that anvil signs for.
-                let owner = to.to_string();
-                let data = format!("0x40c10f19{:0>64}{amount:064x}", owner.trim_start_matches("0x"));
-                let from = genesis::dev_signers()[9].address();
-                let call = json!([{"from": from, "to": genesis::DOLLAR, "data": data}]);
-                self.ask("eth_sendTransaction", call).await;
+                let from = Address(genesis::dev_signers()[9].address().into_array());
+                self.tell_token(from, "40c10f19", to, amount).await;
             }
         }
         // Anvil answers before it mines.
         eventually("the dollars are minted", || async { self.dollars(to).await == amount }).await;
     }
 
+    /// Lets somebody move so many dollars of a development account.
+    pub(crate) async fn approve(&self, owner: Address, spender: Address, amount: u128) {
+        self.tell_token(owner, "095ea7b3", spender, amount).await;
+        let allowed = || async { self.eyes.allowance(self.token, owner, spender).await.unwrap().units() == amount };
+        eventually("the dollars may be moved", allowed).await;
+    }
+
+    /// A call of the token that takes an account and an amount, by a development account: nodes sign for those.
+    async fn tell_token(&self, from: Address, selector: &str, who: Address, amount: u128) {
+        let who = who.to_string();
+        let data = format!("0x{selector}{:0>64}{amount:064x}", who.trim_start_matches("0x"));
+        self.ask("eth_sendTransaction", json!([{"from": from, "to": self.token, "data": data}])).await;
+    }
+
     /// Test dollars of an account, atomic units.
     pub(crate) async fn dollars(&self, owner: Address) -> u128 {
-        let token = Address(genesis::DOLLAR.into_array());
-        self.eyes.token_balance(token, owner).await.unwrap().units()
+        self.eyes.token_balance(self.token, owner).await.unwrap().units()
     }
 
     /// Test dollars that all channels hold together.
@@ -100,7 +116,7 @@ impl TestChain {
     }
 
     pub(crate) async fn owed(&self, receiver: Address) -> Owed {
-        self.eyes.receivers(receiver, Address(genesis::DOLLAR.into_array())).await.unwrap()
+        self.eyes.receivers(receiver, self.token).await.unwrap()
     }
 
     /// The number of the newest block. Both chains make one for each transaction and none without.

@@ -20,6 +20,8 @@ pub(crate) struct Client {
     lines: mpsc::UnboundedReceiver<Line>,
     key: String,
     rpc: String,
+    /// A token that it does not know and may pay with.
+    asset: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -52,6 +54,9 @@ pub(crate) struct Exchange {
     pub(crate) max: Option<String>,
     /// The deposit's amount.
     pub(crate) deposit: Option<String>,
+    /// Whether an EIP-2612 permit came along.
+    #[serde(default)]
+    pub(crate) permit: bool,
     pub(crate) status: Option<u16>,
     /// The error of a 402.
     pub(crate) error: Option<String>,
@@ -108,6 +113,11 @@ impl Answer {
 impl Client {
     /// Starts the driver and opens a client in it.
     pub(crate) async fn start(key: String, rpc: String) -> Self {
+        Self::start_with(key, rpc, None).await
+    }
+
+    /// The same with a token that it does not know and may pay with.
+    pub(crate) async fn start_with(key: String, rpc: String, asset: Option<String>) -> Self {
         let mut node = Command::new("node")
             .arg("driver.mjs")
             .current_dir(package::directory())
@@ -129,15 +139,15 @@ impl Client {
                 }
             }
         });
-        let mut client = Self { node, orders, lines, key, rpc };
+        let mut client = Self { node, orders, lines, key, rpc, asset };
         client.forget().await;
         client
     }
 
     /// Loses the client's state: a new one of the same key, with empty storage.
     pub(crate) async fn forget(&mut self) {
-        let (key, rpc) = (self.key.clone(), self.rpc.clone());
-        self.order(json!({"cmd": "open", "key": key, "rpc": rpc}));
+        let (key, rpc, asset) = (self.key.clone(), self.rpc.clone(), self.asset.clone());
+        self.order(json!({"cmd": "open", "key": key, "rpc": rpc, "asset": asset}));
         self.answers().await;
     }
 

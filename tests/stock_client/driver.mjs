@@ -1,6 +1,6 @@
 // The stock client, told what to do over stdin and telling what happened over stdout, one JSON object a line.
 //
-//   {"cmd": "open", "key", "rpc"}            a client with empty storage, which forgets the one before it
+//   {"cmd": "open", "key", "rpc", "asset"?}  a client with empty storage, which forgets the one before it
 //   {"cmd": "pay", "url", "count"}           requests one after another
 //   {"cmd": "parallel", "url", "count"}      requests all at once
 //   {"cmd": "lose", "url"}                   one request whose paid answer is lost on the way back
@@ -9,7 +9,8 @@
 //
 // Every command is answered by one line: {"answers": [...]}, or {"failed"} when the driver itself could not go on. An
 // answer tells what the application saw and every exchange below it. Nothing of the client is changed or configured: the
-// default storage, deposits and spend controls are what is tested.
+// default storage, deposits and spend controls are what is tested. Only a token that it does not know (`asset`) has to be
+// allowed, as every user of one has to.
 
 import { createInterface } from "node:readline";
 import { decodePaymentRequiredHeader, decodePaymentResponseHeader, decodePaymentSignatureHeader } from "@x402/core/http";
@@ -25,10 +26,12 @@ const say = line => process.stdout.write(`${JSON.stringify(line)}\n`);
 let scheme;
 let client;
 
-function open({ key, rpc }) {
+function open({ key, rpc, asset }) {
   const node = createPublicClient({ chain: baseSepolia, transport: http(rpc) });
   scheme = new BatchSettlementEvmScheme(toClientEvmSigner(privateKeyToAccount(key), node));
-  client = new x402Client().register(`eip155:${baseSepolia.id}`, scheme);
+  const network = `eip155:${baseSepolia.id}`;
+  client = new x402Client().register(network, scheme);
+  if (asset !== undefined) client.setSpendControls({ allowedAssets: [{ network, asset }] });
   return [];
 }
 
@@ -50,8 +53,9 @@ function noting(exchanges, lossy = false) {
 
 function sent(header) {
   if (header === null) return { sent: "nothing" };
-  const { payload } = decodePaymentSignatureHeader(header);
-  return { sent: payload.type, max: payload.voucher.maxClaimableAmount, deposit: payload.deposit?.amount };
+  const { payload, extensions } = decodePaymentSignatureHeader(header);
+  const permit = extensions?.eip2612GasSponsoring?.info?.signature !== undefined;
+  return { sent: payload.type, max: payload.voucher.maxClaimableAmount, deposit: payload.deposit?.amount, permit };
 }
 
 function received(response) {

@@ -15,6 +15,7 @@ mod client;
 #[path = "../support/npm.rs"]
 mod npm;
 mod package;
+mod permit2;
 #[path = "../support/serve.rs"]
 mod proxy;
 mod upstream;

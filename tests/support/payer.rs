@@ -7,8 +7,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value, json};
 
 use peaje::gate::policy::{Terms, TokenTerms};
+use peaje::protocol::bytes::encode_decimal;
 use peaje::protocol::bytes::keccak256;
-use peaje::protocol::deposit::Authorization;
+use peaje::protocol::contracts::{PERMIT2, PERMIT2_COLLECTOR};
+use peaje::protocol::deposit::{Authorization, EIP2612_SPONSORING, Permit2Authorization, TokenPermit};
 use peaje::protocol::x402;
 use peaje::protocol::{
     Address, Amount, ChannelConfig, ChannelId, Domain, Hash, LocalKey, Network, SignedVoucher, Voucher,
@@ -162,6 +164,63 @@ impl Payer {
         }))
     }
 
+    /// A payment with a deposit of `amount` through Permit2, for `max` in all. Every call takes a nonce of its own.
+    pub(crate) fn permit2(&self, amount: u128, max: u128) -> Payment {
+        self.permit2_until(amount, max, now_s() + self.terms.max_timeout_s)
+    }
+
+    /// The same with a deadline, Unix seconds.
+    pub(crate) fn permit2_until(&self, amount: u128, max: u128, deadline: u64) -> Payment {
+        self.permit2_signed(amount, max, deadline, fresh_salt(), &Domain::permit2(self.terms.chain_id), &self.key)
+    }
+
+    /// The same with everything about its signature.
+    pub(crate) fn permit2_signed(
+        &self,
+        amount: u128,
+        max: u128,
+        deadline: u64,
+        nonce: Hash,
+        domain: &Domain,
+        signer: &LocalKey,
+    ) -> Payment {
+        let token = self.config.token;
+        let digest = Permit2Authorization::digest(domain, token, Amount::new(amount), nonce, deadline, self.id());
+        self.payment(json!({
+            "type": "deposit",
+            "channelConfig": self.config,
+            "voucher": self.signed(max),
+            "deposit": {"amount": amount.to_string(), "authorization": {"permit2Authorization": {
+                "from": self.config.payer,
+                "permitted": {"token": token, "amount": amount.to_string()},
+                "spender": PERMIT2_COLLECTOR,
+                "nonce": encode_decimal(&nonce),
+                "deadline": deadline.to_string(),
+                "witness": {"channelId": self.id()},
+                "signature": signer.sign(digest),
+            }}},
+        }))
+    }
+
+    /// The `info` of the extension that brings an EIP-2612 permit of `amount` for Permit2. `nonce` is the payer's with the
+    /// token.
+    pub(crate) fn permit(&self, amount: u128, nonce: u8, deadline: u64) -> Value {
+        let mut word = Hash::ZERO;
+        word.0[31] = nonce;
+        let domain = self.terms.token_domain();
+        let digest = TokenPermit::digest(&domain, self.config.payer, Amount::new(amount), word, deadline);
+        json!({
+            "from": self.config.payer,
+            "asset": self.config.token,
+            "spender": PERMIT2,
+            "amount": amount.to_string(),
+            "nonce": nonce.to_string(),
+            "deadline": deadline.to_string(),
+            "signature": self.key.sign(digest),
+            "version": "1",
+        })
+    }
+
     /// A payment with this payload, echoing the offer.
     pub(crate) fn payment(&self, payload: Value) -> Payment {
         let mut payment = json!({
@@ -194,6 +253,12 @@ impl Payment {
         let (parent, key) = pointer.rsplit_once('/').unwrap();
         let parent = self.0.pointer_mut(parent).unwrap_or_else(|| panic!("no {pointer}"));
         parent[key] = value.into();
+        self
+    }
+
+    /// Brings an EIP-2612 permit along.
+    pub(crate) fn with_permit(mut self, info: Value) -> Self {
+        self.0["extensions"][EIP2612_SPONSORING]["info"] = info;
         self
     }
 

@@ -68,7 +68,8 @@ fn an_offer_is_acceptable_or_says_why_not() {
         (extra("withdrawDelay", json!(2_592_001)), OfferFault::WithdrawDelay),
         (extra("withdrawDelay", json!("900")), OfferFault::WithdrawDelay),
         (without("withdrawDelay"), OfferFault::WithdrawDelay),
-        (extra("assetTransferMethod", json!("permit2")), OfferFault::TransferMethod("permit2".to_owned())),
+        (extra("assetTransferMethod", json!("erc7710")), OfferFault::TransferMethod("erc7710".to_owned())),
+        (extra("assetTransferMethod", json!(2)), OfferFault::TransferMethod("2".to_owned())),
         (
             extra("voucherManager", json!("facilitator")),
             OfferFault::Variant { key: "voucherManager", value: "facilitator".to_owned() },
@@ -92,6 +93,7 @@ fn an_offer_is_acceptable_or_says_why_not() {
 fn what_an_offer_may_say_beside_the_terms() {
     for harmless in [
         extra("assetTransferMethod", json!("eip3009")),
+        extra("assetTransferMethod", json!("permit2")),
         extra("assetTransferMethod", json!(null)),
         extra("paymentFlow", json!("authorization")),
         extra("voucherManager", json!("server")),
@@ -100,6 +102,7 @@ fn what_an_offer_may_say_beside_the_terms() {
     ] {
         let choice = choose(std::slice::from_ref(&harmless), &Terms::default(), None).unwrap();
         assert_eq!(choice.echo, harmless, "an offer is echoed as it came");
+        assert_eq!(choice.by_permit2, harmless == extra("assetTransferMethod", json!("permit2")));
     }
 }
 
@@ -209,7 +212,8 @@ fn deposits_are_sized_by_minimum_multiplier_gap_and_cap() {
 
 #[test]
 fn a_second_deposit_is_never_planned_while_the_first_may_land() {
-    let pending = PendingDeposit { amount: Amount::new(10_000), salt: Hash([1; 32]), valid_before: 1_000 };
+    let pending =
+        PendingDeposit { amount: Amount::new(10_000), salt: Hash([1; 32]), valid_before: 1_000, by_permit2: false };
     let small = PendingDeposit { amount: Amount::new(1_999), ..pending };
     let end = 1_000 + EXPIRY_MARGIN_S;
     let open = |seconds| Err(PlanFault::DepositOpen { seconds });

@@ -225,7 +225,7 @@ impl Node {
         };
         let nodes = connect::Nodes::of(&config.chain)?;
         let (shown, loopback) = (nodes.first.to_string(), nodes.is_loopback());
-        let chain = nodes.open(&config.chain, None).await.map_err(|error| unreachable(&shown, error))?;
+        let chain = nodes.open(config, None).await.map_err(|error| unreachable(&shown, error))?;
         if chain.chain_id() != expected {
             let found = chain.chain_id();
             let message = format!("the node behind {shown} is on chain {found}, the books are of chain {expected}");

@@ -11,6 +11,10 @@ use crate::protocol::signature::Signature;
 pub const VERSION: u64 = 2;
 /// The payment scheme this speaks.
 pub const SCHEME: &str = "batch-settlement";
+/// The key in an offer's `extra` that says how its token is deposited; without it by ERC-3009.
+pub const TRANSFER_METHOD: &str = "assetTransferMethod";
+/// Its value where that is done through Permit2.
+pub const PERMIT2_METHOD: &str = "permit2";
 /// What the name of an EVM network begins with (CAIP-2); the chain id follows in decimal.
 const NETWORK_PREFIX: &str = "eip155:";
 
@@ -102,6 +106,11 @@ impl Accepted {
     /// is sent to.
     pub fn answers_terms_of(&self, offer: &Offer) -> bool {
         self.answers_except(offer, &["minDeposit"])
+    }
+
+    /// Whether the offer it echoes is one whose token is deposited through Permit2.
+    pub fn asks_permit2(&self) -> bool {
+        self.extra.get(TRANSFER_METHOD).and_then(Value::as_str) == Some(PERMIT2_METHOD)
     }
 
     fn answers_except(&self, offer: &Offer, ignored: &[&str]) -> bool {

@@ -6,10 +6,11 @@ use serde_json::{Map, Value};
 use super::header::{self, HeaderError};
 use super::offer::{Accepted, SCHEME, VERSION};
 use crate::protocol::amount::Amount;
-use crate::protocol::bytes::{ChannelId, Hash};
+use crate::protocol::bytes::{Address, ChannelId, Hash, decode_decimal};
 use crate::protocol::channel::ChannelConfig;
 use crate::protocol::code::Code;
-use crate::protocol::deposit::Authorization;
+use crate::protocol::deposit::{Authorization, EIP2612_SPONSORING, Permission, Permit2Authorization, TokenPermit};
+use crate::protocol::signature::Signature;
 use crate::protocol::voucher::SignedVoucher;
 
 /// The `PAYMENT-SIGNATURE` header, read and well-formed; nothing in it is verified.
@@ -44,7 +45,7 @@ pub struct Deposit {
     /// How much is deposited, in atomic units.
     pub amount: Amount,
     /// The payer's permission to move it.
-    pub authorization: Authorization,
+    pub authorization: Permission,
 }
 
 /// How much a refund asks for.
@@ -112,7 +113,7 @@ struct DepositPart {
 #[serde(rename_all = "camelCase")]
 struct AuthorizationPart {
     erc3009_authorization: Option<Erc3009Part>,
-    permit2_authorization: Option<serde::de::IgnoredAny>,
+    permit2_authorization: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -121,7 +122,41 @@ struct Erc3009Part {
     valid_after: Value,
     valid_before: Value,
     salt: Hash,
-    signature: crate::protocol::signature::Signature,
+    signature: Signature,
+}
+
+#[derive(Deserialize)]
+struct Permit2Part {
+    from: Address,
+    permitted: PermittedPart,
+    spender: Address,
+    nonce: String,
+    deadline: Value,
+    witness: WitnessPart,
+    signature: Signature,
+}
+
+#[derive(Deserialize)]
+struct PermittedPart {
+    token: Address,
+    amount: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WitnessPart {
+    channel_id: ChannelId,
+}
+
+#[derive(Deserialize)]
+struct PermitPart {
+    from: Address,
+    asset: Address,
+    spender: Address,
+    amount: String,
+    nonce: String,
+    deadline: Value,
+    signature: Signature,
 }
 
 impl Payment {
@@ -135,16 +170,16 @@ impl Payment {
         if envelope.accepted.get("scheme").and_then(Value::as_str) != Some(SCHEME) {
             return Err(PaymentError::Accepted);
         }
-        let accepted = serde_json::from_value(envelope.accepted).map_err(|_| PaymentError::Accepted)?;
+        let accepted: Accepted = serde_json::from_value(envelope.accepted).map_err(|_| PaymentError::Accepted)?;
         let kind = Kind::of(&envelope.payload)?;
         let config = part(&envelope.payload, "channelConfig", kind.malformed())?;
         let voucher = voucher(&envelope.payload, kind)?;
+        let extensions = envelope.extensions.unwrap_or_default();
         let action = match kind {
             Kind::Voucher => Action::Pay,
-            Kind::Deposit => Action::DepositAndPay(deposit(&envelope.payload)?),
+            Kind::Deposit => Action::DepositAndPay(deposit(&envelope.payload, &accepted, &extensions)?),
             Kind::Refund => Action::Refund(refund(&envelope.payload)?),
         };
-        let extensions = envelope.extensions.unwrap_or_default();
         Ok(Self { accepted, extensions, config, voucher, action })
     }
 }
@@ -197,44 +232,104 @@ fn voucher(payload: &Value, kind: Kind) -> Result<SignedVoucher, PaymentError> {
     part(payload, "voucher", kind.malformed())
 }
 
-fn deposit(payload: &Value) -> Result<Deposit, PaymentError> {
-    let malformed = |detail: &str| PaymentError::Payload { code: Code::DepositPayload, detail: detail.to_owned() };
+fn deposit(payload: &Value, accepted: &Accepted, extensions: &Map<String, Value>) -> Result<Deposit, PaymentError> {
     let part: DepositPart = part(payload, "deposit", Code::DepositPayload)?;
-    let authorization = match (part.authorization.erc3009_authorization, part.authorization.permit2_authorization) {
-        (Some(_), Some(_)) => {
+    let AuthorizationPart { erc3009_authorization, permit2_authorization } = part.authorization;
+    let authorization = match (erc3009_authorization, permit2_authorization, accepted.asks_permit2()) {
+        (Some(_), Some(_), _) => {
             return Err(malformed("payload.deposit.authorization must hold exactly one authorization"));
         }
-        (None, _) => {
-            return Err(PaymentError::Payload {
-                code: Code::Erc3009AuthorizationRequired,
-                detail: "payload.deposit.authorization.erc3009Authorization is missing".to_owned(),
-            });
+        (Some(authorization), None, _) => erc3009(authorization)?.into(),
+        (None, Some(authorization), true) => {
+            let part = Permit2Part::deserialize(authorization)
+                .map_err(|error| malformed(&format!("payload.deposit.authorization.permit2Authorization: {error}")))?;
+            permit2(part, token_permit(extensions)?)?.into()
         }
-        (Some(authorization), None) => authorization,
+        (None, None, true) => return Err(missing(Code::Permit2AuthorizationRequired, "permit2Authorization")),
+        // Whatever else is there, it is not what was asked for.
+        (None, _, false) => return Err(missing(Code::Erc3009AuthorizationRequired, "erc3009Authorization")),
     };
     if part.amount.is_zero() {
         return Err(malformed("payload.deposit.amount must be above zero"));
     }
-    let seconds = |value: &Value| match value {
-        // A time beyond 64 bits of seconds is later than any chain's clock; the digest needs the exact number, so
-        // it is refused and not clamped.
+    Ok(Deposit { amount: part.amount, authorization })
+}
+
+fn missing(code: Code, name: &str) -> PaymentError {
+    PaymentError::Payload { code, detail: format!("payload.deposit.authorization.{name} is missing") }
+}
+
+fn malformed(detail: &str) -> PaymentError {
+    PaymentError::Payload { code: Code::DepositPayload, detail: detail.to_owned() }
+}
+
+/// A time beyond 64 bits of seconds is later than any chain's clock; the digest needs the exact number, so it is refused
+/// and not clamped.
+fn seconds(value: &Value) -> Option<u64> {
+    match value {
         Value::String(text) => text.parse::<Amount>().ok().and_then(|amount| u64::try_from(amount.units()).ok()),
         Value::Number(number) => number.as_u64(),
         _ => None,
-    };
-    let valid_after =
-        seconds(&authorization.valid_after).ok_or_else(|| malformed("validAfter must be Unix seconds"))?;
-    let valid_before =
-        seconds(&authorization.valid_before).ok_or_else(|| malformed("validBefore must be Unix seconds"))?;
-    Ok(Deposit {
-        amount: part.amount,
-        authorization: Authorization {
-            valid_after,
-            valid_before,
-            salt: authorization.salt,
-            signature: authorization.signature,
-        },
+    }
+}
+
+fn erc3009(part: Erc3009Part) -> Result<Authorization, PaymentError> {
+    let time =
+        |value: &Value, name: &str| seconds(value).ok_or_else(|| malformed(&format!("{name} must be Unix seconds")));
+    Ok(Authorization {
+        valid_after: time(&part.valid_after, "validAfter")?,
+        valid_before: time(&part.valid_before, "validBefore")?,
+        salt: part.salt,
+        signature: part.signature,
     })
+}
+
+fn permit2(part: Permit2Part, permit: Option<TokenPermit>) -> Result<Permit2Authorization, PaymentError> {
+    let Permit2Part { from, permitted, spender, nonce, deadline, witness, signature } = part;
+    let unreadable = |name: &str, what: &str| malformed(&format!("permit2Authorization.{name} must be {what}"));
+    Ok(Permit2Authorization {
+        from,
+        token: permitted.token,
+        amount: amount(&permitted.amount, Code::DepositPayload, Code::Permit2AmountMismatch)?,
+        spender,
+        nonce: decode_decimal(&nonce).ok_or_else(|| unreadable("nonce", "a decimal number of 256 bits"))?,
+        deadline: seconds(&deadline).ok_or_else(|| unreadable("deadline", "Unix seconds"))?,
+        channel: witness.channel_id,
+        signature,
+        permit,
+    })
+}
+
+/// An amount of a contract's: more than any deposit can be is another amount than the deposit's, and nothing worse.
+fn amount(text: &str, malformed: Code, too_large: Code) -> Result<Amount, PaymentError> {
+    text.parse::<Amount>().map_err(|error| {
+        let code = if decode_decimal(text).is_some() { too_large } else { malformed };
+        PaymentError::Payload { code, detail: format!("the permitted amount: {error}") }
+    })
+}
+
+/// The EIP-2612 permit among the extensions. A client that needs none echoes what it was offered, which has no part of a
+/// permit; one that has some parts must have them all.
+fn token_permit(extensions: &Map<String, Value>) -> Result<Option<TokenPermit>, PaymentError> {
+    const PARTS: [&str; 7] = ["from", "asset", "spender", "amount", "nonce", "deadline", "signature"];
+    let info = extensions.get(EIP2612_SPONSORING).and_then(|extension| extension.get("info"));
+    let Some(info) = info.filter(|info| PARTS.iter().any(|part| info.get(part).is_some())) else { return Ok(None) };
+    let code = Code::Eip2612InvalidFormat;
+    let unreadable = |detail: String| PaymentError::Payload { code, detail };
+    let part = PermitPart::deserialize(info).map_err(|error| unreadable(error.to_string()))?;
+    if part.signature.parts().is_none() {
+        return Err(unreadable("the signature of a permit has 65 bytes".to_owned()));
+    }
+    let nonce = decode_decimal(&part.nonce);
+    Ok(Some(TokenPermit {
+        owner: part.from,
+        token: part.asset,
+        spender: part.spender,
+        amount: amount(&part.amount, code, Code::Eip2612AmountMismatch)?,
+        nonce: nonce.ok_or_else(|| unreadable("nonce must be a decimal number of 256 bits".to_owned()))?,
+        deadline: seconds(&part.deadline).ok_or_else(|| unreadable("deadline must be Unix seconds".to_owned()))?,
+        signature: part.signature,
+    }))
 }
 
 fn refund(payload: &Value) -> Result<RefundRequest, PaymentError> {
