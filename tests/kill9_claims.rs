@@ -57,6 +57,9 @@ const LATEST_MS: usize = 20;
 /// How long a claim may be waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The bytes that each process sent for each nonce.
+type Sent = BTreeMap<u64, BTreeMap<usize, BTreeSet<Vec<u8>>>>;
+
 /// Where transactions are seen on their way to the node.
 struct Lane {
     rpc: String,
@@ -65,8 +68,7 @@ struct Lane {
     claims: Notify,
     /// Whether the next claim is lost with the process that sends it.
     lose: AtomicBool,
-    /// What each process sent for each nonce.
-    sent: Mutex<BTreeMap<u64, BTreeMap<usize, BTreeSet<Vec<u8>>>>>,
+    sent: Mutex<Sent>,
     /// Which process runs.
     process: Mutex<usize>,
 }

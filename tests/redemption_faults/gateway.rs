@@ -324,7 +324,7 @@ impl Lane {
             return self.send(question).await;
         }
         let answer = match self.strikes(Spell::Behind, 2) {
-            true => self.from_behind(&method, question.clone()).await,
+            true => self.as_one_behind(&method, question.clone()).await,
             false => self.forward(&question).await,
         };
         if self.strikes(Spell::AnswerLost, 4) {
@@ -374,7 +374,7 @@ impl Lane {
     }
 
     /// What a node says that has not seen the newest blocks.
-    async fn from_behind(&self, method: &str, mut question: Value) -> Value {
+    async fn as_one_behind(&self, method: &str, mut question: Value) -> Value {
         let behind = 1 + self.below(MAX_BEHIND) as u64;
         let newest = self.head().await.saturating_sub(behind);
         let said = |result: Value| json!({"jsonrpc": "2.0", "id": 1, "result": result});
