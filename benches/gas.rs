@@ -186,9 +186,17 @@ impl Bench {
         let nonce = Authorization::nonce(config.id(&self.terms.settlement()), salt);
         let digest = Authorization::digest(&self.terms.token_domain(), config.payer, amount, 0, valid_before, nonce);
         let authorization = Authorization { valid_after: 0, valid_before, salt, signature: key.sign(digest) };
-        send(&self.gas, &Call::Deposit { config: *config, amount, authorization: authorization.into(), payment: None })
-            .await
-            .0
+        send(
+            &self.gas,
+            &Call::Deposit {
+                config: *config,
+                amount,
+                authorization: peaje::protocol::deposit::Permission::Erc3009(authorization),
+                payment: None,
+            },
+        )
+        .await
+        .0
     }
 
     /// Claims another sum of these channels.

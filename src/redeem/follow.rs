@@ -68,6 +68,8 @@ pub(super) struct Follower<C> {
     /// Channels with views of blocks that the chain does not reach.
     suspects: BTreeMap<ChannelId, Suspect>,
     sweep: Sweep,
+    /// Since when looks fail because a block below the newest is missing.
+    missing_since: Option<Instant>,
     /// Channels of ours whose payers were seen to withdraw, and of which nothing was made yet.
     announced: Vec<ChannelId>,
     leaving: Leaving,
@@ -109,6 +111,7 @@ impl<C: Chain> Follower<C> {
             dropped: None,
             suspects: BTreeMap::new(),
             sweep,
+            missing_since: None,
             announced: Vec::new(),
             leaving: Leaving::default(),
             wanted: Wanted::default(),
@@ -196,24 +199,32 @@ impl<C: Chain> Follower<C> {
         let head = self.office.chain.head().await?;
         let lag = clock::now_s().saturating_sub(head.timestamp);
         self.office.notes.note(|vitals| vitals.chain_lag_s = Some(lag));
-        self.notice_reorganisation(&head).await?;
-        self.read_dropped_again().await?;
-        let behind = self.read_blocks(&head).await?;
-        self.doubt_views(&head, lag).await?;
+        let behind = self.look_at_blocks(&head, lag).await;
+        // Also where blocks cannot be read: that is what a sweep is for.
         let leaving = self.sweep.step(&self.office).await?;
         self.announced.extend(leaving);
+        behind
+    }
+
+    async fn look_at_blocks(&mut self, head: &Head, lag: u64) -> Result<bool, ChainError> {
+        self.notice_reorganisation(head).await?;
+        self.read_dropped_again().await?;
+        let behind = self.read_blocks(head).await?;
+        self.doubt_views(head, lag).await?;
+        // Whatever was missing is there, or is done without.
+        self.missing_since = None;
         Ok(behind)
     }
 
     /// Compares the newest block that was read with the chain's, and goes back to the last that is still there.
     async fn notice_reorganisation(&mut self, head: &Head) -> Result<(), ChainError> {
         let Some((number, hash)) = self.window.newest_up_to(head.number) else { return Ok(()) };
-        if self.hash_of(number, head).await? == hash {
+        if self.hash_of(number, head).await? == Some(hash) {
             return Ok(());
         }
         let (mut common, mut below) = (None, number);
         while let Some((older, hash)) = self.window.newest_below(below) {
-            if self.hash_of(older, head).await? == hash {
+            if self.hash_of(older, head).await? == Some(hash) {
                 common = Some(older);
                 break;
             }
@@ -235,14 +246,25 @@ impl<C: Chain> Follower<C> {
     }
 
     /// The hash of a block up to the newest. A node that does not have one is behind the one that told of the newest, and
-    /// proves nothing.
-    async fn hash_of(&self, number: u64, head: &Head) -> Result<Hash, ChainError> {
+    /// proves nothing; but where looks fail for that for long, there is none, and the chain is followed without it.
+    async fn hash_of(&mut self, number: u64, head: &Head) -> Result<Option<Hash>, ChainError> {
         if number == head.number {
-            return Ok(head.hash);
+            return Ok(Some(head.hash));
         }
-        let block = self.office.chain.block(number).await?;
-        let missing = ChainError::Decode { what: "a block below the newest it told of", source: None };
-        block.map(|block| block.hash).ok_or(missing)
+        if let Some(block) = self.office.chain.block(number).await? {
+            return Ok(Some(block.hash));
+        }
+        let since = *self.missing_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < self.patience() {
+            return Err(ChainError::Decode { what: "a block below the newest it told of", source: None });
+        }
+        tracing::warn!(block = number, head = head.number, "the chain has no such block, and is followed without it");
+        Ok(None)
+    }
+
+    /// How long a chain is given to come to terms with itself.
+    fn patience(&self) -> Duration {
+        self.office.settings.poll.saturating_mul(POLLS_BEFORE_REWIND)
     }
 
     /// Reads the channels that had events in dropped blocks.
@@ -288,12 +310,12 @@ impl<C: Chain> Follower<C> {
 
     /// Reads new blocks; whether there are more.
     async fn read_blocks(&mut self, head: &Head) -> Result<bool, ChainError> {
-        let office = &self.office;
         let Some(from) = first_to_read(self.next, head.number) else { return Ok(false) };
         let to = head.number.min(from.saturating_add(MAX_BLOCKS_AT_ONCE));
         // Asked for before the events: were it after, the events could be of a block that was replaced in between.
         let recent = head.number.saturating_sub(to) < WINDOW_BLOCKS;
-        let last = if recent { Some(self.hash_of(to, head).await?) } else { None };
+        let last = if recent { self.hash_of(to, head).await? } else { None };
+        let office = &self.office;
         let mut touched = BTreeSet::new();
         let events = office.chain.events(from, to).await?;
         if let Some(last) = last {
@@ -339,7 +361,7 @@ impl<C: Chain> Follower<C> {
             }
         }
         self.suspects.retain(|_, suspect| suspect.block > head.number);
-        let patience = self.office.settings.poll.saturating_mul(POLLS_BEFORE_REWIND);
+        let patience = self.patience();
         let convicted =
             |suspect: &Suspect| suspect.since + patience <= now && suspect.head < head.number && lag <= MAX_HEAD_AGE_S;
         let convicted: Vec<_> = self.suspects.iter().filter(|(_, suspect)| convicted(suspect)).collect();
