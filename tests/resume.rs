@@ -1222,10 +1222,16 @@ async fn what_was_claimed_is_settled_in_the_same_round_though_the_node_lags() {
     let place = Place::new().await;
     let (life, payer) = (place.life().await, place.payer(9));
     life.opened(&payer).await;
+    place.devnet.set_mining(Mining::Manual);
     let round = life.redeeming();
     place.written("claim").await;
     place.gateway.lie(Lies { lag: 5, ..Lies::default() });
-    eventually("it is claimed", async || place.on_chain(&payer).await.1 == PRICE).await;
+    let claimed = async || {
+        place.devnet.mine(1).unwrap();
+        place.on_chain(&payer).await.1 == PRICE
+    };
+    eventually("it is claimed", claimed).await;
+    place.devnet.set_mining(Mining::OnDemand);
     // Longer than any one reading waits.
     tokio::time::sleep(40 * POLL).await;
     place.gateway.lie(Lies::default());

@@ -73,6 +73,8 @@ struct Ways {
     hides_events: bool,
     /// No transaction is taken.
     pool_full: bool,
+    /// There is no block of this number, says the node.
+    misses: Option<u64>,
     /// How often the newest block was asked for.
     looks: u64,
     /// The last block whose events were asked for.
@@ -100,6 +102,9 @@ async fn pass(State(gateway): State<Arc<Gateway>>, Json(question): Json<Value>) 
             }
         }
         "eth_getBlockByNumber" if question["params"][0] == "latest" => ways.looks += 1,
+        "eth_getBlockByNumber" if ways.misses.is_some_and(|n| question["params"][0] == format!("{n:#x}")) => {
+            answer["result"] = Value::Null;
+        }
         _ => {}
     }
     Json(answer)
@@ -437,6 +442,23 @@ async fn a_withdrawal_whose_event_is_left_out_is_found_by_the_sweep_and_claimed(
     eventually("it is claimed", async || stage.on_chain(&payer).await == (DEPOSIT, PRICE)).await;
     eventually("it is settled", async || stage.dollars(Address([0xc0; 20])) == PRICE).await;
     stage.strike().await;
+}
+
+#[tokio::test]
+async fn a_block_that_stays_missing_stops_neither_the_follower_nor_the_sweep() {
+    let watch = Watch { sweep_interval: POLL, refund_idle: None };
+    let stage = Stage::set(Options { watch, ..Options::default() }).await;
+    let payer = stage.opened(1).await;
+    stage.followed().await;
+    // The last one that was read, and no longer the newest.
+    let missing = stage.devnet.block_number();
+    stage.ways(|ways| ways.misses = Some(missing));
+    stage.withdraw(&payer, DEPOSIT).await;
+    eventually("the sweep sees it", async || stage.books(&payer).view.withdrawal.is_some()).await;
+    eventually("it is claimed", async || stage.books(&payer).view.total_claimed.units() == PRICE).await;
+    let head = stage.devnet.block_number();
+    eventually("blocks are read again", async || stage.ways(|ways| ways.read_to) >= head).await;
+    eventually("the chain counts as heard", async || stage.redemption.chain_silence() < POLL * 10).await;
 }
 
 #[tokio::test]
