@@ -7,6 +7,7 @@
 //! 5. [`when_it_is_claimed`]: what calls for a round, what waits, and how an operator sees it
 //! 6. [`what_is_kept`]: the books on disk, and what a commit is
 //! 7. [`what_is_lost`]: what a restart, a dead disk, a lost client and a lost answer cost
+//! 8. [`without_gas`]: a facilitator instead of a gas key
 
 pub mod a_paid_request {
     //! From the 402 to the receipt.
@@ -67,6 +68,9 @@ pub mod when_it_is_refused {
     //! | terms, signatures, amounts | 402 with the scheme's code, see [`Code`](crate::protocol::Code) |
     //! | a voucher out of step | 402 `…cumulative_amount_mismatch` with the true state, which stock clients recover from |
     //! | the chain cannot be asked | 503 with `Retry-After`; vouchers of channels we know go on working |
+    //! | a voucher close to the end of a withdrawal | 402 `channel_withdrawing` |
+    //! | more than is risked on a payer whose wallet approves | 402 `wallet_exposure_limit`, until it is claimed |
+    //! | more deposits than are relayed in an hour | 429 `deposit_rate_limited` with `Retry-After` |
     //! | a deposit whose fate is open | 503 `settlement_pending`; it is followed until its fate is known |
     //! | the books cannot be written | 503 `books_unavailable`, and the proxy ends |
     //!
@@ -82,7 +86,9 @@ pub mod money_on_chain {
     //! [`redeem::Teller`](crate::redeem::Teller). A question outlives the request that asked it: who hangs up while a
     //! deposit is being mined finds it booked later.
     //!
-    //! * **Deposit.** Tried, sent, mined, booked, and only then is the request served. One is on its way per channel.
+    //! * **Deposit.** Tried, sent, mined, booked, and only then is the request served. One is on its way for each payer, so
+    //!   many in an hour are relayed for each peer and for all (`[deposits]`). It counts after `chain.confirmations`; up
+    //!   to `deposits.instant` at once.
     //! * **Claim.** [`redeem::plan()`](crate::redeem::plan()) makes one row for each channel with something to claim,
     //!   payers that are withdrawing first; [`when_it_is_claimed`](super::when_it_is_claimed) says when. Of a batch that
     //!   the contract would refuse, the bad rows are found by trying halves of it, without sending any; the rest is
@@ -91,7 +97,11 @@ pub mod money_on_chain {
     //! * **Settle.** What `receivers()` says is owed, so a crash between claim and settlement costs nothing.
     //! * **Refund.** Claim and refund in one transaction, signed with the channel's live nonce.
     //! * **Withdrawal.** A payer can take its money back alone after the channel's delay. The follower sees the
-    //!   announcement, claims at once, and from then on only vouchers are taken that the rest covers.
+    //!   announcement, claims at once, and from then on only vouchers are taken that the rest covers; from
+    //!   `channel.withdraw_margin` before the withdrawal can be finished, none. An event that a node left out is found by
+    //!   a sweep over all open channels, every `redeem.sweep_interval`.
+    //! * **Reorganisation.** The hashes of the newest blocks that were read are remembered. Where the chain has others, the
+    //!   channels that had events there are read again: what was taken back there is taken back here.
     //!
     //! Every transaction is in the books, bytes and purpose, before it leaves, and has one nonce for good. While no block
     //! has it, it is sent again, and replaced at that nonce by one that pays more, up to a ceiling; a higher one where a
