@@ -11,7 +11,7 @@
 
 use super::Office;
 use super::plan::Claimant;
-use super::quarantine::Quarantine;
+use super::quarantine::{Quarantine, Refusal};
 use super::record::{CallError, rows_of};
 use super::round::Report;
 use crate::chain::{Call, Chain, ChainError, Happening, Mined};
@@ -187,9 +187,17 @@ fn refuse<C: Chain>(office: &Office<C>, row: &ClaimRow, error: &ChainError, at_a
     let books = office.accounts().statement(&channel);
     let reason = reason(row, books.as_ref(), error);
     if let Some(books) = books {
-        work.quarantine.put(&books, reason.clone(), at_a_price, clock::now_s());
+        let refusal = Refusal { reason: reason.clone(), at_a_price, unexplained: is_unexplained(row, error) };
+        work.quarantine.put(&books, refusal, clock::now_s());
     }
     work.report.fail(channel, reason);
+}
+
+/// Whether no payer can bring such a refusal about. A wallet may change its mind, and money may go out of a channel while
+/// its claim is made; but a key's signature was checked here, and stays what it is.
+fn is_unexplained(row: &ClaimRow, error: &ChainError) -> bool {
+    let drained = error.revert_name().is_some_and(|name| name.starts_with("ClaimExceedsBalance"));
+    !row.config.payer_authorizer.is_zero() && !drained
 }
 
 /// Why a row is refused, for people.
@@ -261,6 +269,12 @@ mod tests {
         let payer = Address([9; 20]).to_string();
         assert!(said(&wallet, "InvalidSignature").contains(&payer), "{}", said(&wallet, "InvalidSignature"));
         assert!(said(&key, "NotReceiverAuthorizer").contains(&Address([2; 20]).to_string()));
+        let strange = |row, name: Option<&str>| {
+            is_unexplained(row, &ChainError::Reverted { name: name.map(str::to_owned) })
+        };
+        assert!(strange(&key, Some("InvalidSignature")) && strange(&key, None));
+        assert!(!strange(&key, Some("ClaimExceedsBalance")), "its payer may have been faster");
+        assert!(!strange(&wallet, Some("InvalidSignature")) && !strange(&wallet, None), "wallets change their minds");
         assert_eq!(said(&key, "Whatever"), "the contract reverted: Whatever");
         assert_eq!(
             reason(&key, None, &ChainError::Reverted { name: None }),

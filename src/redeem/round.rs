@@ -113,6 +113,10 @@ pub(super) async fn run<C: Chain>(
             }
         };
         office.last_run.has_claimed().await;
+        // Whoever waits for the report is an operator, who may know better; the follower does not wait for it.
+        if order.as_ref().is_some_and(|order| !order.is_closed()) {
+            quarantine.let_out();
+        }
         let (report, left) = round(&office, &mut quarantine).await;
         lookout.round_ended(left, report.problem.is_some());
         log(&report);
@@ -128,7 +132,8 @@ pub(super) async fn run<C: Chain>(
     }
 }
 
-/// A row that the contract refuses is its payer's affair; a round that could not go on is ours.
+/// A row that the contract refuses is its payer's affair; a round that could not go on is ours, and so is one in which the
+/// contract refused what no payer can have spoilt and claimed nothing.
 fn note<C: Chain>(office: &Office<C>, report: &Report) {
     let now = clock::now_s();
     office.notes.note(|vitals| {
@@ -170,6 +175,13 @@ async fn round<C: Chain>(office: &Office<C>, quarantine: &mut Quarantine) -> (Re
     report.problem = outcome.err().map(|error| error.to_string());
     let claimable = office.accounts().claimable();
     quarantine.keep_only(&claimable);
+    if report.channels > 0 {
+        quarantine.others_are_claimed();
+    }
+    if let Some(reason) = quarantine.unexplained(&claimable) {
+        let refusal = || format!("the contract refuses rows that no payer can have spoilt, and claims no others: {reason}");
+        report.problem.get_or_insert_with(refusal);
+    }
     report.quarantined = quarantine.list(&claimable);
     report.left = plan::due(&claimable);
     report.failures.iter().for_each(|failure| left.leave_out(failure.channel));
@@ -182,7 +194,7 @@ async fn claim_and_settle<C: Chain>(
     left: &mut Leftovers,
 ) -> Result<(), CallError> {
     refresh_claimable(office).await?;
-    let mut tried = BTreeSet::new();
+    let (mut tried, mut problem) = (BTreeSet::new(), None);
     loop {
         let calls = office.flights.calls();
         let now = clock::now_s();
@@ -201,8 +213,17 @@ async fn claim_and_settle<C: Chain>(
         }
         let mut called = false;
         for Batch { rows, urgent, .. } in batches {
+            if problem.is_some() && !urgent {
+                continue;
+            }
             tried.extend(rows.iter().map(|row| row.config.id(&office.settlement())));
-            claim(office, rows, urgent, work).await?;
+            match claim(office, rows, urgent, work).await {
+                Ok(()) => {}
+                Err(error) if is_about_this_one(&error) => {
+                    problem.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
             called = office.flights.calls() != calls;
             if called {
                 break;
@@ -212,7 +233,14 @@ async fn claim_and_settle<C: Chain>(
             break;
         }
     }
-    settle(office, work).await
+    let settled = settle(office, work).await;
+    problem.map_or(settled, Err)
+}
+
+/// Whether another batch may fare better: it may be smaller, and one that is urgent may cost more. A node that does not
+/// answer does not answer for the others either.
+fn is_about_this_one(error: &CallError) -> bool {
+    matches!(error, CallError::Chain(ChainError::TooDear { .. } | ChainError::Refused { .. }))
 }
 
 /// What to claim next, of the channels that this round has not tried and no transaction claims already.
