@@ -179,7 +179,8 @@ async fn round<C: Chain>(office: &Office<C>, quarantine: &mut Quarantine) -> (Re
         quarantine.others_are_claimed();
     }
     if let Some(reason) = quarantine.unexplained(&claimable) {
-        let refusal = || format!("the contract refuses rows that no payer can have spoilt, and claims no others: {reason}");
+        let refusal =
+            || format!("the contract refuses rows that no payer can have spoilt, and claims no others: {reason}");
         report.problem.get_or_insert_with(refusal);
     }
     report.quarantined = quarantine.list(&claimable);
