@@ -451,6 +451,8 @@ async fn case_21_a_deposit_below_the_minimum_is_refused() {
     for amount in [PRICE, 9_999] {
         let answer = world.pay("/paid", &payer.deposit(amount, PRICE)).await;
         answer.assert_scheme_refusal("deposit_below_min_deposit");
+        assert_eq!(answer.json()["message"], json!("at least 10000"));
+        assert_eq!(answer.quote().unwrap().get("message"), None, "a client reads its code and nothing else");
     }
     let rich = Payer { offer: dear["accepts"][0].clone(), ..world.payer(2) };
     let answer = world.pay("/dear", &rich.deposit(19_999, 20_000)).await;
