@@ -384,6 +384,16 @@ fn every_error_says_where_what_and_how_to_fix_it() {
             with(&format!("{OWN_TOKEN}transfer = \"erc20\"")),
             "20:12 [chain.token].transfer: \"erc20\" is not known here; use \"eip3009\", \"permit2\"",
         ),
+        (
+            with(&format!("{OWN_TOKEN}sponsored = false")),
+            "20:13 [chain.token].sponsored: is about Permit2, which is not how this token is taken; remove it, or write \
+             transfer = \"permit2\"",
+        ),
+        (
+            with(&format!("{OWN_TOKEN}transfer = \"permit2\"\n[facilitator]\nurl = \"https://f.example\"")),
+            "22:7 [facilitator].url: cannot be used with transfer = \"permit2\": no deposit would be relayed; remove \
+             [facilitator], and name receiver.gas_key",
+        ),
         // Channels and deposits.
         (
             with("[channel]\nwithdraw_delay = \"15m\"\nwithdraw_margin = \"15m\"\n[redeem]\ninterval = \"1m\""),
@@ -710,7 +720,11 @@ fn what_is_said_is_what_is_meant() {
     let times = [redeem.bump_after, redeem.stuck_after, redeem.sweep_interval];
     assert_eq!(times, [12, 7_200, 300].map(Duration::from_secs));
     let token = config(&with(&format!("{OWN_TOKEN}transfer = \"permit2\""))).chain.token;
-    assert_eq!(token.transfer, Transfer::Permit2);
+    assert_eq!((token.transfer, token.sponsored), (Transfer::Permit2, true));
+    for sponsored in [true, false] {
+        let lines = format!("{OWN_TOKEN}transfer = \"permit2\"\nsponsored = {sponsored}");
+        assert_eq!(config(&with(&lines)).chain.token.sponsored, sponsored);
+    }
     let deposits = config(&with("[deposits]\ninstant = \"$2\"\nper_peer_per_hour = 3\nper_hour = 4")).deposits;
     assert_eq!(deposits, Deposits { instant: Amount::new(2_000_000), per_peer_per_hour: 3, per_hour: 4 });
 }
@@ -724,6 +738,21 @@ fn confirmations_are_those_of_the_network_unless_said() {
     let unknown = changed("network = \"base-sepolia\"", "chain_id = 31337") + OWN_TOKEN;
     assert_eq!(of(unknown), 1);
     assert_eq!(of(in_chain("confirmations = 3").replace("base-sepolia", "polygon")), 3);
+}
+
+#[test]
+fn fees_are_those_of_the_network_unless_said() {
+    let of = |text: String| {
+        let redeem = Config::parse(&text, "c.toml").unwrap().redeem;
+        [redeem.max_fee_wei, redeem.urgent_max_fee_wei].map(|wei| wei / 1_000_000_000)
+    };
+    for (network, fees) in [("base", [50, 500]), ("arbitrum", [50, 500]), ("polygon", [500, 5_000])] {
+        assert_eq!(of(changed("base-sepolia", network)), fees, "{network}");
+    }
+    let unknown = changed("network = \"base-sepolia\"", "chain_id = 31337") + OWN_TOKEN;
+    assert_eq!(of(unknown), [50, 500]);
+    let said = with("[redeem]\nmax_fee = \"7 gwei\"").replace("base-sepolia", "polygon");
+    assert_eq!(of(said), [7, 5_000]);
 }
 
 #[test]

@@ -562,7 +562,7 @@ async fn within_the_margin_neither_vouchers_nor_deposits_are_taken() {
 
 #[tokio::test]
 async fn deposits_are_relayed_within_a_budget_for_each_peer_and_for_all() {
-    let deposits = DepositLimits { per_peer_per_hour: 1, per_hour: 4 };
+    let deposits = DepositLimits { per_peer_per_hour: 1, per_hour: 3 };
     let stage = Stage::set(Options { limits: Limits { deposits, ..Limits::default() }, ..Options::default() }).await;
     let (near, far) = (Some("192.0.2.1"), Some("2001:db8::1"));
     let payers: Vec<_> = (1..=6).map(|n| stage.payer(n)).collect();
@@ -576,12 +576,17 @@ async fn deposits_are_relayed_within_a_budget_for_each_peer_and_for_all() {
     // Vouchers are not counted.
     stage.pay_from(near, &payers[0].voucher(2 * PRICE)).await.assert_served();
     stage.pay_from(far, &payers[1].deposit(DEPOSIT, PRICE)).await.assert_served();
-    // What the chain refuses when it is tried counts: it is tried at our expense.
+    // What is tried and not sent counts for its peer only: signatures of accounts with nothing cost nothing, and must not
+    // use up what there is for those who have something.
     let mut poor = payers[5].clone();
     poor.key = LocalKey::from_bytes(&[77; 32]).unwrap();
     poor.config = stage.terms.channel_of(poor.key.address());
-    let refused = stage.pay_from(None, &poor.deposit(DEPOSIT, PRICE)).await;
-    refused.assert_refused(402, "invalid_batch_settlement_evm_insufficient_balance");
+    for n in 1..=3 {
+        let refused = stage.pay_from(Some(&format!("198.51.100.{n}")), &poor.deposit(DEPOSIT, PRICE)).await;
+        refused.assert_refused(402, "invalid_batch_settlement_evm_insufficient_balance");
+    }
+    let refused = stage.pay_from(Some("198.51.100.1"), &poor.deposit(DEPOSIT, PRICE)).await;
+    refused.assert_refused(429, "deposit_rate_limited");
     // What is refused before does not.
     let refused = stage.pay_from(None, &payers[2].deposit(DEPOSIT, 2 * PRICE)).await;
     refused.assert_refused(402, "invalid_batch_settlement_evm_cumulative_amount_mismatch");
@@ -591,6 +596,49 @@ async fn deposits_are_relayed_within_a_budget_for_each_peer_and_for_all() {
         .await
         .assert_refused(429, "deposit_rate_limited");
     stage.pay_from(None, &payers[3].deposit(DEPOSIT, PRICE)).await.assert_refused(429, "deposit_rate_limited");
+    stage.strike().await;
+}
+
+/// A refund costs gas as a deposit does, and a payer may ask for a unit at a time, on any number of channels.
+#[tokio::test]
+async fn refunds_are_paid_within_a_budget_for_each_peer_and_for_all() {
+    let deposits = DepositLimits { per_peer_per_hour: 2, per_hour: 3 };
+    let stage = Stage::set(Options { limits: Limits { deposits, ..Limits::default() }, ..Options::default() }).await;
+    let near = Some("192.0.2.1");
+    let (one, two) = (stage.opened(1).await, stage.opened(2).await);
+    let unit = |payer: &Payer| payer.refund(PRICE, Some("1"));
+    for payer in [&one, &two] {
+        assert_eq!(stage.pay_from(near, &unit(payer)).await.status, 200);
+    }
+    let refused = stage.pay_from(near, &unit(&one)).await;
+    refused.assert_refused(429, "refund_rate_limited");
+    let seconds: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((3_500..=3_600).contains(&seconds), "{seconds}");
+    assert_eq!(stage.pay_from(None, &unit(&one)).await.status, 200);
+    stage.pay_from(None, &unit(&two)).await.assert_refused(429, "refund_rate_limited");
+    // Deposits have a count of their own.
+    stage.pay_from(near, &stage.payer(3).deposit(DEPOSIT, PRICE)).await.assert_served();
+    stage.strike().await;
+}
+
+/// Anybody can name an account as the payer of a channel whose vouchers are signed by another key.
+#[tokio::test]
+async fn nobody_else_takes_a_payers_place_for_a_deposit() {
+    let stage = Stage::set(Options::default()).await;
+    let (payer, thief) = (stage.payer(1), stage.payer(2));
+    let mut forged = thief.clone();
+    forged.config.payer = payer.address();
+    stage.devnet.set_mining(Mining::Manual);
+    let deposit = payer.deposit(DEPOSIT, PRICE);
+    let (served, ()) = tokio::join!(stage.pay(&deposit), async {
+        eventually("it is sent", async || stage.devnet.pending_transactions().len() == 1).await;
+        // Told at once: it does not even wait for the place.
+        let refused = stage.pay(&forged.deposit(DEPOSIT, PRICE)).await;
+        refused.assert_refused(402, "invalid_batch_settlement_evm_receive_authorization_signature");
+        assert_eq!(stage.devnet.pending_transactions().len(), 1);
+        stage.devnet.mine(1).unwrap();
+    });
+    served.assert_served();
     stage.strike().await;
 }
 

@@ -20,7 +20,7 @@ use crate::config::{Config, ConfigErrors, KeyReference, MaxLag, Redeem, Upstream
 use crate::facilitator::Client;
 use crate::gate::policy::{Price, Route, TokenTerms, Transfer};
 use crate::protocol::contracts::{ERC3009_COLLECTOR, PERMIT2, PERMIT2_COLLECTOR, SETTLEMENT};
-use crate::protocol::{Address, Amount, Domain};
+use crate::protocol::{Address, Amount, Domain, Hash};
 use crate::redeem::{Rules, claim_cost};
 use crate::store::sqlite::Reader;
 use crate::store::{Identity, StoreError};
@@ -344,10 +344,6 @@ async fn facilitator_finding(config: &Config) -> Option<Finding> {
         Err(error) => Err(error),
     };
     Some(match supported {
-        Ok(_) if config.chain.token.transfer == Transfer::Permit2 => {
-            Finding::error(Exit::Config, WHAT, "deposits through Permit2 are relayed with a gas key only")
-                .fix("remove [facilitator], and name receiver.gas_key")
-        }
         Ok(_) => Finding::fine(WHAT, format!("{url} sends on this chain; claims are signed by our own authorizer")),
         Err(error) => Finding::error(Exit::Chain, WHAT, causes(&error)).fix(format!("see whether {url} is right")),
     })
@@ -406,7 +402,10 @@ async fn chain_findings(config: &Config, nodes: Result<Nodes, Finding>, gas: Opt
     findings.push(contract_finding("settlement contract", SETTLEMENT, settlement));
     findings.push(contract_finding("deposit collector", at, collector));
     if token.transfer == Transfer::Permit2 {
-        findings.push(contract_finding("Permit2", PERMIT2, chain.has_code(PERMIT2).await));
+        let (code, nonce) =
+            tokio::join!(chain.has_code(PERMIT2), chain.permit_nonce(token.address, config.receiver.pay_to));
+        findings.push(contract_finding("Permit2", PERMIT2, code));
+        findings.extend(permit_finding(token, nonce));
     }
     findings.extend(token_findings(token, config.chain.chain_id, token_code, domain));
     findings.extend(balance.map(|(account, balance)| gas_finding(account, balance)));
@@ -456,6 +455,14 @@ fn contract_finding(what: &str, address: Address, code: Result<bool, ChainError>
             .fix("choose a network on which x402 batch settlement is deployed"),
         Err(error) => unanswered(what, &error),
     }
+}
+
+/// A permit is counted by its token, so one that counts none takes none.
+fn permit_finding(token: &TokenTerms, nonce: Result<Option<Hash>, ChainError>) -> Option<Finding> {
+    (token.sponsored && matches!(nonce, Ok(None))).then(|| {
+        let detail = format!("token {} takes no permits, and agents are told to send one", token.address);
+        Finding::warning("permits", detail).fix("write sponsored = false in [chain.token]")
+    })
 }
 
 fn token_findings(

@@ -212,6 +212,7 @@ fn settings(config: &Config) -> Settings {
         max_age,
         max_gas_share_bps,
         units_per_coin: config.redeem.coin_price.map(Amount::units),
+        max_wallet_exposure: config.channel.max_wallet_exposure,
         max_rows,
     };
     let sending = Sending {
@@ -261,6 +262,7 @@ mod tests {
             ("# refund_idle = \"30d\"", "refund_idle = \"14h\""),
             ("stuck_after = \"1h\"", "stuck_after = \"15h\""),
             ("poll = \"2s\"", "poll = \"16s\""),
+            ("max_wallet_exposure = \"$1\"", "max_wallet_exposure = \"$17\""),
         ];
         let text = changes.iter().fold(include_str!("../../config.example.toml").to_owned(), |text, (from, to)| {
             assert!(text.contains(from), "{from}");
@@ -277,6 +279,7 @@ mod tests {
             max_age: Some(minutes(240)),
             max_gas_share_bps: Some(500),
             units_per_coin: Some(6_000_000),
+            max_wallet_exposure: Amount::new(17_000_000),
             max_rows: 8,
         };
         assert_eq!(rules, expected);

@@ -39,6 +39,10 @@ const MAX_ENDPOINTS: usize = 5;
 const MAX_CONFIRMATIONS: u64 = 1_000;
 /// Confirmations on a chain without a preset.
 const DEFAULT_CONFIRMATIONS: u64 = 1;
+/// The most that is paid for a unit of gas on a chain without a preset, wei.
+const DEFAULT_MAX_FEE_WEI: u128 = 50 * WEI_PER_GWEI;
+/// How many times as much is paid for what is urgent, where nothing is said.
+const URGENT_TIMES: u128 = 10;
 /// A whole coin for a unit of gas is certainly a mistake.
 const MAX_FEE_WEI: u128 = 1_000_000_000_000_000_000;
 /// Wei in a gwei.
@@ -87,14 +91,14 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
     let admin = admin(root.section("admin"), server_listen);
     let upstream = upstream(root.section("upstream"), server_listen);
     let chain = chain(root.section("chain"));
-    let facilitator = facilitator(root.section("facilitator"));
+    let facilitator = facilitator(root.section("facilitator"), chain.as_ref().map(|chain| chain.token.transfer));
     let in_our_place = !matches!(facilitator, Some(None));
     let receiver = receiver(root.section("receiver"), chain.as_ref().map(|chain| chain.token.address), in_our_place);
     let decimals = chain.as_ref().map(|chain| chain.token.decimals);
     let channel = channel(root.section("channel"), decimals, upstream.as_ref());
     let deposits = deposits(root.section("deposits"), decimals);
     let store = store(root.section("store"));
-    let redeem = redeem(root.section("redeem"), decimals, channel.as_ref());
+    let redeem = redeem(root.section("redeem"), chain.as_ref(), channel.as_ref());
     let cors = cors(root.section("cors"));
     let log = log(root.section("log"));
     let routes = routes(report, &mut root, decimals);
@@ -288,12 +292,18 @@ fn token_table(mut section: Section<'_>) -> Option<TokenTerms> {
     let domain_version =
         section.required("domain_version", domain_version, "domain_version, the version in the token's EIP-712 domain");
     let transfer = section.text("transfer", |text| one_of(text, &TRANSFERS)).or(Transfer::Eip3009);
+    let sponsored = section.flag("sponsored");
+    if let (Given::Value(false, span), Some(Transfer::Eip3009)) = (&sponsored, transfer) {
+        let problem = Problem::new("is about Permit2, which is not how this token is taken");
+        section.error("sponsored", Some(span.clone()), problem.fix("remove it, or write transfer = \"permit2\""));
+    }
     Some(TokenTerms {
         address: address?,
         decimals: decimals?,
         domain_name: domain_name?,
         domain_version: domain_version?,
         transfer: transfer?,
+        sponsored: sponsored.or(true)?,
     })
 }
 
@@ -383,13 +393,18 @@ fn deposits(mut section: Section<'_>, decimals: Option<u8>) -> Option<Deposits> 
 }
 
 /// Nothing, if something was refused; no facilitator, if none was named.
-fn facilitator(mut section: Section<'_>) -> Option<Option<Facilitator>> {
+fn facilitator(mut section: Section<'_>, transfer: Option<Transfer>) -> Option<Option<Facilitator>> {
     let url = section.text("url", facilitator_url);
     let timeout = duration(&mut section, "timeout", SECOND..=HOUR).or(90 * SECOND);
     if !section.is_there() {
         return Some(None);
     }
+    let span = url.span();
     let url = section.required("url", url, "url = \"https://…\", the facilitator's address");
+    if let (Some(Transfer::Permit2), Some(span)) = (transfer, span) {
+        let problem = Problem::new("cannot be used with transfer = \"permit2\": no deposit would be relayed");
+        section.error("url", Some(span), problem.fix("remove [facilitator], and name receiver.gas_key"));
+    }
     Some(Some(Facilitator { url: url?, timeout: timeout? }))
 }
 
@@ -406,7 +421,8 @@ fn store(mut section: Section<'_>) -> Option<Store> {
     Some(Store { directory: directory.or(PathBuf::from(DEFAULT_STORE))? })
 }
 
-fn redeem(mut section: Section<'_>, decimals: Option<u8>, channel: Option<&Channel>) -> Option<Redeem> {
+fn redeem(mut section: Section<'_>, chain: Option<&Chain>, channel: Option<&Channel>) -> Option<Redeem> {
+    let decimals = chain.map(|chain| chain.token.decimals);
     let interval = duration(&mut section, "interval", SECOND..=30 * DAY);
     let span = interval.span();
     let interval = interval.or(10 * MINUTE);
@@ -433,10 +449,12 @@ fn redeem(mut section: Section<'_>, decimals: Option<u8>, channel: Option<&Chann
         let fix = "add coin_price = \"$3000\", what one of the chain's own coins is worth";
         section.error("max_gas_share", Some(span.clone()), problem.fix(fix));
     }
-    let max_fee = section.text("max_fee", fee).or(50 * WEI_PER_GWEI);
+    let preset = chain.and_then(|chain| Network::by_chain_id(chain.chain_id));
+    let usual_fee = preset.map_or(DEFAULT_MAX_FEE_WEI, |preset| preset.max_fee_wei);
+    let max_fee = section.text("max_fee", fee).or(usual_fee);
     let urgent = section.text("urgent_max_fee", fee);
     let urgent_span = urgent.span();
-    let urgent_max_fee = urgent.or(500 * WEI_PER_GWEI);
+    let urgent_max_fee = urgent.or(usual_fee.saturating_mul(URGENT_TIMES));
     if let (Some(max_fee), Some(urgent_max_fee)) = (max_fee, urgent_max_fee)
         && urgent_max_fee < max_fee
     {
@@ -560,6 +578,7 @@ fn placeholder_terms() -> Terms {
             domain_name: String::new(),
             domain_version: String::new(),
             transfer: Transfer::Eip3009,
+            sponsored: true,
         },
         pay_to: Address::ZERO,
         receiver_authorizer: Address::ZERO,

@@ -96,7 +96,7 @@ impl Gate {
             Action::DepositAndPay(deposit) => {
                 self.deposit_and_pay(&claimed, price, deposit, peer).await.map(Admission::Serve)
             }
-            Action::Refund(request) => self.refund(&claimed, request).await,
+            Action::Refund(request) => self.refund(&claimed, request, peer).await,
         }
     }
 
@@ -172,6 +172,9 @@ impl Gate {
         check_deposit(claimed, price, &deposit)?;
         // The voucher's signature is made with nothing at stake, but it keeps strangers from making us ask a node.
         let proof = self.verify(claimed).await?;
+        // The payer's own signature, before its place is taken: anybody can name it as the payer of a channel whose
+        // vouchers another key signs, and would keep it from depositing.
+        self.check_authorization(claimed, &deposit).await?;
         let amount = deposit.amount;
         let salt = deposit.authorization.salt();
         let deadline = Instant::now() + longest_wait(terms);
@@ -184,13 +187,14 @@ impl Gate {
                     return self.pay(claimed, price, None).await;
                 }
                 // The place is held while the deposit is judged, so that no other one lands before it is sent.
-                Place::Free(place) => {
+                Place::Free(mut place) => {
                     self.judge_deposit(claimed, price, &proof, &deposit).await?;
                     // Counted last: what is refused for less costs no gas, and no budget.
-                    self.deposits.spend(peer, self.limits.deposits, clock::now_s()).map_err(|seconds| {
+                    let spent = self.deposits.spend(peer, self.limits.deposits, clock::now_s()).map_err(|seconds| {
                         tracing::warn!(channel = %id, seconds, "too many deposits; one more is not relayed");
                         Refusal::from(Code::DepositRateLimited).retry_after(seconds)
                     })?;
+                    place.counted(spent);
                     let wait = self.desk.deposit(*config, deposit, voucher.clone(), price, place);
                     break until(deadline, wait.ok_or(Refusal::from(Code::RpcReadFailed))?.end()).await;
                 }
@@ -212,8 +216,6 @@ impl Gate {
                     if until(deadline, wait.end()).await.is_none() {
                         return Err(Refusal::from(Code::ChannelBusy).with_detail(detail));
                     }
-                    // Whoever ended it may not have freed the place yet.
-                    tokio::task::yield_now().await;
                 }
             }
         };
@@ -320,7 +322,7 @@ impl Gate {
         if claimed.config.payer_authorizer.is_zero() && exposed > limits.max_wallet_exposure {
             return Err(self.refusal_of(claimed, Reject::WalletExposed));
         }
-        self.check_authorization(claimed, deposit).await
+        self.check_allowance(claimed, deposit).await
     }
 
     /// The chain's view of the channel: the one in the books, or a new one where the channel is not in them.
@@ -331,7 +333,12 @@ impl Gate {
         }
     }
 
-    async fn refund(&self, claimed: &Claimed<'_>, request: RefundRequest) -> Result<Admission, Refusal> {
+    async fn refund(
+        &self,
+        claimed: &Claimed<'_>,
+        request: RefundRequest,
+        peer: Option<Peer>,
+    ) -> Result<Admission, Refusal> {
         let Claimed { terms, id, config, .. } = claimed;
         let proof = self.verify(claimed).await?;
         if !self.accounts.knows(id) && self.refresh(claimed).await?.balance.is_zero() {
@@ -354,6 +361,11 @@ impl Gate {
         if !self.accounts.allow_refund(id) {
             return Err(Code::RefundTooOften.into());
         }
+        // A payer may have any number of channels, and ask for a unit at a time; it can always withdraw at its own cost.
+        self.refunds.spend(peer, self.limits.deposits, clock::now_s()).map_err(|seconds| {
+            tracing::warn!(channel = %id, seconds, "too many refunds; one more is not paid");
+            Refusal::from(Code::RefundTooOften).retry_after(seconds)
+        })?;
         let row = self.accounts.read(id, accounts::claim_row).flatten();
         let sent = match within(terms, self.desk.refund(*config, row, amount, ticket)).await {
             Some(Ok(Ok(sent))) => sent,
@@ -384,7 +396,7 @@ impl Gate {
         verified.map_err(|error: VoucherError| Refusal::from(Code::VoucherSignature).with_detail(error.to_string()))
     }
 
-    /// The deposit's own signatures, and that they suffice.
+    /// The deposit's own signatures.
     async fn check_authorization(&self, claimed: &Claimed<'_>, deposit: &Deposit) -> Result<(), Refusal> {
         match &deposit.authorization {
             Permission::Erc3009(authorization) => self.check_erc3009(claimed, deposit.amount, authorization).await,
@@ -414,8 +426,7 @@ impl Gate {
         Err(Code::ReceiveAuthorizationSignature.into())
     }
 
-    /// The transfer's signature, and that Permit2 may move the payer's tokens: by a permit that came along, or because
-    /// the payer allowed it before.
+    /// The transfer's signature, and that of the permit that came along.
     async fn check_permit2(
         &self,
         claimed: &Claimed<'_>,
@@ -444,6 +455,17 @@ impl Gate {
             }
             return Err(Code::Eip2612InvalidSignature.into());
         }
+        Ok(())
+    }
+
+    /// That Permit2 may move the payer's tokens: by a permit that came along, or because the payer allowed it before.
+    async fn check_allowance(&self, claimed: &Claimed<'_>, deposit: &Deposit) -> Result<(), Refusal> {
+        let Permission::Permit2(authorization) = &deposit.authorization else { return Ok(()) };
+        if authorization.permit.is_some() {
+            return Ok(());
+        }
+        let Claimed { config: ChannelConfig { payer, token, .. }, .. } = claimed;
+        let amount = deposit.amount;
         let allowance = self.desk.allowance(*token, *payer, PERMIT2).await;
         if allowance.map_err(|_| Refusal::from(Code::RpcReadFailed))? < amount {
             return Err(Refusal::from(Code::Permit2AllowanceRequired)

@@ -103,7 +103,7 @@ impl Refusal {
             _ => None,
         };
         let body = match &quote {
-            Some(quote) => serde_json::to_vec(quote).map(Bytes::from).unwrap_or_default(),
+            Some(quote) => quote_body(quote, self.detail.as_deref()),
             None => refusal_body(&self.error, self.detail.as_deref()),
         };
         let mut response = json_response(self.status, body);
@@ -141,6 +141,15 @@ fn refusal_body(error: &str, message: Option<&str>) -> Bytes {
         Some(message) => json!({"error": error, "message": message}),
         None => json!({"error": error}),
     };
+    Bytes::from(body.to_string())
+}
+
+/// The quote as a body, where people look. Headers are for programs, and have little room.
+fn quote_body(quote: &Quote, message: Option<&str>) -> Bytes {
+    let mut body = json!(quote);
+    if let (Some(body), Some(message)) = (body.as_object_mut(), message) {
+        body.insert("message".to_owned(), json!(message));
+    }
     Bytes::from(body.to_string())
 }
 

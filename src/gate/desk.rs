@@ -11,6 +11,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::limits::Spent;
 use crate::ledger::View;
 use crate::protocol::claim::ClaimRow;
 use crate::protocol::voucher::PayerEvidence;
@@ -167,6 +168,9 @@ pub struct DepositPlace {
     /// The payer, where this has its place too.
     payer: Option<Address>,
     end: watch::Sender<Option<DepositEnd>>,
+    /// Its part of the budget of deposits, given back where nothing is sent.
+    spent: Option<Spent>,
+    is_freed: bool,
     places: Arc<Places>,
 }
 
@@ -176,18 +180,38 @@ impl DepositPlace {
         self.channel
     }
 
-    /// Publishes how the deposit ended, and frees the place.
-    pub fn end(self, end: DepositEnd) {
+    /// Counts the deposit that is about to be sent.
+    pub(super) fn counted(&mut self, spent: Spent) {
+        self.spent = Some(spent);
+    }
+
+    /// Frees the place, and publishes how the deposit ended. In this order: a payer that hears of its deposit sends the
+    /// next voucher at once, and must not be told that the deposit is still on its way.
+    pub fn end(mut self, end: DepositEnd) {
+        let is_sent = matches!(end, DepositEnd::Landed { .. } | DepositEnd::Dead(_));
+        let spent = self.spent.take().filter(|_| !is_sent);
+        if let Some(spent) = spent {
+            spent.give_back();
+        }
+        self.free();
         self.end.send_replace(Some(end));
+    }
+
+    /// Once: afterwards it may be somebody else's.
+    fn free(&mut self) {
+        if std::mem::replace(&mut self.is_freed, true) {
+            return;
+        }
+        self.places.channels.remove(&self.channel);
+        if let Some(payer) = self.payer {
+            self.places.payers.remove(&payer);
+        }
     }
 }
 
 impl Drop for DepositPlace {
     fn drop(&mut self) {
-        self.places.channels.remove(&self.channel);
-        if let Some(payer) = self.payer {
-            self.places.payers.remove(&payer);
-        }
+        self.free();
     }
 }
 
@@ -281,7 +305,7 @@ impl Desk {
                     Entry::Vacant(payers) => payers.insert(seen.clone()),
                 };
                 free.insert(OnItsWay { salt, end: seen });
-                Place::Free(DepositPlace { channel, payer: Some(payer), end, places: Arc::clone(&self.places) })
+                Place::Free(self.new_place(channel, Some(payer), end))
             }
         }
     }
@@ -299,7 +323,16 @@ impl Desk {
             }
         };
         free.insert(OnItsWay { salt, end: seen });
-        Some(DepositPlace { channel, payer, end, places: Arc::clone(&self.places) })
+        Some(self.new_place(channel, payer, end))
+    }
+
+    fn new_place(
+        &self,
+        channel: ChannelId,
+        payer: Option<Address>,
+        end: watch::Sender<Option<DepositEnd>>,
+    ) -> DepositPlace {
+        DepositPlace { channel, payer, end, spent: None, is_freed: false, places: Arc::clone(&self.places) }
     }
 
     /// Starts the deposit a place was taken for; `None` if the desk takes none. It goes on when the caller stops waiting.
@@ -312,9 +345,16 @@ impl Desk {
         place: DepositPlace,
     ) -> Option<DepositWait> {
         let wait = DepositWait(place.end.subscribe());
-        // A place that was not taken along comes back inside the error and is freed with it.
         let question = Question::Deposit { config, deposit, voucher, price, place };
-        self.questions.try_send(question).ok().map(|()| wait)
+        match self.questions.try_send(question) {
+            Ok(()) => Some(wait),
+            Err(refused) => {
+                if let Question::Deposit { place, .. } = refused.into_inner() {
+                    place.end(DepositEnd::Unreachable);
+                }
+                None
+            }
+        }
     }
 
     /// Whether a deposit of this channel is on its way.
@@ -326,5 +366,62 @@ impl Desk {
         let (reply, answer) = oneshot::channel();
         self.questions.try_send(question(reply)).map_err(|_| DeskError::Closed)?;
         answer.await.map_err(|_| DeskError::Closed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Wake, Waker};
+
+    use super::*;
+
+    const CHANNEL: ChannelId = ChannelId([1; 32]);
+    const PAYER: Address = Address([2; 20]);
+
+    fn taken(desk: &Desk) -> DepositPlace {
+        match desk.place(CHANNEL, PAYER, Hash::ZERO) {
+            Place::Free(place) => place,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Looks at the desk in the moment in which somebody hears of an end.
+    struct Look {
+        desk: Desk,
+        saw_it_taken: AtomicBool,
+    }
+
+    impl Wake for Look {
+        fn wake(self: Arc<Self>) {
+            self.saw_it_taken.store(self.desk.depositing(&CHANNEL), Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_place_is_free_when_its_end_is_told() {
+        let desk = Desk::closed();
+        let place = taken(&desk);
+        let Place::Same(wait) = desk.place(CHANNEL, PAYER, Hash::ZERO) else { panic!("it is taken") };
+        let look = Arc::new(Look { desk: desk.clone(), saw_it_taken: AtomicBool::new(true) });
+        let waker = Waker::from(Arc::clone(&look));
+        let mut end = pin!(wait.end());
+        assert!(end.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        place.end(DepositEnd::Unreachable);
+        assert!(!look.saw_it_taken.load(Ordering::SeqCst), "whoever hears of it pays the next moment");
+        assert!(end.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
+    }
+
+    #[test]
+    fn a_place_is_freed_once() {
+        let desk = Desk::closed();
+        let first = taken(&desk);
+        first.end(DepositEnd::Unreachable);
+        let second = taken(&desk);
+        assert!(desk.depositing(&CHANNEL), "the next one has it");
+        drop(second);
+        assert!(!desk.depositing(&CHANNEL));
+        drop(taken(&desk));
     }
 }

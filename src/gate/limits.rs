@@ -1,11 +1,13 @@
 //! What a gate risks, and how much of its gas strangers may spend.
 //!
-//! **Owns** the count of deposits that were relayed in the last hour, for each peer and in all. **Promises** bounded
-//! memory, however many peers there are. **Does not** know who a peer is beyond the address it is told.
+//! **Owns** the count of deposits that were relayed in the last hour, for each peer and in all, and the same of refunds.
+//! **Promises** bounded memory, however many peers there are, and that the count for all is of what was sent: who has
+//! nothing to deposit must not use up the budget of those who have. **Does not** know who a peer is beyond the address it
+//! is told.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ledger;
 use crate::protocol::Amount;
@@ -43,13 +45,13 @@ impl Limits {
     }
 }
 
-/// How many deposits are relayed at our expense. One that the chain refuses when it is tried counts too: it cost a
-/// question to the node.
+/// How many deposits are relayed at our expense, and how many refunds are paid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DepositLimits {
-    /// For one peer, in an hour that begins with its first. Requests of which no peer is known are not counted so.
+    /// For one peer, in an hour that begins with its first. One that the chain refuses when it is tried counts too: it
+    /// cost questions to the node. Requests of which no peer is known are not counted so.
     pub per_peer_per_hour: u32,
-    /// For all together.
+    /// For all together. What was not sent does not count.
     pub per_hour: u32,
 }
 
@@ -107,9 +109,27 @@ impl Count {
     }
 }
 
-/// The deposits of the last hour.
+/// The deposits, or the refunds, of the last hour.
 #[derive(Debug, Default)]
-pub(super) struct DepositBudget(Mutex<Counts>);
+pub(super) struct Budget(Mutex<Counts>);
+
+/// What one of them used up of the budget for all.
+#[derive(Debug)]
+pub(super) struct Spent {
+    budget: Arc<Budget>,
+    /// The hour it was counted in.
+    since: u64,
+}
+
+impl Spent {
+    /// Nothing was sent.
+    pub(super) fn give_back(self) {
+        let mut counts = self.budget.counts();
+        if counts.all.since == self.since {
+            counts.all.count = counts.all.count.saturating_sub(1);
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -119,10 +139,16 @@ struct Counts {
     order: VecDeque<(u64, u128)>,
 }
 
-impl DepositBudget {
-    /// Counts a deposit, if there is room for it; otherwise after how many seconds there is.
-    pub(super) fn spend(&self, peer: Option<Peer>, limits: DepositLimits, now: u64) -> Result<(), u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).spend(peer, limits, now)
+impl Budget {
+    /// Counts one, if there is room for it; otherwise after how many seconds there is.
+    pub(super) fn spend(self: &Arc<Self>, peer: Option<Peer>, limits: DepositLimits, now: u64) -> Result<Spent, u64> {
+        let mut counts = self.counts();
+        counts.spend(peer, limits, now)?;
+        Ok(Spent { budget: Arc::clone(self), since: counts.all.since })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -227,6 +253,24 @@ mod tests {
         // After an hour all are forgotten.
         assert_eq!(counts.spend(nth(7), limits, NOON + 3_601), Ok(()));
         assert_eq!((counts.peers.len(), counts.order.len()), (1, 1));
+    }
+
+    #[test]
+    fn what_was_not_sent_is_given_back_to_all_and_not_to_the_peer() {
+        let budget = Arc::new(Budget::default());
+        let limits = DepositLimits { per_peer_per_hour: 2, per_hour: 2 };
+        for n in 0..10 {
+            budget.spend(Some(Peer(IpAddr::from([192, 0, 2, n]))), limits, NOON).unwrap().give_back();
+        }
+        let sent = budget.spend(peer("192.0.2.1"), limits, NOON).unwrap();
+        assert_eq!(budget.spend(peer("192.0.2.1"), limits, NOON).err(), Some(3_600), "its tries are counted");
+        drop(budget.spend(peer("192.0.2.2"), limits, NOON).unwrap());
+        assert_eq!(budget.spend(peer("192.0.2.3"), limits, NOON).err(), Some(3_600), "what was sent stays counted");
+        // The count of another hour is not its own.
+        drop(budget.spend(peer("192.0.2.3"), limits, NOON + 3_600).unwrap());
+        sent.give_back();
+        drop(budget.spend(peer("192.0.2.3"), limits, NOON + 3_600).unwrap());
+        assert!(budget.spend(peer("192.0.2.4"), limits, NOON + 3_600).is_err());
     }
 
     #[test]

@@ -68,7 +68,7 @@ use arc_swap::ArcSwap;
 use crate::protocol::{ChannelConfig, Hash};
 use desk::DepositPlace;
 use evidence::Evidence;
-use limits::DepositBudget;
+use limits::Budget;
 
 pub use accounts::{Accounts, Statement};
 pub use answer::refusal;
@@ -86,7 +86,8 @@ pub struct Gate {
     accounts: Accounts,
     desk: Desk,
     limits: Limits,
-    deposits: Arc<DepositBudget>,
+    deposits: Arc<Budget>,
+    refunds: Arc<Budget>,
     evidence: Arc<Evidence>,
 }
 
@@ -104,6 +105,7 @@ impl Gate {
             desk,
             limits: Limits::default(),
             deposits: Arc::default(),
+            refunds: Arc::default(),
             evidence: Arc::default(),
         }
     }

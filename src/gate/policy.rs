@@ -57,6 +57,9 @@ pub struct TokenTerms {
     pub domain_version: String,
     /// How deposits of it are moved.
     pub transfer: Transfer,
+    /// Whether EIP-2612 permits for Permit2 are relayed, so that payers need not have allowed it before. Where a token has
+    /// none, some clients stop at the offer instead of paying with the allowance they gave.
+    pub sponsored: bool,
 }
 
 impl TokenTerms {
@@ -68,6 +71,7 @@ impl TokenTerms {
             domain_name: token.domain_name.to_owned(),
             domain_version: token.domain_version.to_owned(),
             transfer: Transfer::Eip3009,
+            sponsored: true,
         }
     }
 }
@@ -220,7 +224,7 @@ impl Policy {
             return Err(ambiguities);
         }
         let with_terms = |mut route: Route| {
-            if terms.token.transfer == Transfer::Permit2 {
+            if terms.token.transfer == Transfer::Permit2 && terms.token.sponsored {
                 route.extensions.entry(EIP2612_SPONSORING).or_insert_with(sponsoring);
             }
             Arc::new(route)
@@ -492,15 +496,18 @@ mod tests {
 
     #[test]
     fn only_an_offer_of_a_permit2_token_says_so_and_offers_to_relay_permits() {
-        for (transfer, method) in [(Transfer::Eip3009, None), (Transfer::Permit2, Some(&json!("permit2")))] {
+        let permit2 = Some(&json!("permit2"));
+        for (transfer, sponsored, method) in
+            [(Transfer::Eip3009, true, None), (Transfer::Permit2, true, permit2), (Transfer::Permit2, false, permit2)]
+        {
             let mut terms = terms();
-            terms.token.transfer = transfer;
+            (terms.token.transfer, terms.token.sponsored) = (transfer, sponsored);
             let policy = Policy::new(terms, "https://api.example", vec![route("/a", &[], 10)]).unwrap();
             let (route, price) = policy.first_paid().unwrap();
             let quote = policy.quote(&route, price, "/a", "Payment required");
             assert_eq!(quote.accepts[0].extra.get("assetTransferMethod"), method);
             let info = quote.extensions.get("eip2612GasSponsoring").map(|extension| &extension["info"]);
-            assert_eq!(info, method.map(|_| json!({"version": "1"})).as_ref());
+            assert_eq!(info, method.filter(|_| sponsored).map(|_| json!({"version": "1"})).as_ref());
         }
     }
 

@@ -17,6 +17,9 @@ pub struct Network {
     /// How many blocks, its own included, a transaction has on it once nobody expects it to be undone. A sequencer keeps
     /// its order; a chain of many producers may drop its newest blocks.
     pub confirmations: u64,
+    /// The most that should be paid for a unit of gas on it, wei, where nothing is urgent: some times of what it usually
+    /// costs, and still little money for a claim.
+    pub max_fee_wei: u128,
     /// The tokens we know there; the first is the default.
     pub tokens: &'static [Token],
 }
@@ -36,6 +39,9 @@ pub struct Token {
     pub domain_version: &'static str,
 }
 
+/// Wei in a gwei.
+const GWEI: u128 = 1_000_000_000;
+
 const fn usdc(address: &'static str, domain_name: &'static str) -> Token {
     Token { symbol: "usdc", address, decimals: 6, domain_name, domain_version: "2" }
 }
@@ -47,30 +53,36 @@ pub const NETWORKS: &[Network] = &[
         name: "base",
         chain_id: 8453,
         confirmations: 1,
+        max_fee_wei: 50 * GWEI,
         tokens: &[usdc("0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913", "USD Coin")],
     },
     Network {
         name: "base-sepolia",
         chain_id: 84532,
         confirmations: 1,
+        max_fee_wei: 50 * GWEI,
         tokens: &[usdc("0x036CbD53842c5426634e7929541eC2318f3dCF7e", "USDC")],
     },
     Network {
         name: "arbitrum",
         chain_id: 42161,
         confirmations: 1,
+        max_fee_wei: 50 * GWEI,
         tokens: &[usdc("0xaf88d065e77c8cC2239327C5EDb3A432268e5831", "USD Coin")],
     },
     Network {
         name: "arbitrum-sepolia",
         chain_id: 421614,
         confirmations: 1,
+        max_fee_wei: 50 * GWEI,
         tokens: &[usdc("0x75faf114eafb1BDbe2F0316DF893fd58CE46AA4d", "USD Coin")],
     },
     Network {
         name: "polygon",
         chain_id: 137,
         confirmations: 8,
+        // Its own coin is worth cents, and its gas costs tens of gwei on a quiet day.
+        max_fee_wei: 500 * GWEI,
         tokens: &[usdc("0x3c499c542cEF5E3811e1192ce70d8cC03d5c3359", "USD Coin")],
     },
 ];
@@ -116,6 +128,7 @@ mod tests {
         assert_eq!((names.len(), ids.len()), (NETWORKS.len(), NETWORKS.len()));
         for network in NETWORKS {
             assert!(!network.tokens.is_empty() && network.confirmations > 0);
+            assert!(network.max_fee_wei > 0);
             for token in network.tokens {
                 assert_eq!(token.address().to_string(), token.address, "the checksum guards against a typo");
             }

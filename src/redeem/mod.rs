@@ -236,9 +236,10 @@ impl Redemption {
         questions: Questions,
         chain: Arc<C>,
         authorizer: LocalKey,
-        settings: Settings,
+        mut settings: Settings,
         opening: Opening,
     ) -> Self {
+        settings.rules.max_wallet_exposure = gate.limits().max_wallet_exposure;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (flights, last_run, notes) = (Flights::default(), LastRun::new(), Notes::default());
         let (accounts, kept) = (gate.accounts().clone(), Arc::new(settings.clone()));

@@ -84,6 +84,9 @@ pub struct Rules {
     pub max_gas_share_bps: Option<u32>,
     /// What one of the chain's own coins (10^18 wei) is worth, in atomic units of the token.
     pub units_per_coin: Option<u128>,
+    /// The most that may be unclaimed on a wallet's channel, atomic units: the gate's
+    /// [`crate::gate::Limits::max_wallet_exposure`], which [`super::Redemption::start`] puts here.
+    pub max_wallet_exposure: Amount,
     /// Channels in one claim transaction, at most. What a transaction has room for is a limit too.
     pub max_rows: usize,
 }
@@ -98,6 +101,7 @@ impl Default for Rules {
             max_age: None,
             max_gas_share_bps: None,
             units_per_coin: None,
+            max_wallet_exposure: crate::ledger::Limits::default().max_wallet_exposure,
             max_rows: 200,
         }
     }
@@ -266,7 +270,8 @@ impl Plan {
 ///
 /// Where a share of gas is set and the `price` is known, a row waits whose gas, with its part of what a transaction takes
 /// anyway, is more than that share of what it claims; the settlement that follows is not counted. One that is old, or
-/// whose payer is withdrawing, is claimed if only it is worth its gas: waiting would not make it better. Without a price
+/// whose payer is withdrawing, or of a wallet with half of what may be unclaimed on it, is claimed if only it is worth its
+/// gas: waiting would not make it better. Without a price
 /// nothing waits. `quarantined` names channels that are left out.
 pub fn plan(
     books: &[Statement],
@@ -352,8 +357,11 @@ fn bearable(statement: &Statement, due: Amount, rules: &Rules, now: u64) -> Amou
     if statement.view.withdrawal.is_some() {
         return due.saturating_sub(Amount::new(1));
     }
+    // A wallet's channel is refused once its exposure is reached, so it cannot grow until it bears its share.
+    let is_full = statement.config.payer_authorizer.is_zero()
+        && due.checked_add(due).is_none_or(|twice| twice >= rules.max_wallet_exposure);
     match rules.max_gas_share_bps {
-        Some(share_bps) if !rules.is_old(statement, now) => part(due, share_bps),
+        Some(share_bps) if !is_full && !rules.is_old(statement, now) => part(due, share_bps),
         _ => due,
     }
 }
@@ -606,7 +614,8 @@ pub(super) mod tests {
 
     /// Gas takes at most a tenth.
     fn a_tenth() -> Rules {
-        Rules { max_gas_share_bps: Some(1_000), units_per_coin: Some(WEI_PER_COIN), ..Rules::default() }
+        let (max_gas_share_bps, units_per_coin) = (Some(1_000), Some(WEI_PER_COIN));
+        Rules { max_gas_share_bps, units_per_coin, max_wallet_exposure: Amount::MAX, ..Rules::default() }
     }
 
     /// What one row costs alone.
@@ -626,6 +635,7 @@ pub(super) mod tests {
         let leaving = |number, units| statement(number, u128::MAX, 0, units, true);
         let two = || of_rows(2);
         let aged = |seconds| Rules { max_age: Some(Duration::from_secs(seconds)), ..a_tenth() };
+        let exposed = |units| Rules { max_wallet_exposure: Amount::new(units), ..a_tenth() };
         let block = |gas| Some(GasPrice { block_gas_limit: gas, ..GAS });
         let data = Some(GasPrice { data_wei_per_byte: 10, ..GAS });
         let tip = Some(GasPrice { tip_wei: 1, ..GAS });
@@ -684,6 +694,13 @@ pub(super) mod tests {
             ("one that bears it does not wait for another", vec![due(1, big), due(2, 9)], a_tenth(), Some(GAS),
                 (vec![vec![(1, big)]], vec![(2, worth)])),
             ("a wallet's row costs more", vec![wallet(due(1, big))], a_tenth(), Some(GAS), (vec![], vec![(1, share)])),
+            ("a wallet's that cannot grow much", vec![wallet(due(1, big))], exposed(2 * big), Some(GAS),
+                (vec![vec![(1, big)]], vec![])),
+            ("a wallet's that can", vec![wallet(due(1, big))], exposed(2 * big + 1), Some(GAS),
+                (vec![], vec![(1, share)])),
+            ("a wallet's that cannot, and is not worth its gas", vec![wallet(due(1, ALONE))], exposed(1), Some(GAS),
+                (vec![], vec![(1, worth)])),
+            ("a key's can grow", vec![due(1, big - 1)], exposed(1), Some(GAS), (vec![], vec![(1, share)])),
             ("a tip is a part of the price", vec![due(1, big)], a_tenth(), tip, (vec![], vec![(1, share)])),
             ("and so is its data", vec![due(1, big)], a_tenth(), data, (vec![], vec![(1, share)])),
             ("all of it", vec![due(1, ALONE)], a_tenth(), Some(GAS), (vec![], vec![(1, worth)])),
@@ -808,6 +825,7 @@ pub(super) mod tests {
             max_gas_share_bps: share,
             units_per_coin,
             max_age: age.map(Duration::from_secs),
+            max_wallet_exposure: Amount::MAX,
             ..Rules::default()
         })
     }

@@ -38,6 +38,7 @@ fn plain_dollar() -> TokenTerms {
         domain_name: "Plain Dollar".to_owned(),
         domain_version: "1".to_owned(),
         transfer: Transfer::Permit2,
+        sponsored: true,
     }
 }
 
