@@ -269,9 +269,8 @@ mod tests {
         let payer = Address([9; 20]).to_string();
         assert!(said(&wallet, "InvalidSignature").contains(&payer), "{}", said(&wallet, "InvalidSignature"));
         assert!(said(&key, "NotReceiverAuthorizer").contains(&Address([2; 20]).to_string()));
-        let strange = |row, name: Option<&str>| {
-            is_unexplained(row, &ChainError::Reverted { name: name.map(str::to_owned) })
-        };
+        let strange =
+            |row, name: Option<&str>| is_unexplained(row, &ChainError::Reverted { name: name.map(str::to_owned) });
         assert!(strange(&key, Some("InvalidSignature")) && strange(&key, None));
         assert!(!strange(&key, Some("ClaimExceedsBalance")), "its payer may have been faster");
         assert!(!strange(&wallet, Some("InvalidSignature")) && !strange(&wallet, None), "wallets change their minds");
