@@ -69,6 +69,8 @@ struct State {
     mute: bool,
     /// Gas costs more than may be paid for what is not urgent.
     dear: bool,
+    /// How many receipts name a block that is far ahead of the chain.
+    false_receipts: usize,
 }
 
 impl State {
@@ -258,7 +260,12 @@ impl Chain for Scripted {
     }
 
     async fn receipt(&self, transaction: Hash) -> Result<Option<Mined>, ChainError> {
-        Ok(self.with(|state| state.mined.get(&transaction).cloned()))
+        Ok(self.with(|state| {
+            let lies = state.false_receipts.checked_sub(1);
+            let mined = state.mined.get(&transaction).cloned()?;
+            state.false_receipts = lies.unwrap_or_default();
+            Some(if lies.is_some() { Mined { block: 1_000_000_000, ..mined } } else { mined })
+        }))
     }
 
     async fn events(&self, _: u64, _: u64) -> Result<Vec<ChannelEvent>, ChainError> {
@@ -467,6 +474,19 @@ async fn a_node_that_cannot_be_asked_is_no_reason_for_quarantine() {
     toll.redemption.stop().await;
 }
 
+/// A node that named a block once that is not there must not be waited for to have it.
+#[tokio::test]
+async fn a_receipt_of_a_block_that_never_comes_is_asked_for_again() {
+    let toll = Toll::open(State::default());
+    let payer = toll.payer(9);
+    assert_eq!(toll.pay(payer.deposit(&toll.terms, DEPOSIT, PRICE)).await.status(), StatusCode::OK);
+    toll.chain.with(|state| state.false_receipts = 1);
+    let report = toll.redemption.redeem().await.unwrap();
+    assert_eq!((report.channels, report.settled), (1, Amount::new(PRICE)));
+    assert!(report.is_complete(), "{report:?}");
+    toll.redemption.stop().await;
+}
+
 /// A contract that takes nothing is nobody's bad row: the key is wrong, or the contract, or the node.
 #[tokio::test]
 async fn a_contract_that_refuses_every_row_is_a_failure_until_it_claims_one() {
@@ -527,6 +547,10 @@ async fn a_wallets_row_is_not_in_a_batch_with_others() {
     toll.chain.with(|state| state.poison = Some(wallet.id()));
     let report = toll.redemption.redeem().await.unwrap();
     assert_eq!((report.channels, report.failures.len()), (2, 1));
+    assert_eq!(toll.chain.with(|state| state.claims.clone()), [2, 1]);
+    // It can sign as many vouchers as it likes; trying costs us gas each time.
+    assert_eq!(toll.pay(wallet.voucher(&toll.terms, 2 * PRICE)).await.status(), StatusCode::OK);
+    assert_eq!(toll.redemption.redeem().await.unwrap().failures.len(), 1);
     assert_eq!(toll.chain.with(|state| state.claims.clone()), [2, 1]);
     toll.redemption.stop().await;
 }

@@ -85,7 +85,21 @@ impl AlloyChain {
 
     /// Tries a call on the newest state as if this account sent it; the gas it would take. Takes no gas key.
     pub(crate) async fn simulate_from(&self, sender: Address, call: &Call) -> Result<u64, ChainError> {
-        self.nodes.read(|node| node.estimate(sender, call)).await
+        let estimate = self.nodes.read(|node| node.estimate(sender, call)).await;
+        let Err(refusal @ ChainError::Reverted { .. }) = estimate else { return estimate };
+        // One that lies, or has not seen a deposit yet, must not keep a claim from being made.
+        if !self.nodes.can_outvote() {
+            return Err(refusal);
+        }
+        let vote = |node| async move {
+            match Node::estimate(node, sender, call).await {
+                Err(ChainError::Reverted { .. }) => Ok(None),
+                estimate => estimate.map(Some),
+            }
+        };
+        let votes = self.nodes.ask_all(vote).await?;
+        let passed: Vec<u64> = votes.iter().copied().flatten().collect();
+        if passed.len() > votes.len().div_euclid(2) { Ok(middle(passed).unwrap_or_default()) } else { Err(refusal) }
     }
 
     fn gas_key(&self) -> Result<&LocalKey, ChainError> {
@@ -183,7 +197,17 @@ impl Chain for AlloyChain {
     }
 
     async fn gas_price(&self) -> Result<GasPrice, ChainError> {
-        self.nodes.read(Node::price).await
+        if !self.nodes.can_outvote() {
+            return self.nodes.read(Node::price).await;
+        }
+        let prices = self.nodes.ask_all(Node::price).await?;
+        let of = |part: fn(&GasPrice) -> u128| prevailing(prices.iter().map(part).collect());
+        Ok(GasPrice {
+            base_wei: of(|price| price.base_wei),
+            tip_wei: of(|price| price.tip_wei),
+            data_wei_per_byte: of(|price| price.data_wei_per_byte),
+            block_gas_limit: prevailing(prices.iter().map(|price| price.block_gas_limit).collect()),
+        })
     }
 
     async fn block(&self, number: u64) -> Result<Option<Head>, ChainError> {
@@ -256,7 +280,11 @@ impl Chain for AlloyChain {
     }
 
     async fn gas_balance(&self, address: Address) -> Result<u128, ChainError> {
-        let wei = self.nodes.read(|node| node.gas_balance(address)).await?;
+        let wei = if self.nodes.can_outvote() {
+            prevailing(self.nodes.ask_all(|node| node.gas_balance(address)).await?)
+        } else {
+            self.nodes.read(|node| node.gas_balance(address)).await?
+        };
         Ok(u128::try_from(wei).unwrap_or(u128::MAX))
     }
 
@@ -405,9 +433,21 @@ impl fmt::Debug for AlloyChain {
 }
 
 /// What to believe of several counts of the same: the one in the middle, and of two in the middle the larger.
-fn most_credible(mut counts: Vec<u64>) -> u64 {
-    counts.sort_unstable();
-    counts.get(counts.len().div_euclid(2)).copied().unwrap_or_default()
+fn most_credible(counts: Vec<u64>) -> u64 {
+    middle(counts).unwrap_or_default()
+}
+
+/// What to believe of several answers, the preferred node's first: of three or more the one in the middle, so that one
+/// that is wrong changes little; of fewer the first.
+fn prevailing<T: Copy + Ord + Default>(answers: Vec<T>) -> T {
+    let first = answers.first().copied().unwrap_or_default();
+    if answers.len() < 3 { first } else { middle(answers).unwrap_or(first) }
+}
+
+/// The one in the middle, and of two the larger.
+fn middle<T: Copy + Ord>(mut answers: Vec<T>) -> Option<T> {
+    answers.sort_unstable();
+    answers.get(answers.len().div_euclid(2)).copied()
 }
 
 /// Reads the bytes of a transaction of ours.
@@ -423,6 +463,12 @@ pub(super) fn decode_transaction(raw: &[u8]) -> Result<TxEip1559, ChainError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_two_answers_the_preferred_nodes_prevails() {
+        assert_eq!(prevailing::<u64>(Vec::new()), 0);
+        assert_eq!([vec![7], vec![7, 5], vec![5, 7], vec![9, 7, 1], vec![1, 7, 7]].map(prevailing), [7, 7, 5, 7, 7]);
+    }
 
     #[test]
     fn one_wrong_count_of_three_changes_nothing() {

@@ -2,8 +2,9 @@
 //!
 //! **Owns** which node is asked, and what is believed where they differ. **Promises** that questions go to the first node
 //! that is not known to fail, in the order of the config, and to the next where that one fails; that what money hangs on is
-//! read from two nodes at one block and compared ([`Nodes::agree`]); and that a transaction goes to all of them. **Does not**
-//! know what is asked.
+//! read from two nodes at one block and compared ([`Nodes::agree`]); and that a transaction goes to all of them. What
+//! cannot be compared, like a price, is the middle of what all say where there are three or more. **Does not** know what is
+//! asked.
 //!
 //! One node that lies is found out by a second and outvoted by a third. Two that lie the same way are believed. Where one
 //! answers and no other, its word is taken: a second node must not make things worse than having one.
@@ -69,6 +70,11 @@ impl Nodes {
 
     pub(super) fn are_several(&self) -> bool {
         self.list.len() > 1
+    }
+
+    /// Whether there are enough for one that is wrong to be outvoted.
+    pub(super) fn can_outvote(&self) -> bool {
+        self.list.len() > 2
     }
 
     /// What is known of each, in the order of preference.

@@ -756,7 +756,7 @@ mod tests {
         assert_eq!(with(""), None);
         let priced = with("coin_price = \"$3000\"\n").unwrap();
         assert_eq!(priced.severity, Severity::Fine);
-        assert_eq!(priced.detail, "a channel costs about $0.01806 to claim now, and $0.007165 among 200");
+        assert_eq!(priced.detail, "a channel costs about $0.01806 to claim now, and $0.00722 among 200");
         let shared = with("coin_price = \"$3000\"\nmax_gas_share = \"10%\"\n").unwrap();
         assert!(shared.detail.ends_with("alone it is claimed from $0.1806"), "{}", shared.detail);
         let config = config(|text| text.replace("[redeem]\n", "[redeem]\ncoin_price = \"$3000\"\n"));

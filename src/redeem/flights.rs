@@ -250,10 +250,13 @@ impl Flights {
         claiming
     }
 
-    /// Whether a settlement for a receiver waits for a block.
-    pub(super) fn is_settling(&self, to: Address, of: Address) -> bool {
+    /// Whether a settlement for a receiver waits for a block; one of another sender only where asked for: nobody can make
+    /// it pay more, and no block may ever have it.
+    pub(super) fn is_settling(&self, to: Address, of: Address, sender: Address, others_too: bool) -> bool {
         let pays = |purpose: &Purpose| matches!(purpose, Purpose::Settle { receiver, token } if (*receiver, *token) == (to, of));
-        self.aloft().values().any(|flight| flight.is_aloft() && pays(&flight.newest().purpose))
+        let counts = |slot: &Slot| others_too || slot.sender == sender;
+        let aloft = self.aloft();
+        aloft.iter().any(|(slot, flight)| counts(slot) && flight.is_aloft() && pays(&flight.newest().purpose))
     }
 
     /// How often somebody was in a hurry so far.
@@ -455,9 +458,10 @@ impl<C: Chain> Office<C> {
             if self.flights.with(Slot { nonce, ..slot }, |_| ()).is_some() || self.may_sign().is_err() {
                 return;
             }
+            let urgent = self.flights.with(slot, |flight| flight.urgent).unwrap_or_default();
             tracing::warn!(nonce, "nobody has a nonce that a transaction waits for; it is filled with a settlement");
             let (call, purpose) = (Call::Settle { receiver, token }, Purpose::Settle { receiver, token });
-            match self.take_off(&call, purpose, false, nonce).await {
+            match self.take_off(&call, purpose, urgent, nonce).await {
                 Ok(_) => {}
                 Err(CallError::Chain(ChainError::NonceUsed { .. })) => self.flights.learn(nonce.saturating_add(1)),
                 Err(error) => return tracing::warn!(nonce, %error, "a missing nonce cannot be filled"),
@@ -539,6 +543,19 @@ mod tests {
         assert!(flights.trouble().is_some_and(|(since, text)| since == 1 && text.contains("too dear")));
         flights.publish(slot(5), mined(true));
         assert_eq!(flights.trouble(), None);
+    }
+
+    #[test]
+    fn a_settlement_of_a_key_that_is_gone_does_not_stand_for_one_of_ours_for_ever() {
+        let flights = Flights::default();
+        let (to, of, other) = (Address([5; 20]), Address([6; 20]), Address([2; 20]));
+        let settle = || Transaction { purpose: Purpose::Settle { receiver: to, token: of }, ..claim(1, 1) };
+        drop(flights.board(Slot { sender: other, nonce: 1 }, vec![settle()], false));
+        assert!(flights.is_settling(to, of, SENDER, true) && !flights.is_settling(to, of, SENDER, false));
+        drop(flights.board(slot(1), vec![settle()], false));
+        assert!(flights.is_settling(to, of, SENDER, false) && !flights.is_settling(of, to, SENDER, true));
+        flights.publish(slot(1), mined(true));
+        assert!(!flights.is_settling(to, of, SENDER, false));
     }
 
     #[test]

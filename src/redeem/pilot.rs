@@ -121,25 +121,24 @@ impl<C: Chain> Pilot<'_, C> {
                 Arrival::PushedOut => return self.lost(&Fate::Replaced, false),
                 Arrival::GivenUp => return self.lost(&Fate::GivenUp, true),
             };
-            self.book(&mined).await;
-            if self.office.settings.sending.confirmations > 1 {
-                self.office.flights.publish(self.slot, Stage::Mined(Box::new(mined.clone())));
-                match self.confirmed(mined).await {
-                    Some(mined) => return self.landed(mined),
-                    None => {
-                        tracing::warn!(
-                            nonce = self.slot.nonce,
-                            "a reorganisation dropped a transaction; it is sent again"
-                        );
-                        self.office.flights.publish(self.slot, Stage::Aloft);
-                        self.bid_at = Instant::now();
-                        self.send_again().await;
-                    }
-                }
-            } else {
+            if let Some(mined) = self.kept(mined).await {
                 return self.landed(mined);
             }
+            tracing::warn!(nonce = self.slot.nonce, "a reorganisation dropped a transaction; it is sent again");
+            self.office.flights.publish(self.slot, Stage::Aloft);
+            self.bid_at = Instant::now();
+            self.send_again().await;
         }
+    }
+
+    /// Books what a block has, and waits until it is deep enough; nothing, once its receipt is gone.
+    async fn kept(&self, mined: Mined) -> Option<Mined> {
+        let mined = self.book(mined).await?;
+        if self.office.settings.sending.confirmations <= 1 {
+            return Some(mined);
+        }
+        self.office.flights.publish(self.slot, Stage::Mined(Box::new(mined.clone())));
+        self.confirmed(mined).await
     }
 
     /// The flight's versions, oldest first.
@@ -253,7 +252,9 @@ impl<C: Chain> Pilot<'_, C> {
         }
     }
 
+    /// What another key sent is not ours to mend: what it was for is done anew, and it troubles nobody.
     fn trouble(&self, trouble: Option<String>) {
+        let trouble = trouble.filter(|_| self.ours);
         self.with(|flight| flight.trouble = trouble);
     }
 
@@ -323,19 +324,31 @@ impl<C: Chain> Pilot<'_, C> {
 
     // ---- once a block has it
 
-    /// Reads the channels it touched, as they are after it; again and again, where the node cannot say.
-    async fn book(&self, mined: &Mined) {
-        let Some(version) = self.versions().into_iter().find(|version| version.hash == mined.hash) else { return };
-        let channels = touched(self.office, &version.purpose, mined);
-        while let Err(error) = self.office.refresh_since(&channels, mined.block).await {
+    /// Reads the channels it touched, as they are after it; again and again, where the node cannot say. The receipt is asked
+    /// for again then too: the block it names may have been replaced, or never have been there. Nothing, once it is gone.
+    async fn book(&self, mut mined: Mined) -> Option<Mined> {
+        let office = self.office;
+        let versions = self.versions();
+        let Some(version) = versions.iter().find(|version| version.hash == mined.hash) else { return Some(mined) };
+        let mut gone = 0;
+        while let Err(error) = office.refresh_since(&touched(office, &version.purpose, &mined), mined.block).await {
             tracing::warn!(transaction = %mined.hash, %error, "its channels cannot be read yet");
             self.trouble(Some(format!("its channels cannot be read yet: {error}")));
-            tokio::time::sleep(self.office.settings.poll).await;
+            tokio::time::sleep(office.settings.poll).await;
+            match office.chain.receipt(mined.hash).await {
+                Ok(Some(again)) => (mined, gone) = (again, 0),
+                Ok(None) => gone += 1,
+                Err(_) => {}
+            }
+            if gone >= TIMES_TO_BELIEVE {
+                return None;
+            }
         }
         self.trouble(None);
         if let (Purpose::Deposit { config, salt, .. }, true) = (&version.purpose, mined.success) {
-            self.office.accounts().note_deposit(&config.id(&self.office.settlement()), *salt);
+            office.accounts().note_deposit(&config.id(&office.settlement()), *salt);
         }
+        Some(mined)
     }
 
     /// Waits until it is deep enough; nothing, once its receipt is gone.
@@ -355,9 +368,8 @@ impl<C: Chain> Pilot<'_, C> {
                 }
                 Ok(Some(moved)) => {
                     gone = 0;
-                    self.book(&moved).await;
-                    office.flights.publish(self.slot, Stage::Mined(Box::new(moved.clone())));
-                    mined = moved;
+                    mined = self.book(moved).await?;
+                    office.flights.publish(self.slot, Stage::Mined(Box::new(mined.clone())));
                 }
                 Ok(None) => {
                     gone += 1;

@@ -199,8 +199,9 @@ async fn claim_and_settle<C: Chain>(
     loop {
         let calls = office.flights.calls();
         let now = clock::now_s();
-        let plan = planned(office, &tried, work, now).await;
+        let (plan, flying) = planned(office, &tried, work, now).await;
         *left = Leftovers::by(&plan, now);
+        flying.iter().for_each(|books| left.leave_to_flights(books.id, plan::due_on(books)));
         let Plan { batches, foreign, postponed, quarantined } = plan;
         for Due { channel, .. } in quarantined {
             tried.insert(channel);
@@ -244,8 +245,13 @@ fn is_about_this_one(error: &CallError) -> bool {
     matches!(error, CallError::Chain(ChainError::TooDear { .. } | ChainError::Refused { .. }))
 }
 
-/// What to claim next, of the channels that this round has not tried and no transaction claims already.
-async fn planned<C: Chain>(office: &Office<C>, tried: &BTreeSet<ChannelId>, work: &mut Work<'_>, now: u64) -> Plan {
+/// What to claim next, of the channels that this round has not tried; and apart from it, what a transaction claims already.
+async fn planned<C: Chain>(
+    office: &Office<C>,
+    tried: &BTreeSet<ChannelId>,
+    work: &mut Work<'_>,
+    now: u64,
+) -> (Plan, Vec<Statement>) {
     // A round does not depend on it: without a price nothing is postponed.
     let price = office.chain.gas_price().await.ok();
     let in_flight = office.flights.claiming(Some(office.sender()), office.last_run.waits_for_claims());
@@ -253,12 +259,13 @@ async fn planned<C: Chain>(office: &Office<C>, tried: &BTreeSet<ChannelId>, work
         let most = books.row.as_ref().map(|row| row.total_claimed.min(books.view.balance));
         in_flight.get(&books.id).zip(most).is_some_and(|(claimed, most)| *claimed >= most)
     };
-    let mut books = office.accounts().claimable();
-    books.retain(|books| !tried.contains(&books.id) && !is_in_flight(books));
+    let (flying, mut books): (Vec<_>, Vec<_>) = office.accounts().claimable().into_iter().partition(is_in_flight);
+    books.retain(|books| !tried.contains(&books.id));
     let held: BTreeSet<_> =
         books.iter().filter(|books| work.quarantine.holds(books, now)).map(|books| books.id).collect();
     let is_out = |channel: &ChannelId| held.contains(channel);
-    plan::plan(&books, claimant(office), &office.settings.rules, price.as_ref(), &is_out, now)
+    let plan = plan::plan(&books, claimant(office), &office.settings.rules, price.as_ref(), &is_out, now);
+    (plan, flying)
 }
 
 /// Reads every channel that has something to claim, all at one block, so that no row is built on an old balance.
@@ -302,7 +309,8 @@ async fn settle_with<C: Chain>(
     report: &mut Report,
 ) -> Result<(), CallError> {
     // One that waits for a block pays what is owed once it is there.
-    if office.flights.is_settling(receiver, token) || office.chain.receivers(receiver, token).await?.due().is_zero() {
+    let settling = office.flights.is_settling(receiver, token, office.sender(), office.last_run.waits_for_claims());
+    if settling || office.chain.receivers(receiver, token).await?.due().is_zero() {
         return Ok(());
     }
     let mined = office.carry_out(&Call::Settle { receiver, token }, Purpose::Settle { receiver, token }, false).await?;

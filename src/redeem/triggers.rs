@@ -51,7 +51,7 @@ impl fmt::Display for Trigger {
 pub struct Leftovers {
     /// When, Unix seconds.
     at: u64,
-    /// What was not worth its gas. What is charged on top of it counts again.
+    /// What was not worth its gas, or on its way already. What is charged on top of it counts again.
     postponed: BTreeMap<ChannelId, Amount>,
     /// What cannot be claimed at the moment, however much it is.
     out: BTreeSet<ChannelId>,
@@ -66,6 +66,11 @@ impl Leftovers {
             postponed: plan.postponed.iter().map(|postponed| (postponed.channel, postponed.due)).collect(),
             out: foreign.chain(plan.quarantined.iter().map(|row| row.channel)).collect(),
         }
+    }
+
+    /// So much of this one is on its way.
+    pub fn leave_to_flights(&mut self, channel: ChannelId, due: Amount) {
+        self.postponed.insert(channel, due);
     }
 
     /// This one could not be claimed either.
@@ -246,6 +251,9 @@ mod tests {
         let age = |seconds| rules(|rules| rules.max_age = Some(Duration::from_secs(seconds)));
         assert_eq!(calls_for_a_round(&books(30), &age(498), 9_999, &left), None, "old already, and left all the same");
         assert_eq!(calls_for_a_round(&books(30), &age(499), 501, &left), Some(Trigger::Age(channel(1))));
+        left.leave_to_flights(channel(1), Amount::new(60));
+        assert_eq!(calls_for_a_round(&books(80), &sums, 501, &left), None, "on its way");
+        assert_eq!(calls_for_a_round(&books(81), &sums, 501, &left), Some(Trigger::Unclaimed(Amount::new(21))));
         let young = [since(statement(1, 999, 0, 30, false), 400)];
         assert_eq!(calls_for_a_round(&young, &age(498), 501, &left), None);
     }

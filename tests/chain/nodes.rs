@@ -1,7 +1,7 @@
 //! Several nodes as one: each a gateway to one development chain, with faults of its own.
 
 use super::*;
-use peaje::chain::{ChainSettings, Counting, NodeHealth};
+use peaje::chain::{ChainSettings, Counting, NodeHealth, Unwitnessed};
 
 /// What a gateway answers to a request, told the honest answer.
 type Twist = fn(&Value, Value) -> Value;
@@ -134,7 +134,7 @@ async fn questions_go_to_the_first_node_that_works() {
     let chain = over(&nodes).await;
     let mut first_asked = nodes[0].asked();
     let mut second_asked = nodes[1].asked();
-    let ask = async || chain.gas_balance(dev("gas").address()).await;
+    let ask = async || chain.has_code(dev("gas").address()).await;
     ask().await.unwrap();
     assert_eq!((nodes[0].asked(), nodes[1].asked()), (first_asked + 1, second_asked), "the order is the preference");
     assert_eq!(healths(&chain), [(true, true), (false, true)]);
@@ -147,7 +147,7 @@ async fn questions_go_to_the_first_node_that_works() {
     ];
     for fault in faults {
         nodes[0].set(fault);
-        assert!(ask().await.unwrap() > 0);
+        assert!(!ask().await.unwrap());
         assert_eq!(healths(&chain), [(false, false), (true, true)]);
         let problem = chain.nodes()[0].problem.clone().unwrap();
         assert!(!problem.contains("secret"), "{problem}");
@@ -563,6 +563,44 @@ async fn one_wrong_nonce_of_three_changes_nothing_and_of_two_the_larger_is_taken
     // One that cannot be asked is left out.
     nodes[1].set(DEAD);
     assert_eq!(two.nonces().await.unwrap().mined, 1);
+}
+
+/// Each of these alone would keep every claim from being made.
+#[tokio::test]
+async fn one_wrong_price_balance_or_refusal_of_three_keeps_nothing_from_being_sent() {
+    let stage = Stage::set().await;
+    let dear: Twist = |request, mut answer| {
+        if request["method"] == "eth_getBlockByNumber" {
+            answer["result"]["baseFeePerGas"] = json!("0xffffffffffffffff");
+        }
+        answer
+    };
+    let poor: Twist = |request, answer| {
+        if request["method"] == "eth_getBalance" { rpc_result(json!("0x0")) } else { answer }
+    };
+    let refusing: Twist = |request, answer| {
+        if request["method"] == "eth_estimateGas" { rpc_error(3, "execution reverted") } else { answer }
+    };
+    let nodes = gateways::<3>(&stage).await;
+    for (place, lie) in [dear, poor, refusing].into_iter().enumerate() {
+        for (liar, node) in nodes.iter().enumerate() {
+            let chain = over(&nodes).await;
+            node.set(Mode::Twists(lie));
+            let salt = u8::try_from(place * 3 + liar).unwrap() + 1;
+            let bid = Bid { ceiling_wei: 1_000_000_000_000, urgent: false };
+            let sent = chain.send_witnessed(&stage.deposit(salt, 1_000), bid, None, &Unwitnessed).await.unwrap();
+            let mined = chain.await_receipt(sent, WAIT, POLL).await.unwrap().unwrap();
+            assert!(mined.success, "lie {place} of {liar}");
+            node.set(Mode::Honest);
+        }
+    }
+    // What all refuse is refused, and of two the first is taken at its word.
+    let chain = over(&nodes).await;
+    let again = stage.deposit(1, 1_000);
+    assert!(matches!(chain.simulate(&again).await, Err(ChainError::Reverted { .. })));
+    let two = over(&nodes[..2]).await;
+    nodes[0].set(Mode::Twists(refusing));
+    assert!(matches!(two.simulate(&stage.deposit(99, 1_000)).await, Err(ChainError::Reverted { .. })));
 }
 
 #[tokio::test]
