@@ -28,7 +28,7 @@ use peaje::protocol::x402::{self, PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SI
 use peaje::protocol::{
     Address, Amount, ChannelConfig, ChannelId, Code, Domain, Hash, LocalKey, Network, Signature, Voucher,
 };
-use peaje::redeem::{Redemption, Settings};
+use peaje::redeem::{Redemption, Sending, Settings};
 use peaje::store::Opening;
 
 const CHAIN_ID: u64 = 84_532;
@@ -69,6 +69,8 @@ struct State {
     mute: bool,
     /// Gas costs more than may be paid for what is not urgent.
     dear: bool,
+    /// The node names a nonce that is far too high, and no block has what has it.
+    ahead: bool,
     /// How many receipts name a block that is far ahead of the chain.
     false_receipts: usize,
 }
@@ -136,7 +138,7 @@ impl Chain for Scripted {
     }
 
     async fn nonces(&self) -> Result<Nonces, ChainError> {
-        let made = self.with(|state| state.block);
+        let made = self.with(|state| if state.ahead { state.block - 100 } else { state.block });
         Ok(Nonces { mined: made, pending: made })
     }
 
@@ -233,6 +235,9 @@ impl Chain for Scripted {
         let transaction = SignedTransaction { hash, sender: Address([0x6a; 20]), nonce, raw: Vec::new() };
         witness.sees(&transaction).await.map_err(SendError::Withheld)?;
         Ok(self.with(|state| {
+            if state.ahead {
+                return hash;
+            }
             let (success, happened) = state.run(call);
             state.block += 1;
             let block = state.block;
@@ -284,6 +289,10 @@ struct Toll {
 
 impl Toll {
     fn open(state: State) -> Self {
+        Self::run(state, Settings { poll: Duration::from_millis(5), ..Settings::default() })
+    }
+
+    fn run(state: State, settings: Settings) -> Self {
         let usdc = Network::by_chain_id(CHAIN_ID).unwrap().token("usdc").unwrap();
         let authorizer = LocalKey::from_bytes(&[3; 32]).unwrap();
         let terms = Terms {
@@ -300,7 +309,6 @@ impl Toll {
         let (desk, questions) = Desk::new();
         let gate = Gate::new(policy, desk);
         let chain = Arc::new(Scripted(Mutex::new(state)));
-        let settings = Settings { poll: Duration::from_millis(5), ..Settings::default() };
         let redemption =
             Redemption::start(gate.clone(), questions, Arc::clone(&chain), authorizer, settings, Opening::default());
         Self { gate, chain, redemption, terms }
@@ -365,6 +373,21 @@ fn receipt(response: &Response<()>) -> Option<Receipt> {
 }
 
 // --------------------------------------------------------------------------------------------------------- the tests
+
+/// Its authorization may be good for years, and nobody sends it again.
+#[tokio::test]
+async fn a_deposit_that_is_given_up_does_not_keep_its_payer_from_bringing_it_again() {
+    let sending = Sending { bump_after: Duration::from_millis(20), ..Sending::default() };
+    let settings = Settings { poll: Duration::from_millis(5), sending, ..Settings::default() };
+    let toll = Toll::run(State { ahead: true, block: 100, ..State::default() }, settings);
+    let payer = toll.payer(9);
+    let deposit = payer.deposit(&toll.terms, DEPOSIT, PRICE);
+    let answer = toll.pay(deposit.clone()).await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "it is not called failed: {answer:?}");
+    toll.chain.with(|state| state.ahead = false);
+    assert_eq!(toll.pay(deposit).await.status(), StatusCode::OK);
+    toll.redemption.stop().await;
+}
 
 /// Told that it failed, a stock client signs another deposit and has paid twice.
 #[tokio::test]

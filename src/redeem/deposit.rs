@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::Office;
 use super::counting::counts;
 use super::flights::{Seat, Stage};
@@ -19,6 +21,11 @@ use crate::store::Purpose;
 /// one that a client signed for longer must not keep its channel waiting for years. What lands later is booked all the
 /// same.
 const MAX_DEPOSIT_FOLLOW: Duration = Duration::from_secs(2 * 3_600);
+
+/// How long one is waited for whose transaction was given up because nobody has the nonces below its own: so many times
+/// what a transaction may wait for a block. It may land, but nobody sends it again, and its payer may bring it again; the
+/// same authorization moves money once, whoever relays it.
+const GIVEN_UP_PATIENCE: u32 = 10;
 
 /// What was relayed.
 #[derive(Debug, Clone, Copy)]
@@ -64,11 +71,18 @@ impl<C: Chain> Office<C> {
         }
     }
 
-    /// Waits until the deposit's fate is known; `None` where this process stops before.
+    /// Waits until the deposit's fate is known; `None` where this process stops before, or nobody brings it about.
     async fn follow_deposit(&self, seat: &mut Seat, deposit: &Relayed) -> Option<DepositEnd> {
         let hash = seat.transaction.hash;
+        let patience = self.settings.sending.bump_after.saturating_mul(GIVEN_UP_PATIENCE);
+        let mut given_up: Option<Instant> = None;
         loop {
             let stage = seat.stage();
+            if let Stage::Lost { may_land: true } = stage
+                && given_up.get_or_insert_with(Instant::now).elapsed() >= patience
+            {
+                return None;
+            }
             let decided = match &stage {
                 Stage::Mined(mined) if mined.success => {
                     if let Some(view) = self.book_deposit(deposit, mined.block, Some(mined)).await {

@@ -26,7 +26,8 @@ const WITHDRAWING_BACKOFF_S: u64 = 60;
 /// find out does not matter; so there are a few tries and no more. Of less than this, seconds, there is no half.
 const MIN_HALVED_S: u64 = 60;
 
-/// How many are remembered. A payer that wants more of them must deposit to each, and one simulation finds each again.
+/// How many are remembered. A payer that wants more of them must deposit to each, and one simulation finds each again; those
+/// that it does not find go before those that it does.
 const MAX_REMEMBERED: usize = 10_000;
 
 /// Why a channel is put in.
@@ -120,7 +121,7 @@ impl Quarantine {
         if self.0.len() >= MAX_REMEMBERED {
             self.0.retain(|_, kept| now < kept.until);
         }
-        if self.0.len() >= MAX_REMEMBERED {
+        if self.0.len() >= MAX_REMEMBERED && !(refusal.at_a_price && self.forgets_one()) {
             return;
         }
         let backoff_s = before.as_ref().map_or(FIRST_BACKOFF_S, |kept| kept.backoff_s.saturating_mul(2));
@@ -142,6 +143,12 @@ impl Quarantine {
             before: Standing::of(books),
         };
         self.0.insert(books.id, kept);
+    }
+
+    /// Forgets somebody who is found again for nothing, if there is one.
+    fn forgets_one(&mut self) -> bool {
+        let one = self.0.iter().find(|(_, kept)| !kept.refusal.at_a_price).map(|(id, _)| *id);
+        one.is_some_and(|id| self.0.remove(&id).is_some())
     }
 
     /// The contract has claimed for others since: what it refuses is the affair of those rows alone.
@@ -332,5 +339,21 @@ mod tests {
         assert_eq!(quarantine.unexplained(&row), None);
         quarantine.put(&row[0], bad(false), 2_000);
         assert_eq!(quarantine.unexplained(&row), None, "and not because of the same row again");
+    }
+
+    #[test]
+    fn what_costs_gas_to_find_is_remembered_before_what_does_not() {
+        let numbered = |number: usize| {
+            let mut id = [0; 32];
+            id[..8].copy_from_slice(&number.to_be_bytes());
+            Statement { id: ChannelId(id), ..books(10, 0, 5, false) }
+        };
+        let mut quarantine = Quarantine::default();
+        (0..MAX_REMEMBERED).for_each(|number| quarantine.put(&numbered(number), bad(false), 1_000));
+        quarantine.put(&numbered(MAX_REMEMBERED), bad(false), 1_001);
+        assert!(!quarantine.holds(&numbered(MAX_REMEMBERED), 1_001));
+        quarantine.put(&numbered(MAX_REMEMBERED), bad(true), 1_001);
+        assert!(quarantine.holds(&numbered(MAX_REMEMBERED), 1_001));
+        assert_eq!(quarantine.0.len(), MAX_REMEMBERED);
     }
 }
