@@ -230,7 +230,11 @@ fn books_finding(directory: &Path, identity: Identity) -> Finding {
 }
 
 fn nearest_existing(path: &Path) -> Option<&Path> {
-    path.ancestors().skip(1).find(|ancestor| ancestor.exists())
+    // What a relative path begins in is the empty path, which is nowhere.
+    path.ancestors()
+        .skip(1)
+        .map(|ancestor| if ancestor == Path::new("") { Path::new(".") } else { ancestor })
+        .find(|ancestor| ancestor.exists())
 }
 
 /// By trying it with a file that has no name: permissions alone do not tell.
@@ -409,8 +413,11 @@ async fn chain_findings(config: &Config, nodes: Result<Nodes, Finding>, gas: Opt
     }
     findings.extend(token_findings(token, config.chain.chain_id, token_code, domain));
     findings.extend(balance.map(|(account, balance)| gas_finding(account, balance)));
-    findings.extend(price.as_ref().ok().and_then(|price| ceiling_finding(config.redeem.max_fee_wei, price)));
-    findings.extend(claim_finding(&config.redeem, config.chain.token.decimals, price));
+    // What a facilitator pays is its own affair: for us gas is free, and no claim waits for it.
+    if config.facilitator.is_none() {
+        findings.extend(price.as_ref().ok().and_then(|price| ceiling_finding(config.redeem.max_fee_wei, price)));
+        findings.extend(claim_finding(&config.redeem, config.chain.token.decimals, price));
+    }
     findings
 }
 
@@ -677,6 +684,16 @@ mod tests {
     const SERVER: Severity = Severity::Error(Exit::Server);
 
     #[test]
+    fn a_token_without_permits_is_not_to_be_sponsored() {
+        let mut token = config(str::to_owned).chain.token;
+        assert_eq!(permit_finding(&token, Ok(None)).unwrap().severity, Severity::Warning);
+        assert_eq!(permit_finding(&token, Ok(Some(Hash::ZERO))), None);
+        assert_eq!(permit_finding(&token, Err(unreachable())), None);
+        token.sponsored = false;
+        assert_eq!(permit_finding(&token, Ok(None)), None);
+    }
+
+    #[test]
     fn books_of_another_chain_are_an_error_and_new_ones_are_not() {
         use crate::store::sqlite::SqliteStore;
         let folder = tempfile::tempdir().unwrap();
@@ -684,6 +701,8 @@ mod tests {
         let theirs = Identity { chain_id: 8_453, ..ours };
         let books = folder.path().join("books");
         assert_eq!(books_finding(&books, ours).severity, Severity::Fine);
+        // Beside a config that is named without a folder, as `peaje check` does.
+        assert_eq!(books_finding(Path::new("no-books-here"), ours).severity, Severity::Fine);
         assert!(!books.exists(), "checking makes nothing");
         std::fs::create_dir(&books).unwrap();
         assert!(books_finding(&books, ours).detail.starts_with("new books"));

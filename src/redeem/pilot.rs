@@ -398,7 +398,7 @@ impl<C: Chain> Pilot<'_, C> {
         office.notes.spent(mined.fee_wei.unwrap_or_default());
         let claimed = claimed_in(&mined);
         if !claimed.is_zero() {
-            let last_claim = LastClaim { at: clock::now_s(), transaction: mined.hash, claimed };
+            let last_claim = LastClaim { at: clock::now_s(), transaction: mined.on_chain(), claimed };
             office.notes.note(|vitals| vitals.last_claim = Some(last_claim));
         }
         office.flights.end(*slot, Stage::Mined(Box::new(mined)));

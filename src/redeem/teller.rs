@@ -161,12 +161,12 @@ impl<C: Chain> Teller<C> {
             Ok(Err(CallError::Left { .. })) | Err(_) => return Err(RefundError::Pending),
             Ok(Err(error)) => return Err(RefundError::Failed(error.to_string())),
         };
-        let (transaction, refunded) = (mined.hash, refunded_in(&mined, id));
+        let (transaction, refunded) = (mined.on_chain(), refunded_in(&mined, id));
         if !mined.success || refunded.is_zero() {
             return Err(RefundError::Failed(format!("transaction {transaction} refunded nothing")));
         }
         tracing::info!(channel = %id, amount = %refunded, %transaction, "refunded");
-        Ok(RefundSent { transaction: mined.on_chain(), amount: refunded })
+        Ok(RefundSent { transaction, amount: refunded })
     }
 
     /// Signs with the channel's live nonce. Somebody else's refund may use it up in between; then it is signed again.

@@ -57,7 +57,7 @@ pub struct Vitals {
 pub struct LastClaim {
     /// When that was seen, Unix seconds.
     pub at: u64,
-    /// The transaction.
+    /// The transaction, as people find it on chain.
     pub transaction: Hash,
     /// What it claimed, atomic units.
     pub claimed: Amount,

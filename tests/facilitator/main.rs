@@ -78,6 +78,7 @@ async fn the_whole_story(stage: &Stage) {
     for transaction in &report.transactions {
         assert!(stage.is_on_chain(*transaction).await);
     }
+    assert_eq!(report.transactions.first(), Some(&life.last_claim()), "operators are told what they can look up");
     assert_eq!(stage.received(), 14 * PRICE);
     let report = life.redeem().await;
     assert_eq!((report.is_complete(), report.transactions.len()), (true, 0), "nothing is claimed or settled twice");

@@ -281,6 +281,11 @@ impl Life {
         self.runtime.spawn(async move { redemption.redeem().await.unwrap() }).await.unwrap()
     }
 
+    /// The claim that operators are told was the last.
+    pub(crate) fn last_claim(&self) -> Hash {
+        self.site.as_ref().unwrap().redemption().vitals().last_claim.unwrap().transaction
+    }
+
     /// What is due, by the books.
     pub(crate) fn claimable(&self) -> Vec<Statement> {
         self.site.as_ref().unwrap().gate().accounts().claimable()
