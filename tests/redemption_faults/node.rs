@@ -1,10 +1,9 @@
 //! The chain of a trial: ours in this process, or anvil in one of its own. Blocks come from a pump, so that they can stop
 //! coming, cost more, and be replaced.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use alloy::primitives::{U256, hex};
@@ -69,7 +68,8 @@ impl Node {
                 (Machine::Devnet(devnet), rpc)
             }
             Kind::Anvil => {
-                let (child, rpc) = start_anvil();
+                let (child, rpc) =
+                    package::start_anvil(CHAIN_ID, &["--no-mining", "--base-fee", &QUIET_FEE.to_string()]);
                 (Machine::Anvil(child), rpc)
             }
         };
@@ -242,34 +242,4 @@ pub(crate) use onchain::number;
 /// The account of a development key.
 pub(crate) fn dev(name: &str) -> LocalKey {
     format!("dev:{name}").parse::<peaje::chain::KeyRef>().unwrap().load(true).unwrap()
-}
-
-/// Starts anvil on a free port, which it tells.
-fn start_anvil() -> (Child, String) {
-    let mut anvil = Command::new(package::anvil())
-        .args(["--host", "127.0.0.1", "--port", "0", "--no-mining", "--chain-id", &CHAIN_ID.to_string()])
-        .args(["--base-fee", &QUIET_FEE.to_string()])
-        .env_clear()
-        .env("HOME", env!("CARGO_TARGET_TMPDIR"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("anvil runs");
-    let output = BufReader::new(anvil.stdout.take().unwrap());
-    let (sender, address) = mpsc::channel();
-    // Goes on reading after the address, so that anvil's pipe never fills.
-    std::thread::spawn(move || {
-        for line in output.lines().map_while(Result::ok) {
-            if let Some((_, address)) = line.split_once("Listening on ") {
-                let _ = sender.send(address.trim().to_owned());
-            }
-        }
-    });
-    match address.recv_timeout(Duration::from_secs(30)) {
-        Ok(address) => (anvil, format!("http://{address}")),
-        Err(error) => {
-            let _ = anvil.kill();
-            panic!("anvil does not listen: {error}");
-        }
-    }
 }

@@ -1,8 +1,6 @@
 //! A chain to play on: ours in this process, or anvil in one of its own.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::process::Child;
 use std::time::Duration;
 
 use peaje::chain::{AlloyChain, Call, Chain as _, Happening, KeyRef, Mined, Owed};
@@ -56,7 +54,7 @@ impl TestChain {
                 (Node::Devnet(devnet), rpc)
             }
             Kind::Anvil => {
-                let (child, rpc) = start_anvil();
+                let (child, rpc) = package::start_anvil(CHAIN_ID, &[]);
                 (Node::Anvil(child), rpc)
             }
         };
@@ -171,35 +169,6 @@ impl Drop for TestChain {
         if let Node::Anvil(anvil) = &mut self.node {
             let _ = anvil.kill();
             let _ = anvil.wait();
-        }
-    }
-}
-
-/// Starts anvil on a free port, which it tells.
-fn start_anvil() -> (Child, String) {
-    let mut anvil = Command::new(package::anvil())
-        .args(["--host", "127.0.0.1", "--port", "0", "--chain-id", &CHAIN_ID.to_string()])
-        .env_clear()
-        .env("HOME", env!("CARGO_TARGET_TMPDIR"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("anvil runs");
-    let output = BufReader::new(anvil.stdout.take().unwrap());
-    let (sender, address) = mpsc::channel();
-    // Goes on reading after the address, so that anvil's pipe never fills.
-    std::thread::spawn(move || {
-        for line in output.lines().map_while(Result::ok) {
-            if let Some((_, address)) = line.split_once("Listening on ") {
-                let _ = sender.send(address.trim().to_owned());
-            }
-        }
-    });
-    match address.recv_timeout(Duration::from_secs(30)) {
-        Ok(address) => (anvil, format!("http://{address}")),
-        Err(error) => {
-            let _ = anvil.kill();
-            panic!("anvil does not listen: {error}");
         }
     }
 }
