@@ -71,6 +71,8 @@ struct State {
     dear: bool,
     /// The node names a nonce that is far too high, and no block has what has it.
     ahead: bool,
+    /// Nobody can say how channels are.
+    blind: bool,
     /// How many receipts name a block that is far ahead of the chain.
     false_receipts: usize,
 }
@@ -160,7 +162,10 @@ impl Chain for Scripted {
     }
 
     async fn channels(&self, ids: &[ChannelId]) -> Result<Vec<View>, ChainError> {
-        Ok(self.with(|state| ids.iter().map(|id| state.view(*id)).collect()))
+        self.with(|state| match state.blind {
+            true => Err(ChainError::Disagreement { what: "the channels", nodes: Vec::new() }),
+            false => Ok(ids.iter().map(|id| state.view(*id)).collect()),
+        })
     }
 
     async fn payer_evidence(&self, _: Address, _: Hash, _: &Signature) -> Result<PayerEvidence, ChainError> {
@@ -554,6 +559,32 @@ async fn what_is_too_dear_for_others_does_not_keep_an_urgent_claim_waiting() {
     assert_eq!((report.channels, report.claimed, report.left), (1, Amount::new(PRICE), Amount::new(PRICE)));
     assert!(report.problem.as_ref().is_some_and(|problem| problem.contains("gas costs")), "{report:?}");
     toll.chain.with(|state| state.dear = false);
+    assert!(toll.redemption.redeem().await.unwrap().is_complete());
+    toll.redemption.stop().await;
+}
+
+/// They may disagree for longer than a withdrawal takes.
+#[tokio::test]
+async fn nodes_that_disagree_do_not_keep_an_urgent_claim_from_being_made() {
+    let toll = Toll::open(State::default());
+    let [payer, calm] = [9, 10].map(|number| toll.payer(number));
+    toll.chain.with(|state| {
+        let withdrawal = Withdrawal { amount: Amount::new(1), initiated_at: now_s() };
+        state.channels.entry(payer.id()).or_default().withdrawal = Some(withdrawal);
+    });
+    for payer in [&payer, &calm] {
+        assert_eq!(toll.pay(payer.deposit(&toll.terms, DEPOSIT, PRICE)).await.status(), StatusCode::OK);
+    }
+    toll.chain.with(|state| state.blind = true);
+    let redemption = toll.redemption.clone();
+    let round = tokio::spawn(async move { redemption.redeem().await.unwrap() });
+    while !round.is_finished() && toll.chain.with(|state| state.claims.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    toll.chain.with(|state| state.blind = false);
+    let report = round.await.unwrap();
+    assert_eq!((report.channels, report.left), (1, Amount::new(PRICE)), "only what is urgent: {report:?}");
+    assert!(report.problem.as_ref().is_some_and(|problem| problem.contains("disagree")), "{report:?}");
     assert!(toll.redemption.redeem().await.unwrap().is_complete());
     toll.redemption.stop().await;
 }
