@@ -286,7 +286,7 @@ mod tests {
         // The count of another hour is not its own.
         drop(budget.spend(peer("192.0.2.3"), limits, NOON + 3_600).unwrap());
         sent.give_back();
-        drop(budget.spend(peer("192.0.2.3"), limits, NOON + 3_600).unwrap());
+        drop(budget.spend(peer("192.0.2.5"), limits, NOON + 3_600).unwrap());
         assert!(budget.spend(peer("192.0.2.4"), limits, NOON + 3_600).is_err());
     }
 
