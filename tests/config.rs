@@ -396,6 +396,11 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         ),
         // Channels and deposits.
         (
+            in_chain("poll = \"301s\"") + "[channel]\nwithdraw_delay = \"15m\"\n[redeem]\ninterval = \"1m\"\n",
+            "17:18 [channel].withdraw_delay: 15m is too short for [chain].poll, which is 301s; lower poll: a withdrawal must \
+             be seen while there is time to claim",
+        ),
+        (
             with("[channel]\nwithdraw_delay = \"15m\"\nwithdraw_margin = \"15m\"\n[redeem]\ninterval = \"1m\""),
             "17:19 [channel].withdraw_margin: 15m is not below withdraw_delay, 15m; lower it: nothing would be sold to a \
              payer that announces a withdrawal",
@@ -648,6 +653,7 @@ fn every_limit_holds_at_its_boundary() {
         with(&format!("{OWN_TOKEN}transfer = \"permit2\"")),
         with("[channel]\nwithdraw_margin = \"86399999ms\""),
         with("[channel]\nwithdraw_margin = \"0s\""),
+        in_chain("poll = \"5m\"") + "[channel]\nwithdraw_delay = \"15m\"\n[redeem]\ninterval = \"1m\"\n",
         with("[channel]\nrefund_idle = \"1h\""),
         with("[channel]\nmax_wallet_exposure = \"$0\""),
         with("[deposits]\ninstant = \"$0.000001\"\nper_peer_per_hour = 1\nper_hour = 1"),

@@ -43,7 +43,8 @@ pub const ADMIN_HEADER: &str = "x-peaje-admin";
 /// How long requests may take once the listener was told to stop; one that is never finished must not keep the process.
 const MAX_FAREWELL: Duration = Duration::from_secs(2);
 
-/// After this long without a word from the chain the view of it is stale and readiness fails.
+/// After this long without a word from the chain, beyond the pause that the config makes, the view of it is stale and
+/// readiness fails.
 pub const MAX_CHAIN_SILENCE: Duration = Duration::from_secs(60);
 
 /// A commit that takes longer than this is one on a disk that hangs; paid requests wait for it.
@@ -197,6 +198,7 @@ async fn readyz(State(operators): State<Operators>) -> Response {
     let journal = operators.gate.accounts().journal();
     let commit = journal.commit_in_progress().unwrap_or_default();
     let silence = operators.redemption.chain_silence();
+    let silence = too_long(silence, operators.redemption.settings().poll);
     let decimals = operators.gate.policy().terms().token.decimals;
     let stuck = operators.redemption.stuck().map(|vitals| stuck(&vitals, decimals, clock::now_s()));
     match unreadiness(operators.unready.is_cancelled(), journal.latch(), commit, silence, stuck) {
@@ -205,12 +207,17 @@ async fn readyz(State(operators): State<Operators>) -> Response {
     }
 }
 
-/// `stuck` says that claims are stuck, and why.
+/// A silence that is too long. Between two looks nobody asks the chain, and that is no silence of its.
+fn too_long(silence: Duration, poll: Duration) -> Option<Duration> {
+    Some(silence).filter(|silence| *silence > MAX_CHAIN_SILENCE.saturating_add(poll))
+}
+
+/// `silence` is one that is too long; `stuck` says that claims are stuck, and why.
 fn unreadiness(
     stopping: bool,
     latch: Option<&Latched>,
     commit: Duration,
-    silence: Duration,
+    silence: Option<Duration>,
     stuck: Option<String>,
 ) -> Option<String> {
     if let Some(latched) = latch {
@@ -219,7 +226,7 @@ fn unreadiness(
         Some("the proxy is stopping".to_owned())
     } else if commit > MAX_COMMIT {
         Some(format!("the disk of the books has not answered for {} s", commit.as_secs()))
-    } else if silence > MAX_CHAIN_SILENCE {
+    } else if let Some(silence) = silence {
         Some(format!("the chain has not answered for {} s", silence.as_secs()))
     } else {
         stuck
@@ -333,13 +340,17 @@ mod tests {
         let journal = Journal::start(Full).unwrap();
         journal.note(Entry::Cursor(Cursor { next_block: 1 }), None);
         journal.latched().await;
-        let problem = unreadiness(false, journal.latch(), Duration::ZERO, Duration::ZERO, None);
+        let problem = unreadiness(false, journal.latch(), Duration::ZERO, None, None);
         assert_eq!(problem.as_deref(), Some("the disk is full: no room"));
     }
 
     #[test]
     fn a_proxy_that_stops_or_whose_chain_is_silent_is_unready() {
-        let unready = |stopping, commit, silence| unreadiness(stopping, None, commit, silence, None);
+        let poll = Duration::from_secs(300);
+        let unready =
+            |stopping, commit, silence| unreadiness(stopping, None, commit, too_long(silence, Duration::ZERO), None);
+        assert_eq!(too_long(MAX_CHAIN_SILENCE + poll, poll), None, "nobody asked in between");
+        assert_eq!(too_long(Duration::from_secs(361), poll), Some(Duration::from_secs(361)));
         assert_eq!(unready(false, Duration::ZERO, Duration::ZERO), None);
         assert_eq!(unready(false, MAX_COMMIT, MAX_CHAIN_SILENCE), None);
         let silent = unready(false, MAX_COMMIT, MAX_CHAIN_SILENCE + Duration::from_secs(1));
@@ -363,7 +374,7 @@ mod tests {
                         node refused it: insufficient funds";
         let told = stuck(&vitals, 6, 5_000);
         assert_eq!(told, expected);
-        let unready = |commit| unreadiness(false, None, commit, Duration::ZERO, Some(told.clone()));
+        let unready = |commit| unreadiness(false, None, commit, None, Some(told.clone()));
         assert_eq!(unready(Duration::ZERO).as_deref(), Some(expected));
         let hanging = unready(MAX_COMMIT + Duration::from_secs(1));
         assert!(

@@ -23,6 +23,8 @@ use crate::protocol::channel::{MAX_WITHDRAW_DELAY_S, MIN_WITHDRAW_DELAY_S};
 use crate::protocol::networks::NETWORKS;
 use crate::protocol::{Address, Amount, Network, contracts};
 
+/// How often the chain is looked at in a withdraw delay, at least: what a payer announces must be seen in time to claim.
+const LOOKS_IN_A_DELAY: u32 = 3;
 /// Every request looks through all routes.
 const MAX_ROUTES: usize = 1_000;
 /// Quotes travel in a header, and clients and proxies give headers little room.
@@ -95,7 +97,7 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
     let in_our_place = !matches!(facilitator, Some(None));
     let receiver = receiver(root.section("receiver"), chain.as_ref().map(|chain| chain.token.address), in_our_place);
     let decimals = chain.as_ref().map(|chain| chain.token.decimals);
-    let channel = channel(root.section("channel"), decimals, upstream.as_ref());
+    let channel = channel(root.section("channel"), chain.as_ref(), upstream.as_ref());
     let deposits = deposits(root.section("deposits"), decimals);
     let store = store(root.section("store"));
     let redeem = redeem(root.section("redeem"), chain.as_ref(), channel.as_ref());
@@ -337,9 +339,20 @@ fn receiver(mut section: Section<'_>, token: Option<Address>, in_our_place: bool
     })
 }
 
-fn channel(mut section: Section<'_>, decimals: Option<u8>, upstream: Option<&Upstream>) -> Option<Channel> {
+fn channel(mut section: Section<'_>, chain: Option<&Chain>, upstream: Option<&Upstream>) -> Option<Channel> {
+    let decimals = chain.map(|chain| chain.token.decimals);
     let delays = Duration::from_secs(MIN_WITHDRAW_DELAY_S)..=Duration::from_secs(MAX_WITHDRAW_DELAY_S);
-    let withdraw_delay = whole_seconds(&mut section, "withdraw_delay", delays).or(DAY);
+    let withdraw_delay = whole_seconds(&mut section, "withdraw_delay", delays);
+    let span = withdraw_delay.span();
+    let withdraw_delay = withdraw_delay.or(DAY);
+    if let (Some(delay), Some(chain)) = (withdraw_delay, chain)
+        && chain.poll > delay / LOOKS_IN_A_DELAY
+    {
+        let (mine, theirs) = (write_duration(delay), write_duration(chain.poll));
+        let problem = Problem::new(format!("{mine} is too short for [chain].poll, which is {theirs}"));
+        let fix = "lower poll: a withdrawal must be seen while there is time to claim";
+        section.error("withdraw_delay", span, problem.fix(fix));
+    }
     let min_deposit = section.text("min_deposit", |text| match amount(text, decimals)? {
         Amount::ZERO => {
             Err(Problem::new("a deposit of nothing is no limit").fix("leave min_deposit out to accept any"))

@@ -1,9 +1,9 @@
 //! What a gate risks, and how much of its gas strangers may spend.
 //!
 //! **Owns** the count of deposits that were relayed in the last hour, for each peer and in all, and the same of refunds.
-//! **Promises** bounded memory, however many peers there are, and that the count for all is of what was sent: who has
-//! nothing to deposit must not use up the budget of those who have. **Does not** know who a peer is beyond the address it
-//! is told.
+//! **Promises** bounded memory, however many peers there are, and that only what was sent stays counted: who has nothing
+//! to deposit must not use up the budget of those who have, nor that of a load balancer behind which all are one peer.
+//! **Does not** know who a peer is beyond the address it is told.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -45,13 +45,13 @@ impl Limits {
     }
 }
 
-/// How many deposits are relayed at our expense, and how many refunds are paid.
+/// How many deposits are relayed at our expense, and how many refunds are paid. A deposit that was tried and not sent does
+/// not count once that is known: it cost no gas, and nothing to whoever signed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DepositLimits {
-    /// For one peer, in an hour that begins with its first. One that the chain refuses when it is tried counts too: it
-    /// cost questions to the node. Requests of which no peer is known are not counted so.
+    /// For one peer, in an hour that begins with its first. Requests of which no peer is known are not counted so.
     pub per_peer_per_hour: u32,
-    /// For all together. What was not sent does not count.
+    /// For all together.
     pub per_hour: u32,
 }
 
@@ -100,12 +100,19 @@ impl Count {
 
     /// Counts one; true where that began a new hour.
     fn add(&mut self, now: u64) -> bool {
-        let begins = self.count == 0 || self.is_over(now);
+        let begins = self.since == 0 || self.is_over(now);
         if begins {
             *self = Self { since: now, count: 0 };
         }
         self.count = self.count.saturating_add(1);
         begins
+    }
+
+    /// One of the hour that began then was none.
+    fn take_back(&mut self, since: u64) {
+        if self.since == since {
+            self.count = self.count.saturating_sub(1);
+        }
     }
 }
 
@@ -113,20 +120,25 @@ impl Count {
 #[derive(Debug, Default)]
 pub(super) struct Budget(Mutex<Counts>);
 
-/// What one of them used up of the budget for all.
+/// What one of them used up.
 #[derive(Debug)]
 pub(super) struct Spent {
     budget: Arc<Budget>,
-    /// The hour it was counted in.
+    /// The hour it was counted in for all.
     since: u64,
+    /// Its peer, and the hour it was counted in there.
+    peer: Option<(u128, u64)>,
 }
 
 impl Spent {
     /// Nothing was sent.
     pub(super) fn give_back(self) {
         let mut counts = self.budget.counts();
-        if counts.all.since == self.since {
-            counts.all.count = counts.all.count.saturating_sub(1);
+        counts.all.take_back(self.since);
+        if let Some((network, since)) = self.peer
+            && let Some(count) = counts.peers.get_mut(&network)
+        {
+            count.take_back(since);
         }
     }
 }
@@ -144,7 +156,9 @@ impl Budget {
     pub(super) fn spend(self: &Arc<Self>, peer: Option<Peer>, limits: DepositLimits, now: u64) -> Result<Spent, u64> {
         let mut counts = self.counts();
         counts.spend(peer, limits, now)?;
-        Ok(Spent { budget: Arc::clone(self), since: counts.all.since })
+        let since = |network: u128| counts.peers.get(&network).map(|count| (network, count.since));
+        let peer = peer.map(Peer::network).and_then(since);
+        Ok(Spent { budget: Arc::clone(self), since: counts.all.since, peer })
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -157,9 +171,9 @@ impl Counts {
         self.all.check(limits.per_hour, now)?;
         if let Some(network) = peer.map(Peer::network) {
             self.forget(now);
-            let count = self.peers.entry(network).or_default();
-            count.check(limits.per_peer_per_hour, now)?;
-            if count.add(now) {
+            // What is not counted is not remembered either.
+            self.peers.get(&network).copied().unwrap_or_default().check(limits.per_peer_per_hour, now)?;
+            if self.peers.entry(network).or_default().add(now) {
                 self.order.push_back((now, network));
             }
         }
@@ -221,7 +235,7 @@ mod tests {
         assert_eq!(counts.all.count, 2);
         let none = DepositLimits { per_peer_per_hour: 0, per_hour: 5 };
         assert_eq!(counts.spend(peer("192.0.2.7"), none, NOON), Err(3_600));
-        assert_eq!(counts.all.count, 2);
+        assert_eq!((counts.all.count, counts.peers.len()), (2, 1), "nor remembered");
     }
 
     #[test]
@@ -256,20 +270,23 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_sent_is_given_back_to_all_and_not_to_the_peer() {
+    fn what_was_not_sent_is_given_back() {
         let budget = Arc::new(Budget::default());
-        let limits = DepositLimits { per_peer_per_hour: 2, per_hour: 2 };
+        let limits = DepositLimits { per_peer_per_hour: 1, per_hour: 2 };
         for n in 0..10 {
-            budget.spend(Some(Peer(IpAddr::from([192, 0, 2, n]))), limits, NOON).unwrap().give_back();
+            for _ in 0..2 {
+                budget.spend(Some(Peer(IpAddr::from([192, 0, 2, n]))), limits, NOON).unwrap().give_back();
+            }
         }
+        assert_eq!(budget.counts().order.len(), 10, "a peer is remembered once");
         let sent = budget.spend(peer("192.0.2.1"), limits, NOON).unwrap();
-        assert_eq!(budget.spend(peer("192.0.2.1"), limits, NOON).err(), Some(3_600), "its tries are counted");
+        assert_eq!(budget.spend(peer("192.0.2.1"), limits, NOON).err(), Some(3_600));
         drop(budget.spend(peer("192.0.2.2"), limits, NOON).unwrap());
         assert_eq!(budget.spend(peer("192.0.2.3"), limits, NOON).err(), Some(3_600), "what was sent stays counted");
         // The count of another hour is not its own.
         drop(budget.spend(peer("192.0.2.3"), limits, NOON + 3_600).unwrap());
         sent.give_back();
-        drop(budget.spend(peer("192.0.2.3"), limits, NOON + 3_600).unwrap());
+        drop(budget.spend(peer("192.0.2.5"), limits, NOON + 3_600).unwrap());
         assert!(budget.spend(peer("192.0.2.4"), limits, NOON + 3_600).is_err());
     }
 
