@@ -264,7 +264,7 @@ impl Plan {
 /// Plans a round: one row for each channel with something to claim, channels whose payer is withdrawing first and in small
 /// batches of their own, then by value.
 ///
-/// A batch holds as many rows as are worth their gas together ([`PREFERRED_ROWS`]), or as the rules and a transaction on
+/// A batch holds as many rows as are worth their gas together (`PREFERRED_ROWS`), or as the rules and a transaction on
 /// this chain allow, and batches are of even size: two of 65 find room more easily than one of 100 and one of 30, and cost
 /// no more.
 ///
