@@ -37,8 +37,8 @@ const MAX_NAME_CHARS: usize = 64;
 const MAX_CLAIM_ROWS: u64 = 272;
 /// Nodes of one chain. Each is asked what the others say, so more only cost.
 const MAX_ENDPOINTS: usize = 5;
-/// More blocks than any chain is known to have undone.
-const MAX_CONFIRMATIONS: u64 = 1_000;
+/// Balances are read so many blocks back, and nodes that are no archives keep the states of 128.
+const MAX_CONFIRMATIONS: u64 = 120;
 /// Confirmations on a chain without a preset.
 const DEFAULT_CONFIRMATIONS: u64 = 1;
 /// The most that is paid for a unit of gas on a chain without a preset, wei.
