@@ -187,7 +187,8 @@ fn refuse<C: Chain>(office: &Office<C>, row: &ClaimRow, error: &ChainError, at_a
     let books = office.accounts().statement(&channel);
     let reason = reason(row, books.as_ref(), error);
     if let Some(books) = books {
-        let refusal = Refusal { reason: reason.clone(), at_a_price, unexplained: is_unexplained(row, error) };
+        let unexplained = is_unexplained(row, error);
+        let refusal = Refusal { reason: reason.clone(), claims: row.total_claimed, at_a_price, unexplained };
         work.quarantine.put(&books, refusal, clock::now_s());
     }
     work.report.fail(channel, reason);

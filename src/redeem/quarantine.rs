@@ -35,6 +35,8 @@ const MAX_REMEMBERED: usize = 10_000;
 pub(super) struct Refusal {
     /// For people.
     pub(super) reason: String,
+    /// What the row that was refused claims in all, atomic units. The books may ask for less since it was planned.
+    pub(super) claims: Amount,
     /// Whether finding out cost gas.
     pub(super) at_a_price: bool,
     /// Whether no payer can bring it about, so that the fault may be ours, or the node's.
@@ -117,6 +119,7 @@ impl Quarantine {
 
     /// Puts a channel in, or keeps it for longer.
     pub(super) fn put(&mut self, books: &Statement, refusal: Refusal, now: u64) {
+        let claims = refusal.claims;
         let before = self.0.remove(&books.id);
         if self.0.len() >= MAX_REMEMBERED {
             self.0.retain(|_, kept| now < kept.until);
@@ -140,7 +143,7 @@ impl Quarantine {
             since: before.map_or(now, |kept| kept.since),
             until: now.saturating_add(wait_s),
             backoff_s,
-            before: Standing::of(books),
+            before: Standing { claims, ..Standing::of(books) },
         };
         self.0.insert(books.id, kept);
     }
@@ -218,7 +221,7 @@ mod tests {
     }
 
     fn bad(at_a_price: bool) -> Refusal {
-        Refusal { reason: "bad".to_owned(), at_a_price, unexplained: true }
+        Refusal { reason: "bad".to_owned(), claims: Amount::new(5), at_a_price, unexplained: true }
     }
 
     #[test]
@@ -258,6 +261,15 @@ mod tests {
             assert!(quarantine.holds(&leaving, 999 + wait));
             assert!(!quarantine.holds(&leaving, 1_000 + wait));
         }
+    }
+
+    #[test]
+    fn a_row_that_was_planned_on_an_older_balance_is_tried_again_as_it_is_now() {
+        let (mut quarantine, now_less) = (Quarantine::default(), books(4, 0, 5, false));
+        quarantine.put(&now_less, bad(false), 1_000);
+        assert!(!quarantine.holds(&now_less, 1_001), "five were refused, and four are claimed now");
+        quarantine.put(&now_less, Refusal { claims: Amount::new(4), ..bad(false) }, 1_001);
+        assert!(quarantine.holds(&now_less, 1_002));
     }
 
     #[test]
