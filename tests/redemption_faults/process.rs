@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -94,7 +94,7 @@ impl Life {
         };
         let policy = Policy::new(terms.clone(), "https://api.example", PRICES.iter().map(route).collect()).unwrap();
         let (desk, questions) = Desk::new();
-        let disk = SqliteStore::open(books, IDENTITY).unwrap();
+        let disk = open_books(books);
         let (accounts, opening) = Accounts::open(Books { disk, switch: Arc::clone(&switch) }).unwrap();
         let gate = Gate::with_accounts(policy, desk, accounts);
         let nodes: Vec<_> = gateway.addresses_of(&switch).iter().map(|url| url.parse().unwrap()).collect();
@@ -160,3 +160,19 @@ impl Life {
         })
     }
 }
+
+/// Opens the books. A process that crashed may hold them for a moment longer: its last thread has to see that it is over.
+fn open_books(directory: &Path) -> SqliteStore {
+    let begun = Instant::now();
+    loop {
+        match SqliteStore::open(directory, IDENTITY) {
+            Err(StoreError::InUse { .. }) if begun.elapsed() < MAX_FAREWELL => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
+/// How long a crashed process may hold its books.
+const MAX_FAREWELL: Duration = Duration::from_secs(10);
