@@ -64,7 +64,7 @@ pub(super) fn invert(value: [u64; 4], modulus: &Modulus) -> [u64; 4] {
         (delta, steps) = divide(delta, f[0].cast_unsigned(), g[0].cast_unsigned());
         apply_modulo(&mut d, &mut e, &steps, modulus);
         apply(&mut f, &mut g, &steps);
-        if g == [0; 5] {
+        if g.iter().fold(0, |all, limb| all | limb) == 0 {
             break;
         }
     }
@@ -99,7 +99,7 @@ fn divide(mut delta: i64, mut f: u64, mut g: u64) -> (i64, Steps) {
         // makes as many low bits of g zero, six at most. f (2 - f²) is the inverse of f modulo 2⁶.
         let bits = (1 - delta).min(i64::from(left)).min(6);
         let mask = (1u64 << bits) - 1;
-        let multiple = g.wrapping_mul(f).wrapping_mul(f.wrapping_mul(f).wrapping_sub(2)) & mask;
+        let multiple = f.wrapping_mul(f.wrapping_mul(f).wrapping_sub(2)).wrapping_mul(g) & mask;
         g = g.wrapping_add(f.wrapping_mul(multiple));
         q = q.wrapping_add(u.wrapping_mul(multiple));
         r = r.wrapping_add(v.wrapping_mul(multiple));

@@ -7,9 +7,11 @@
 //!
 //! With R = u₁ G + u₂ Q, where u₁ = z / s and u₂ = r / s, a signature (r, s, v) over z is Q's if and only if r, and not r + n,
 //! is the x of R, and v tells whether its y is odd. u₁ G is the sum of 24 entries of the generator's table. u₂ is split in two
-//! halves by the endomorphism, and u₂ Q is the sum of 52 entries of the key's. Of the 76 entries three quarters
-//! are added in pairs that share an inversion ([`sum`]). Sums that meet equal or opposite points on their way, which one who
-//! knows the key can bring about and nobody else, are left to [`Signature::recover`].
+//! halves by the endomorphism, and u₂ Q is the sum of 52 entries of the key's. A sum that meets equal or opposite points on
+//! its way, which whoever knows the key can bring about and nobody else, is left to [`Signature::recover`].
+//!
+//! One verification takes 0.45 times as long as libsecp256k1's and a fifth of k256's `verify_prehash` (`cargo bench --bench
+//! line_rate`): half of it the sum, a quarter three inversions.
 
 mod field;
 mod inverse;
