@@ -371,7 +371,8 @@ fn wycheproof_vectors_get_the_verdict_they_name() {
                 // One of the two recovery bytes fits, and none where the point's x is above the order.
                 let [r, s] = [r, s].map(|number| scalar_of(&number));
                 let inverse = s.invert().unwrap();
-                let sum = ProjectivePoint::GENERATOR * (scalar_of(&digest.0) * inverse) + key.to_projective() * (r * inverse);
+                let sum =
+                    ProjectivePoint::GENERATOR * (scalar_of(&digest.0) * inverse) + key.to_projective() * (r * inverse);
                 let reduced = sum.to_affine().x() != r.to_repr();
                 assert_eq!(accepted, usize::from(!reduced), "{name}");
                 above += usize::from(reduced);
@@ -409,8 +410,8 @@ async fn a_key_that_pays_often_is_served_as_before_and_a_forger_is_not() {
     let (key, stranger) = (LocalKey::from_bytes(&[7; 32]).unwrap(), LocalKey::from_bytes(&[8; 32]).unwrap());
     let header = |of: &LocalKey, by: &LocalKey, number: u128| {
         let config = terms.channel_of(of.address());
-        let voucher =
-            Voucher { channel: config.id(&domain), max_claimable: Amount::new(PRICE.units() * number) }.sign(&domain, by);
+        let voucher = Voucher { channel: config.id(&domain), max_claimable: Amount::new(PRICE.units() * number) }
+            .sign(&domain, by);
         let payload = json!({"type": "voucher", "channelConfig": config, "voucher": voucher});
         x402::encode(&json!({"x402Version": 2, "accepted": terms.offer(PRICE), "payload": payload}))
     };

@@ -207,3 +207,114 @@ fn reduce(wide: [u64; 8]) -> Fe {
     let (r0, last) = r0.overflowing_add(if carry { FOLD } else { 0 });
     Fe([r0, r1.wrapping_add(u64::from(last)), r2, r3])
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use k256::elliptic_curve::hazmat::FieldArithmetic;
+    use k256::{FieldBytes, Secp256k1, U256};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The same numbers by somebody else.
+    type Theirs = <Secp256k1 as FieldArithmetic>::FieldElement;
+
+    /// Numbers below 2²⁵⁶, with limbs at which carries turn more often than not.
+    pub(in crate::protocol::hot) fn limbs() -> impl Strategy<Value = [u64; 4]> {
+        let edge = prop::sample::select(vec![
+            0,
+            1,
+            FOLD - 1,
+            FOLD,
+            FOLD + 1,
+            1 << 63,
+            u64::MAX - FOLD,
+            u64::MAX - 1,
+            u64::MAX,
+        ]);
+        let near_p = (0..3 * FOLD).prop_map(|below| [u64::MAX - below, u64::MAX, u64::MAX, u64::MAX]);
+        let small = (0..3 * FOLD).prop_map(|low| [low, 0, 0, 0]);
+        prop_oneof![
+            4 => prop::array::uniform4(prop_oneof![edge, any::<u64>()]),
+            1 => near_p,
+            1 => small,
+        ]
+    }
+
+    pub(in crate::protocol::hot) fn big_endian([l0, l1, l2, l3]: [u64; 4]) -> [u8; 32] {
+        let bytes: Vec<u8> = [l3, l2, l1, l0].iter().flat_map(|limb| limb.to_be_bytes()).collect();
+        bytes.try_into().unwrap()
+    }
+
+    fn theirs(ours: Fe) -> Theirs {
+        let bytes = FieldBytes::from(big_endian(ours.0));
+        Option::from(Theirs::from_bytes(&bytes)).unwrap_or_else(|| {
+            let rest = U256::from_be_slice(&bytes).wrapping_add(&U256::from_u64(FOLD));
+            Option::from(Theirs::from_bytes(&rest.to_be_bytes().into())).unwrap()
+        })
+    }
+
+    #[track_caller]
+    fn same(ours: Fe, other: Theirs) {
+        assert_eq!(big_endian(ours.canonical()), <[u8; 32]>::from(other.normalize().to_bytes()), "{ours:x?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn sums_products_and_the_rest_are_k256s(a in limbs(), b in limbs()) {
+            let (a, b) = (Fe(a), Fe(b));
+            let (x, y) = (theirs(a), theirs(b));
+            same(a, x);
+            same(a.add(b), x + y);
+            same(a.double(), x + x);
+            same(a.sub(b), x + y.negate(1));
+            same(a.negate_if(true), x.negate(1));
+            same(a.negate_if(false), x);
+            same(a.mul(b), x * y);
+            same(a.square(), x.square());
+            same(a.sub(b).mul(b.sub(a)).add(a.square()), (x + y.negate(1)) * (y + x.negate(1)) + x.square());
+            prop_assert_eq!(a.is_zero(), bool::from(x.normalizes_to_zero()));
+            prop_assert_eq!(a.is_odd(), bool::from(x.normalize().is_odd()));
+            prop_assert_eq!(a == b, x.normalize() == y.normalize());
+        }
+
+        #[test]
+        fn inverses_are_k256s(a in limbs()) {
+            let a = Fe(a);
+            same(a.invert(), Option::from(theirs(a).invert()).unwrap_or(Theirs::ZERO));
+        }
+    }
+
+    #[test]
+    fn zero_and_p_are_the_same() {
+        let p = Fe([u64::MAX - FOLD + 1, u64::MAX, u64::MAX, u64::MAX]);
+        let one_more = p.add(Fe::ONE);
+        assert!(p.is_zero() && p == Fe::ZERO && !p.is_odd() && p.invert() == Fe::ZERO);
+        assert!(one_more == Fe::ONE && one_more.is_odd() && one_more.invert() == Fe::ONE);
+        assert!(Fe::from_bytes(&big_endian(p.0)).is_zero());
+    }
+
+    #[test]
+    fn every_fold_that_carries_again_is_right() {
+        // The largest of everything, where the second and third carries come.
+        let most = [Fe([u64::MAX; 4]), Fe([u64::MAX - FOLD, u64::MAX, u64::MAX, u64::MAX]), Fe([0, 0, 0, 1 << 63])];
+        for a in most {
+            for b in most {
+                same(a.add(b), theirs(a) + theirs(b));
+                same(Fe::ZERO.sub(a).sub(b), theirs(a).negate(1) + theirs(b).negate(1));
+                same(a.mul(b), theirs(a) * theirs(b));
+            }
+        }
+        // The last fold of a product: the sum is 2²⁵⁶ + FOLD² - FOLD - 1 - x, so that it carries, and from this x on, for
+        // FOLD numbers, the last FOLD makes the lowest limb carry too.
+        let first = FOLD.wrapping_mul(FOLD) - FOLD;
+        for x in [0, 1, first - 1, first, first + 1, first + FOLD - 1, first + FOLD] {
+            let low = [u64::MAX - x, u64::MAX, u64::MAX, u64::MAX];
+            let [l0, l1, l2, l3] = low;
+            let folded = reduce([l0, l1, l2, l3, u64::MAX, u64::MAX, u64::MAX, u64::MAX]);
+            same(folded, theirs(Fe(low)) + theirs(Fe([u64::MAX; 4])) * Theirs::from_u64(FOLD));
+        }
+    }
+}

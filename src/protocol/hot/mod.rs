@@ -123,3 +123,93 @@ impl fmt::Debug for KeyTable {
         f.debug_struct("KeyTable").field("signer", &self.signer).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use k256::ProjectivePoint;
+    use k256::elliptic_curve::point::AffineCoordinates as _;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::LocalKey;
+    use field::tests::{big_endian, limbs};
+
+    fn table(secret: [u8; 32]) -> (Scalar, KeyTable) {
+        let key = LocalKey::from_bytes(&secret).unwrap();
+        let digest = Hash([9; 32]);
+        let table = KeyTable::recover(digest, &key.sign(digest)).unwrap();
+        assert_eq!(table.signer(), key.address());
+        (Scalar::reduce(&FieldBytes::from(secret)), table)
+    }
+
+    /// The key 1, whose point is the generator.
+    fn one() -> KeyTable {
+        let mut secret = [0; 32];
+        secret[31] = 1;
+        table(secret).1
+    }
+
+    /// Whether the sum was found, and if so that it is k256's.
+    fn found(table: &KeyTable, secret: Scalar, u1: Scalar, u2: Scalar) -> bool {
+        let expected = (ProjectivePoint::GENERATOR * (u1 + u2 * secret)).to_affine();
+        let Some(point) = table.combine(&u1, &u2) else { return false };
+        assert_eq!(big_endian(point.x.canonical()), <[u8; 32]>::from(expected.x()));
+        assert_eq!(big_endian(point.y.canonical()), <[u8; 32]>::from(expected.y()));
+        true
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        #[test]
+        fn sums_are_k256s(u1 in limbs(), u2 in limbs(), key in 0usize..3) {
+            static KEYS: std::sync::LazyLock<[(Scalar, KeyTable); 3]> =
+                std::sync::LazyLock::new(|| [table([7; 32]), table([0xa5; 32]), table([1; 32])]);
+            let [u1, u2] = [u1, u2].map(|limbs| Scalar::reduce(&FieldBytes::from(big_endian(limbs))));
+            let (secret, table) = &KEYS[key];
+            let infinity = u1 + u2 * secret == Scalar::ZERO;
+            prop_assert_eq!(found(table, *secret, u1, u2), !infinity);
+        }
+    }
+
+    #[test]
+    fn a_sum_that_meets_equal_or_opposite_points_is_left_to_others() {
+        let small = |n: i64| {
+            let size = Scalar::from(n.unsigned_abs());
+            if n < 0 { -size } else { size }
+        };
+        let table = one();
+        let alone = [(0, 1), (1, 0), (0, -16), (1_024, 0), (-1_024, 0)];
+        let fine = [(4, 5), (4, 2_048 - 4), (1, 2), (1_024, 16), (1_024, 15), (3_000, 5_000)];
+        for (u1, u2) in alone.into_iter().chain(fine) {
+            assert!(found(&table, Scalar::ONE, small(u1), small(u2)), "{u1} {u2}");
+        }
+        // Two points that are equal, opposite; pairs whose sums are equal, opposite; nothing at all.
+        for (u1, u2) in [(4, 4), (4, -4), (16, 16), (1_020 + 2_048, 4 - 1_024), (1_028, -1_028), (0, 0)] {
+            assert!(!found(&table, Scalar::ONE, small(u1), small(u2)), "{u1} {u2}");
+        }
+    }
+
+    #[test]
+    fn a_table_takes_what_it_says() {
+        assert_eq!(table::KEY_TABLE_BYTES, 26 << 10);
+        assert_eq!(KeyTable::BYTES, table::KEY_TABLE_BYTES + size_of::<KeyTable>());
+    }
+
+    #[test]
+    fn what_is_no_signature_makes_no_table() {
+        let malformed = Signature::from_bytes([1; 65]).unwrap();
+        assert_eq!(KeyTable::recover(Hash::ZERO, &malformed).map(drop), Err(SignatureError::RecoveryByte(1)));
+    }
+
+    #[test]
+    fn a_table_is_printed_without_its_points() {
+        let table = one();
+        assert_eq!(format!("{table:?}"), format!("KeyTable {{ signer: {:?}, .. }}", table.signer()));
+    }
+
+    #[test]
+    fn zero_has_no_inverse_and_breaks_nothing() {
+        assert_eq!(scalar::invert(&Scalar::ZERO), Scalar::ZERO);
+    }
+}

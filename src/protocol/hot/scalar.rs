@@ -23,10 +23,8 @@ const B1: [u64; 4] = [0x6f54_7fa9_0abf_e4c3, 0xe443_7ed6_010e_8828, 0, 0];
 const A2: [u64; 4] = [0x57c1_108d_9d44_cfd8, 0x14ca_50f7_a8e2_f3f6, 1, 0];
 
 /// 2³⁸⁴ a₁ / n and 2³⁸⁴ b₁ / n, rounded.
-const A1_BY_N: [u64; 4] =
-    [0xe893_209a_45db_b031, 0x3daa_8a14_71e8_ca7f, 0xe86c_90e4_9284_eb15, 0x3086_d221_a7d4_6bcd];
-const B1_BY_N: [u64; 4] =
-    [0x1571_b4ae_8ac4_7f71, 0x2212_08ac_9df5_06c6, 0x6f54_7fa9_0abf_e4c4, 0xe443_7ed6_010e_8828];
+const A1_BY_N: [u64; 4] = [0xe893_209a_45db_b031, 0x3daa_8a14_71e8_ca7f, 0xe86c_90e4_9284_eb15, 0x3086_d221_a7d4_6bcd];
+const B1_BY_N: [u64; 4] = [0x1571_b4ae_8ac4_7f71, 0x2212_08ac_9df5_06c6, 0x6f54_7fa9_0abf_e4c4, 0xe443_7ed6_010e_8828];
 
 /// Limbs of 64 bits, from low to high.
 pub(super) fn limbs(scalar: &Scalar) -> [u64; 4] {
@@ -129,4 +127,102 @@ impl<const WIDTH: u32> Digits<WIDTH> {
 fn low_limb(value: u128) -> u64 {
     let [b0, b1, b2, b3, b4, b5, b6, b7, ..] = value.to_le_bytes();
     u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7])
+}
+
+#[cfg(test)]
+mod tests {
+    use k256::elliptic_curve::ops::Reduce as _;
+    use k256::elliptic_curve::point::AffineCoordinates as _;
+    use k256::{FieldBytes, ProjectivePoint};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::protocol::hot::field::tests::{big_endian, limbs as any_limbs};
+
+    const LAMBDA: [u64; 4] =
+        [0xdf02_967c_1b23_bd72, 0x122e_22ea_2081_6678, 0xa526_1c02_8812_645a, 0x5363_ad4c_c05c_30e0];
+
+    fn scalar(limbs: [u64; 4]) -> Scalar {
+        Scalar::reduce(&FieldBytes::from(big_endian(limbs)))
+    }
+
+    fn value(half: Half) -> Scalar {
+        let size = Scalar::from(half.size);
+        if half.negative { -size } else { size }
+    }
+
+    fn check_halves(k: Scalar) {
+        let (i, j) = halves(&k);
+        assert_eq!(value(i) + value(j) * scalar(LAMBDA), k);
+        // What the digits of 26 windows have room for: 0.64 · 2¹²⁸.
+        assert!(i.size < 164 << 120 && j.size < 164 << 120, "{i:?} {j:?}");
+    }
+
+    /// The digits' sum, and whether all were in range and none left over.
+    fn digits_of<const WIDTH: u32>(limbs: [u64; 4], windows: usize) -> Scalar {
+        let mut digits = Digits::<WIDTH>::new(limbs);
+        let mut weight = Scalar::ONE;
+        let mut sum = Scalar::ZERO;
+        for _ in 0..windows {
+            let Digit { negative, size } = digits.next();
+            assert!(size <= 1 << (WIDTH - 1));
+            sum += weight * if negative { -Scalar::from(size) } else { Scalar::from(size) };
+            (0..WIDTH).for_each(|_| weight += weight);
+        }
+        assert_eq!((digits.rest, digits.carry), ([0; 4], 0));
+        sum
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn halves_add_up(k in any_limbs()) {
+            check_halves(scalar(k));
+        }
+
+        #[test]
+        fn digits_add_up(k in any_limbs()) {
+            prop_assert_eq!(digits_of::<11>(k, 24), scalar(k));
+            let [low, high, ..] = k;
+            // As large as a half may be.
+            let half = [low, high.min(0xa3ff_ffff_ffff_ffff), 0, 0];
+            prop_assert_eq!(digits_of::<5>(half, 26), scalar(half));
+        }
+
+        #[test]
+        fn inverses_are_k256s(k in any_limbs()) {
+            let k = scalar(k);
+            prop_assert_eq!(invert(&k), Option::from(k.invert()).unwrap_or(Scalar::ZERO));
+        }
+    }
+
+    #[test]
+    fn halves_of_edges_add_up() {
+        let lambda = scalar(LAMBDA);
+        let mut power = Scalar::ONE;
+        for _ in 0..256 {
+            for k in [power, -power, power - Scalar::ONE, power * lambda, -power * lambda] {
+                check_halves(k);
+                assert_eq!(invert(&k), Option::from(k.invert()).unwrap_or(Scalar::ZERO));
+            }
+            power += power;
+        }
+        // Where the roundings turn, the halves are largest.
+        for (a, b) in [(A1, B1), (A2, A1)] {
+            let k = (scalar(a) + scalar(b) * lambda) * Scalar::from(2u64).invert().unwrap();
+            for k in [k, k + Scalar::ONE, k - Scalar::ONE, k + lambda, k - lambda] {
+                check_halves(k);
+            }
+        }
+        assert_eq!(halves(&Scalar::ZERO), (Half { negative: false, size: 0 }, Half { negative: false, size: 0 }));
+    }
+
+    #[test]
+    fn beta_does_what_lambda_does() {
+        let point = ProjectivePoint::GENERATOR * Scalar::from(5u64);
+        let (there, here) = ((point * scalar(LAMBDA)).to_affine(), point.to_affine());
+        assert!(Fe::from_bytes(&here.x().into()).mul(BETA) == Fe::from_bytes(&there.x().into()));
+        assert_eq!(here.y(), there.y());
+    }
 }

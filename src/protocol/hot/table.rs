@@ -91,10 +91,11 @@ impl<const WIDTH: u32> Table<WIDTH> {
             // The largest one is half of the next window's first.
             base = multiples.last().map_or(base, ProjectivePoint::double);
             let affine = ProjectivePoint::batch_normalize_vartime(multiples.as_slice());
-            entries.extend(affine.iter().map(|entry| Point {
-                x: Fe::from_bytes(&entry.x().into()),
-                y: Fe::from_bytes(&entry.y().into()),
-            }));
+            entries.extend(
+                affine
+                    .iter()
+                    .map(|entry| Point { x: Fe::from_bytes(&entry.x().into()), y: Fe::from_bytes(&entry.y().into()) }),
+            );
         }
         Self { entries: entries.into_boxed_slice() }
     }
