@@ -401,7 +401,17 @@ impl Gate {
     async fn verify(&self, claimed: &Claimed<'_>) -> Result<VerifiedVoucher, Refusal> {
         let Claimed { settlement, config, voucher, .. } = claimed;
         let verified = match config.authorizer() {
-            Authorizer::Key(_) => voucher.verify(settlement, config),
+            Authorizer::Key(signer) => match self.hot_keys.table(signer) {
+                Some(table) => voucher.verify_hot(settlement, config, &table),
+                None => {
+                    let verified = voucher.verify(settlement, config);
+                    // A channel that is in the books had a deposit; who has none does not get a table.
+                    if verified.is_ok() && self.accounts.knows(&claimed.id) {
+                        self.hot_keys.proved(signer, || (voucher.digest(settlement), voucher.signature.clone()));
+                    }
+                    verified
+                }
+            },
             Authorizer::Payer(payer) => {
                 let evidence = self.evidence(payer, voucher.digest(settlement), &voucher.signature).await?;
                 voucher.verify_by_payer(settlement, config, evidence)
