@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 /// The longest a scenario is kept running for a profile, seconds.
 pub(crate) const MAX_PROFILE_S: u64 = 600;
 
-pub(crate) const SCENARIOS: [(&str, &str); 8] = [
+pub(crate) const SCENARIOS: [(&str, &str); 9] = [
     ("verify", "one signature: the hot verifier, k256 and libsecp256k1, in one thread"),
     ("paid", "paid, durable, fixed price; beside nginx proxying the same bytes unpaid"),
     ("free", "a free route; beside nginx proxying the same bytes"),
     ("quote", "no payment, so a 402 with a quote; beside nginx proxying the same bytes"),
+    ("steady", "paid at a fixed rate, for latencies; beside nginx proxying the same bytes"),
     ("many", "paid, with 10,000 hot channels instead of one a connection"),
     ("idle", "paid, with a million idle channels in the books beside the hot ones"),
     ("pipeline", "one channel, a slow upstream: calls one by one, and 32 at once signed ahead"),
@@ -26,7 +27,7 @@ Options:
                     nginx [all of the machine's]
   --channels N      hot channels of `many` [10000]
   --idle N          idle channels of `idle` [1000000]
-  --rate N          requests a second of the honest payers in `flood` [400]
+  --rate N          requests a second in `steady` [1000], and in `flood`, where 400 at most
   --profile         keep one scenario running, without nginx, for `perf record -g -p`;
                     ends after ten minutes or with Ctrl-C
 
@@ -54,9 +55,17 @@ pub(crate) struct Args {
     pub(crate) profile: bool,
 }
 
+/// What to say instead of running.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// What was asked for.
+    Help(String),
+    /// What cannot be understood, and what could.
+    Mistake(String),
+}
+
 impl Args {
-    /// Reads it; a text to show instead if it asks for help or cannot be understood.
-    pub(crate) fn read(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
+    pub(crate) fn read(mut words: impl Iterator<Item = String>) -> Result<Self, Answer> {
         let mut args = Self {
             scenarios: BTreeSet::new(),
             rounds: 5,
@@ -66,14 +75,14 @@ impl Args {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             channels: 10_000,
             idle: 1_000_000,
-            rate: 400.0,
+            rate: 1_000.0,
             profile: false,
         };
         while let Some(word) = words.next() {
             match word.as_str() {
                 // Cargo says so to every bench.
                 "--bench" => {}
-                "--help" | "-h" => return Err(help()),
+                "--help" | "-h" => return Err(Answer::Help(help())),
                 "--profile" => args.profile = true,
                 "--rounds" => args.rounds = number(&word, words.next(), 1, 1_000)? as usize,
                 "--seconds" => args.seconds = number(&word, words.next(), 1, 60)? as f64,
@@ -85,14 +94,13 @@ impl Args {
                 "--rate" => args.rate = number(&word, words.next(), 1, 1_000_000)? as f64,
                 name => match SCENARIOS.iter().find(|(scenario, _)| *scenario == name) {
                     Some((scenario, _)) => drop(args.scenarios.insert(*scenario)),
-                    None => return Err(format!("line_rate does not know {name:?}.\n\n{}", help())),
+                    None => return Err(Answer::Mistake(format!("line_rate does not know {name:?}.\n\n{}", help()))),
                 },
             }
         }
         if args.profile && args.scenarios.len() != 1 {
-            return Err(
-                "--profile takes one scenario, as in: cargo bench --bench line_rate -- paid --profile".to_owned()
-            );
+            let text = "--profile takes one scenario, as in: cargo bench --bench line_rate -- paid --profile";
+            return Err(Answer::Mistake(text.to_owned()));
         }
         if args.scenarios.is_empty() {
             args.scenarios = SCENARIOS.iter().map(|(name, _)| *name).collect();
@@ -105,10 +113,11 @@ impl Args {
     }
 }
 
-fn number(option: &str, value: Option<String>, least: u64, most: u64) -> Result<u64, String> {
-    let value = value.ok_or_else(|| format!("{option} takes a number"))?;
+fn number(option: &str, value: Option<String>, least: u64, most: u64) -> Result<u64, Answer> {
+    let value = value.ok_or_else(|| Answer::Mistake(format!("{option} takes a number")))?;
     let number = value.parse().ok().filter(|number| (least..=most).contains(number));
-    number.ok_or_else(|| format!("{option} takes a whole number from {least} to {most}, not {value:?}"))
+    let text = || format!("{option} takes a whole number from {least} to {most}, not {value:?}");
+    number.ok_or_else(|| Answer::Mistake(text()))
 }
 
 fn help() -> String {

@@ -44,9 +44,11 @@ impl Supply {
 
     /// Takes a request that was lent out back, for the next time around.
     fn give_back(&mut self, request: Vec<u8>) {
-        if let Self::Around(requests, _) = self {
-            // With more than one connection another place may be the empty one.
-            if let Some(place) = requests.iter_mut().find(|place| place.is_empty()) {
+        if let Self::Around(requests, next) = self {
+            // With more than one connection another place than the last may be the empty one too.
+            let last = &mut requests[*next];
+            let place = if last.is_empty() { Some(last) } else { requests.iter_mut().find(|place| place.is_empty()) };
+            if let Some(place) = place {
                 *place = request;
             }
         }

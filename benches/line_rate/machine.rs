@@ -176,13 +176,17 @@ fn until_it_answers(running: &mut Running, path: &str, log: &Path) {
     }
 }
 
-/// `peaje serve`, as it is released, on a config in this directory.
-pub(crate) fn peaje(directory: &Path, address: SocketAddr) -> Running {
+/// `peaje serve`, as it is released, on a config in this directory. A build whose config cannot say how many threads serve
+/// is told through its runtime.
+pub(crate) fn peaje(directory: &Path, address: SocketAddr, threads: Option<usize>) -> Running {
     let log = directory.join("log");
     let out = fs::File::create(&log).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_peaje"));
     command.args(["serve", "--config"]).arg(directory.join("peaje.toml")).current_dir(directory).env_clear();
     command.stdout(out.try_clone().unwrap()).stderr(out);
+    if let Some(threads) = threads {
+        command.env("TOKIO_WORKER_THREADS", threads.to_string());
+    }
     let mut running = Running::start(&mut command, address);
     until_it_answers(&mut running, "/free", &log);
     running

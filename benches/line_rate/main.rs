@@ -32,19 +32,25 @@ mod scenarios;
 mod upstream;
 mod wire;
 
-use args::Args;
+use std::process::ExitCode;
+
+use args::{Answer, Args};
 use scenarios::Stage;
 
-fn main() {
+fn main() -> ExitCode {
     let mut words = std::env::args().skip(1).peekable();
     if words.peek().is_some_and(|word| word == scenarios::FLOOD_WORKER) {
         scenarios::flood_worker(words.skip(1));
     }
     let args = match Args::read(words) {
         Ok(args) => args,
-        Err(text) => {
+        Err(Answer::Help(text)) => {
             println!("{text}");
-            return;
+            return ExitCode::SUCCESS;
+        }
+        Err(Answer::Mistake(text)) => {
+            eprintln!("{text}");
+            return ExitCode::from(2);
         }
     };
     let root = machine::root();
@@ -54,4 +60,5 @@ fn main() {
     let stage = Stage::open(args, root.path(), &runtime);
     stage.run(&mut report);
     report.finish();
+    ExitCode::SUCCESS
 }

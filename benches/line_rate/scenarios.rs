@@ -24,8 +24,16 @@ use super::{upstream, wire};
 
 /// Vouchers of each hot channel before anything is measured: what is done for hot channels only must be done by then.
 const WARM_VOUCHERS: usize = 12;
-/// How long what warming set off may take to be done in the background.
-const SETTLE: Duration = Duration::from_millis(1_000);
+/// How many requests at least, and how long at most, a later pass of warming takes, and how many passes there are.
+const MIN_PASS: usize = 4_000;
+const MAX_PASS: Duration = Duration::from_secs(60);
+const MAX_PASSES: usize = 12;
+/// What of the last pass's cost a pass may have and still be called cheaper.
+const NO_CHEAPER: f64 = 0.95;
+/// How long what a pass set off may go on in the background, how often one looks, and below which part of a core it is over.
+const MAX_SETTLE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(250);
+const QUIET: f64 = 0.1;
 /// Requests of a lane that nginx is sent, again and again.
 const SAMPLES: usize = 64;
 /// More requests are signed than the last run took, by so much: the next one may be faster.
@@ -34,8 +42,9 @@ const MARGIN: f64 = 1.4;
 const AFTER: Duration = Duration::from_millis(50);
 /// Calls at once in `pipeline`.
 const AT_ONCE: usize = 32;
-/// Honest payers in `flood`.
+/// Honest payers in `flood`, and the most requests a second of all of them: they must not be a flood themselves.
 const HONEST: usize = 16;
+const MAX_HONEST_RATE: f64 = 400.0;
 /// Connections and different forged vouchers of the flood.
 const FLOOD_CONNECTIONS: usize = 64;
 const FORGED: usize = 256;
@@ -95,14 +104,22 @@ impl Samples {
     fn tell(&self, report: &mut Report, name: &str) {
         let cpu = median(self.cpu());
         let per_second = self.of(|sample| sample.run.per_second());
-        let (p50, p99) =
-            (self.of(|sample| sample.run.times.quantile_us(0.5)), self.of(|sample| sample.run.times.quantile_us(0.99)));
-        println!("{name:<22} {cpu:>9.1} us {per_second:>10.0} /s {p50:>9.0} us {p99:>9.0} us");
+        let quantile = |part: f64| self.of(|sample| sample.run.times.quantile_us(part));
+        let (p50, p99, p999) = (quantile(0.5), quantile(0.99), quantile(0.999));
+        println!("{name:<22} {cpu:>9.1} us {per_second:>10.0} /s {p50:>9.0} us {p99:>9.0} us {p999:>9.0} us");
+        let dry = self.0.iter().filter(|sample| sample.run.is_dry).count();
+        if dry > 0 {
+            println!(
+                "{:<22} in {dry} of its runs a connection had sent all that was signed before the time was over",
+                ""
+            );
+        }
         let key = name.replace(' ', "_");
         report.set(&format!("{key}_cpu_us"), cpu);
         report.set(&format!("{key}_per_s"), per_second);
         report.set(&format!("{key}_p50_us"), p50);
         report.set(&format!("{key}_p99_us"), p99);
+        report.set(&format!("{key}_p999_us"), p999);
     }
 
     /// Where the CPU time went, by thread.
@@ -121,7 +138,7 @@ impl Samples {
 }
 
 fn heading(title: &str) {
-    println!("\n{title:<22} {:>12} {:>13} {:>12} {:>12}", "CPU/request", "throughput", "p50", "p99");
+    println!("\n{title:<22} {:>12} {:>13} {:>12} {:>12} {:>12}", "CPU/request", "throughput", "p50", "p99", "p99.9");
 }
 
 impl<'a> Stage<'a> {
@@ -143,6 +160,9 @@ impl<'a> Stage<'a> {
         }
         if ["paid", "free", "quote"].iter().any(|kind| self.args.wants(kind)) {
             self.beside_nginx(report);
+        }
+        if self.args.wants("steady") {
+            self.steady(report);
         }
         if self.args.wants("many") {
             self.many(report);
@@ -177,12 +197,16 @@ impl<'a> Stage<'a> {
             println!("{:<22} books of {count} channels written in {:.1} s", "", begun.elapsed().as_secs_f64());
         }
         let address = machine::free_port();
-        let cores = knows_cores().then_some(cores);
-        let text = config_text(&self.devnet.rpc_url(), self.upstream, address, &directory.join("books"), cores);
-        fs::write(directory.join("peaje.toml"), text).unwrap();
-        let running = machine::peaje(&directory, address);
+        let books = directory.join("books");
+        let said = knows_cores().then_some(cores);
+        fs::write(
+            directory.join("peaje.toml"),
+            config_text(&self.devnet.rpc_url(), self.upstream, address, &books, said),
+        )
+        .unwrap();
+        let running = machine::peaje(&directory, address, if said.is_some() { None } else { Some(cores) });
         let quote = Quote::of(&running, path);
-        let lanes = Lane::share_out(channels, self.args.connections.min(MAX_LANES));
+        let lanes = Lane::share_out(channels, self.args.connections);
         Booth { running, quote, lanes, rate: 0.0 }
     }
 
@@ -205,18 +229,29 @@ impl<'a> Stage<'a> {
         payers::prepare(&mut booth.lanes, each as usize + WARM_VOUCHERS, self.paying(&booth.quote.clone()));
     }
 
-    /// Has every channel pay a few times.
+    /// Has every channel pay a few times, and then goes on until a request gets no cheaper: what is made for hot channels
+    /// is made in the background, and not all at once.
     fn warm(&self, booth: &mut Booth, channels: usize) {
-        let each = channels.div_ceil(booth.lanes.len()) * WARM_VOUCHERS;
-        payers::prepare(&mut booth.lanes, each, self.paying(&booth.quote.clone()));
-        let closed = Closed { how_long: Duration::from_secs(120), ..self.closed(booth.running.address, 200) };
-        let sample = measure_lanes(booth, closed);
-        booth.rate = sample.run.per_second();
-        std::thread::sleep(SETTLE);
-        // Once more, for a rate that is of a warm proxy.
-        self.sign(booth);
-        let half = Duration::from_secs_f64(self.args.seconds / 2.0);
-        booth.rate = measure_lanes(booth, Closed { how_long: half, ..closed }).run.per_second();
+        let each = channels.div_ceil(booth.lanes.len());
+        let mut pass = |vouchers: usize| {
+            payers::prepare(&mut booth.lanes, vouchers, self.paying(&booth.quote.clone()));
+            let closed = Closed { how_long: MAX_PASS, ..self.closed(booth.running.address, 200) };
+            let sample = measure_lanes(booth, closed);
+            settle(&booth.running);
+            (sample.cpu_us(), sample.run.per_second())
+        };
+        pass(each * WARM_VOUCHERS);
+        let more = (each * 2).max(MIN_PASS / self.args.connections);
+        let (mut cheapest, mut rate) = pass(more);
+        for _ in 0..MAX_PASSES {
+            let (cost, per_second) = pass(more);
+            rate = per_second.max(rate);
+            if cost > cheapest * NO_CHEAPER {
+                break;
+            }
+            cheapest = cost;
+        }
+        booth.rate = rate;
     }
 
     fn paid(&self, booth: &mut Booth) -> Sample {
@@ -295,6 +330,40 @@ impl<'a> Stage<'a> {
                 println!("{kind:<22} {ratio:>9.2} times nginx");
                 report.set(&format!("{kind}_cpu_vs_nginx"), ratio);
             }
+        }
+    }
+
+    // ---- at a fixed rate, beside nginx
+
+    fn steady(&self, report: &mut Report) {
+        let mut booth = self.booth("steady", self.channels(self.args.connections), 0, "/paid", self.args.cores);
+        self.warm(&mut booth, self.args.connections);
+        let how_long = Duration::from_secs_f64(self.args.seconds);
+        let open = Open { target: booth.running.address, how_long, rate: self.args.rate };
+        let each = self.args.rate * self.args.seconds / self.args.connections as f64;
+        let ours = |booth: &mut Booth| {
+            payers::prepare(&mut booth.lanes, each as usize + WARM_VOUCHERS, self.paying(&booth.quote.clone()));
+            let running = &booth.running;
+            with_supplies(&mut booth.lanes, |supplies| cost(running, || open.run(supplies).all_well()))
+        };
+        if self.args.profile {
+            return self.profile(booth.running.id(), || ours(&mut booth));
+        }
+        let nginx = machine::nginx(&self.root.join("nginx-steady"), self.upstream, self.args.cores);
+        let theirs = |nginx: &Running, booth: &Booth| {
+            let open = Open { target: nginx.address, ..open };
+            cost(nginx, || open.run(&mut payers::samples(&booth.lanes, SAMPLES)).all_well())
+        };
+        let (mut us, mut them) = (Samples::default(), Samples::default());
+        for _ in 0..self.args.rounds {
+            us.0.push(ours(&mut booth));
+            payers::prepare(&mut booth.lanes, SAMPLES, self.paying(&booth.quote.clone()));
+            them.0.extend(nginx.as_ref().map(|nginx| theirs(nginx, &booth)));
+        }
+        heading("at a fixed rate");
+        us.tell(report, "steady");
+        if !them.0.is_empty() {
+            them.tell(report, "nginx steady");
         }
     }
 
@@ -393,9 +462,6 @@ impl<'a> Stage<'a> {
     // ---- a flood
 
     fn flood(&self, report: &mut Report) {
-        if !knows_cores() {
-            println!("\nflood: this build has no server.cores; it runs on all cores");
-        }
         let mut channels = self.channels(HONEST);
         // The flooder's own channel: it exists, and what it has to pay next never changes.
         let flooder = Channel::new(FLOODER, &self.terms);
@@ -412,9 +478,10 @@ impl<'a> Stage<'a> {
         let file = self.root.join("forged");
         fs::write(&file, forged.collect::<Vec<_>>().concat()).unwrap();
         let how_long = Duration::from_secs_f64(self.args.seconds * 1.5);
-        let open = Open { target: booth.running.address, how_long, rate: self.args.rate };
+        let rate = self.args.rate.min(MAX_HONEST_RATE);
+        let open = Open { target: booth.running.address, how_long, rate };
         let honest = |booth: &mut Booth| {
-            let each = (self.args.rate * how_long.as_secs_f64() / HONEST as f64) as usize + WARM_VOUCHERS;
+            let each = (rate * how_long.as_secs_f64() / HONEST as f64) as usize + WARM_VOUCHERS;
             payers::prepare(&mut booth.lanes, each, self.paying(&booth.quote.clone()));
             let running = &booth.running;
             with_supplies(&mut booth.lanes, |supplies| cost(running, || open.run(supplies).all_well()))
@@ -479,9 +546,6 @@ fn flood_counts(log: &Path) -> Vec<(String, u64)> {
     whole.lines().last().unwrap_or_default().split_whitespace().filter_map(pair).collect()
 }
 
-/// Lanes at most.
-const MAX_LANES: usize = 4_096;
-
 fn with_supplies(lanes: &mut [Lane], run: impl FnOnce(&mut [Supply]) -> Sample) -> Sample {
     let empty = || Supply::Once(std::collections::VecDeque::new());
     let mut supplies: Vec<Supply> = lanes.iter_mut().map(|lane| std::mem::replace(&mut lane.supply, empty())).collect();
@@ -500,6 +564,20 @@ fn measure_lanes(booth: &mut Booth, closed: Closed) -> Sample {
 /// A closed loop in which every answer has to be as expected.
 fn measure(running: &Running, closed: Closed, supplies: &mut [Supply]) -> Sample {
     cost(running, || closed.run(supplies).all_well())
+}
+
+/// Waits until a proxy that is asked nothing does nothing.
+fn settle(running: &Running) {
+    let begun = Instant::now();
+    let mut last = running.usage();
+    while begun.elapsed() < MAX_SETTLE {
+        std::thread::sleep(LOOK);
+        let now = running.usage();
+        if now.since(&last).total_us < QUIET * LOOK.as_secs_f64() * 1e6 {
+            break;
+        }
+        last = now;
+    }
 }
 
 fn cost(running: &Running, run: impl FnOnce() -> Run) -> Sample {
