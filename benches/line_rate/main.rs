@@ -58,7 +58,9 @@ fn main() -> ExitCode {
     runtime.spawn(machine::end_when_told());
     let mut report = report::Report::default();
     let stage = Stage::open(args, root.path(), &runtime);
-    stage.run(&mut report);
+    let is_whole = stage.run(&mut report);
+    drop(stage);
+    drop(root);
     report.finish();
-    ExitCode::SUCCESS
+    if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
