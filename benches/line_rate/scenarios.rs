@@ -66,6 +66,9 @@ pub(crate) struct Stage<'a> {
     domain: Domain,
 }
 
+/// What measures and reports one or more of the names on the command line.
+type Scenario<'a> = fn(&Stage<'a>, &mut Report);
+
 /// A proxy under load.
 struct Booth {
     running: Running,
@@ -157,7 +160,7 @@ impl<'a> Stage<'a> {
     pub(crate) fn run(&self, report: &mut Report) -> bool {
         let Args { connections, cores, seconds, rounds, .. } = self.args;
         println!("{connections} connections, {cores} cores of the proxies, {rounds} rounds of {seconds} s");
-        let scenarios: [(&[&str], fn(&Self, &mut Report)); 7] = [
+        let scenarios: [(&[&str], Scenario<'a>); 7] = [
             (&["verify"], Self::verify),
             (&["paid", "free", "quote"], Self::beside_nginx),
             (&["steady"], Self::steady),
