@@ -24,10 +24,12 @@ use super::{upstream, wire};
 
 /// Vouchers of each hot channel before anything is measured: what is done for hot channels only must be done by then.
 const WARM_VOUCHERS: usize = 12;
-/// How many requests at least, and how long at most, a later pass of warming takes, and how many passes there are.
+/// How many requests at least, and how long at most, a later pass of warming takes; how many passes there are, and after how
+/// many that made nothing cheaper it is warm.
 const MIN_PASS: usize = 4_000;
 const MAX_PASS: Duration = Duration::from_secs(60);
 const MAX_PASSES: usize = 12;
+const PASSES_IN_VAIN: usize = 2;
 /// What of the last pass's cost a pass may have and still be called cheaper.
 const NO_CHEAPER: f64 = 0.95;
 /// How long what a pass set off may go on in the background, how often one looks, and below which part of a core it is over.
@@ -249,13 +251,13 @@ impl<'a> Stage<'a> {
         pass(each * WARM_VOUCHERS);
         let more = (each * 2).max(MIN_PASS / self.args.connections);
         let (mut cheapest, mut rate) = pass(more);
-        for _ in 0..MAX_PASSES {
+        let (mut passes, mut in_vain) = (1, 0);
+        while passes < MAX_PASSES && in_vain < PASSES_IN_VAIN {
             let (cost, per_second) = pass(more);
             rate = per_second.max(rate);
-            if cost > cheapest * NO_CHEAPER {
-                break;
-            }
-            cheapest = cost;
+            passes += 1;
+            in_vain = if cost > cheapest * NO_CHEAPER { in_vain + 1 } else { 0 };
+            cheapest = cheapest.min(cost);
         }
         booth.rate = rate;
     }
