@@ -7,6 +7,9 @@
 //! is what costs. So a commit waits a moment ([`MAX_GATHER`]) as long as more requests are being served than wait for it.
 //! A request that is alone waits for nobody.
 
+#[cfg(test)]
+mod tests;
+
 use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
@@ -384,7 +387,11 @@ impl Writer {
                 }
                 Err(error) => {
                     let latched = Latched::by(&error);
-                    tracing::error!(reason = latched.reason(), advice = latched.advice(), "the books cannot be written");
+                    tracing::error!(
+                        reason = latched.reason(),
+                        advice = latched.advice(),
+                        "the books cannot be written"
+                    );
                     desk.latch(latched.clone());
                     let behind = self.line.try_iter().map(|item| item.closing);
                     let waiting = self.waiting.drain(..).flatten().chain(behind);
