@@ -162,6 +162,7 @@ impl Bench {
             receiver_authorizer: dev("authorizer").address(),
             withdraw_delay_s: 86_400,
             max_timeout_s: 60,
+            max_in_flight: 32,
             min_deposit: None,
         };
         let connect = async |name: &str| {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use peaje::config::{Config, Cors, Deposits, LogFormat, LogLevel, MaxLag, known_keys};
+use peaje::config::{Config, Cors, Deposits, Limits, LogFormat, LogLevel, MaxLag, known_keys};
 use peaje::gate::policy::{Price, Transfer};
 use peaje::protocol::{Address, Amount};
 use proptest::prelude::*;
@@ -89,6 +89,17 @@ fn a_minimal_config_is_short_and_the_rest_has_defaults() {
     assert_eq!((config.channel.refund_idle, config.channel.max_wallet_exposure), (None, Amount::new(1_000_000)));
     let deposits = Deposits { instant: Amount::ZERO, per_peer_per_hour: 200, per_hour: 1_000 };
     assert_eq!(config.deposits, deposits);
+    let limits = Limits {
+        max_connections: 16_384,
+        max_requests: 4_096,
+        header_timeout: Duration::from_secs(15),
+        body_timeout: Duration::from_secs(30),
+        bad_signatures_per_minute: 60,
+        hot_keys_bytes: 384 << 20,
+    };
+    assert_eq!((&config.limits, config.server.cores), (&limits, None));
+    let channel = &config.channel;
+    assert_eq!((channel.max_in_flight, channel.max_waiting, channel.max_wait), (32, 64, Duration::from_secs(10)));
     let redeem = &config.redeem;
     let sums = [redeem.max_unclaimed, redeem.max_unclaimed_per_channel, redeem.max_unclaimed_per_payer];
     assert_eq!((sums, redeem.max_age), ([None; 3], None));
@@ -408,6 +419,14 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         (
             with("[channel]\nrefund_idle = \"3599s\""),
             "16:15 [channel].refund_idle: \"3599s\" is not between 1h and 3650d",
+        ),
+        (with("[server]\ncores = 0"), "16:9 [server].cores: 0 is not between 1 and 1024"),
+        (with("[channel]\nmax_in_flight = 0"), "16:17 [channel].max_in_flight: 0 is not between 1 and 1024"),
+        (with("[limits]\nmax_requests = 16385"), "16:16 [limits].max_requests: 16385 is not between 1 and 16384"),
+        (
+            with("[limits]\nhot_keys_memory = \"1 MB\""),
+            "16:19 [limits].hot_keys_memory: \"1 MB\" is no size: a size is a whole number and a unit (KiB, MiB, GiB), as in \
+             \"384 MiB\"; \"0\" is nothing",
         ),
         (
             with("[channel]\nmax_wallet_exposure = \"1\""),

@@ -7,7 +7,7 @@
 
 use peaje::ledger::{Channel, Command, Event, HoldNumber, Limits, Reject, SentRefund, View, Withdrawal};
 use peaje::protocol::voucher::PayerEvidence;
-use peaje::protocol::x402::RefundRequest;
+use peaje::protocol::x402::{Order, RefundRequest};
 use peaje::protocol::{Address, Amount, ChannelConfig, Domain, Hash, LocalKey, VerifiedVoucher, Voucher};
 use proptest::prelude::*;
 
@@ -31,7 +31,7 @@ struct Naive {
 /// What is risked with a wallet in the model.
 const EXPOSURE: i128 = 40;
 /// The margin before a withdrawal in the model, of a delay of 900 s; they are announced at second 1.
-const LIMITS: Limits = Limits { withdraw_margin_s: 300, max_wallet_exposure: Amount::new(40) };
+const LIMITS: Limits = Limits { withdraw_margin_s: 300, max_wallet_exposure: Amount::new(40), max_in_flight: 1 };
 const LAST_SERVED: u64 = 600;
 
 impl Naive {
@@ -238,7 +238,7 @@ proptest! {
                 Step::Hold { price, skew, late } => {
                     let (price, max) = (i128::from(price), (max_base + i128::from(price) + i128::from(skew)).max(0));
                     let voucher = signed(&config, &key, &domain, max);
-                    let command = Command::Hold { voucher: &voucher, price: amount(price), limits: LIMITS };
+                    let command = Command::Hold { voucher: &voucher, price: amount(price), order: Order::InTurn, limits: LIMITS };
                     // The view must be of then; that is another test's.
                     let now = LAST_SERVED + u64::from(late);
                     let view = channel.view();
@@ -317,11 +317,11 @@ proptest! {
             prop_assert_eq!(channel.latest().map(|latest| latest.max_claimable), naive.signed.map(amount));
             prop_assert_eq!(channel.unclaimed(), amount(naive.charged - naive.claimed));
             prop_assert_eq!(channel.shortfall(), amount(naive.charged - naive.balance));
-            prop_assert_eq!(channel.open_hold().is_some(), naive.hold.is_some());
+            prop_assert_eq!(channel.in_flight() > 0, naive.hold.is_some());
             // What is written down opens the same books again, without the request that was being served.
             let again = Channel::restore(channel.snapshot());
             prop_assert_eq!(again.as_ref().map(Channel::snapshot), Ok(channel.snapshot()));
-            prop_assert!(again.is_ok_and(|again| again.open_hold().is_none() && !again.is_refunding()));
+            prop_assert!(again.is_ok_and(|again| again.in_flight() == 0 && !again.is_refunding()));
         }
     }
 }
@@ -351,9 +351,10 @@ fn a_hold_is_resolved_once() {
     let view = View { block: 1, balance: Amount::new(100), ..View::default() };
     run(&mut channel, &Command::Observe { view }).unwrap();
     let voucher = signed(&config, &key, &domain, 10);
-    let Ok(Event::Held(hold)) =
-        run(&mut channel, &Command::Hold { voucher: &voucher, price: Amount::new(10), limits: Limits::default() })
-    else {
+    let Ok(Event::Held(hold)) = run(
+        &mut channel,
+        &Command::Hold { voucher: &voucher, price: Amount::new(10), order: Order::InTurn, limits: Limits::default() },
+    ) else {
         panic!("the voucher is good")
     };
     run(&mut channel, &Command::Post { hold: hold.number, charge: Amount::new(4) }).unwrap();
@@ -369,7 +370,8 @@ fn an_old_view_lets_nobody_through() {
     let view = View { block: 1, balance: Amount::new(100), ..View::default() };
     run(&mut channel, &Command::Observe { view }).unwrap();
     let voucher = signed(&config, &key, &domain, 10);
-    let command = Command::Hold { voucher: &voucher, price: Amount::new(10), limits: Limits::default() };
+    let command =
+        Command::Hold { voucher: &voucher, price: Amount::new(10), order: Order::InTurn, limits: Limits::default() };
     assert!(channel.decide(&command, 300).is_ok(), "a third of the withdraw delay of 900 s");
     assert_eq!(channel.decide(&command, 301), Err(Reject::ViewTooOld));
 }
@@ -384,7 +386,8 @@ fn a_view_from_the_future_lets_nobody_through_until_the_chain_is_read_again() {
     channel.evolve(&late);
     let mut channel = Channel::restore(channel.snapshot()).unwrap();
     let voucher = signed(&config, &key, &domain, 10);
-    let command = Command::Hold { voucher: &voucher, price: Amount::new(10), limits: Limits::default() };
+    let command =
+        Command::Hold { voucher: &voucher, price: Amount::new(10), order: Order::InTurn, limits: Limits::default() };
     assert_eq!(channel.decide(&command, BOOTED), Err(Reject::ViewTooOld));
     let now = channel.decide(&Command::Observe { view: View { block: 2, ..view } }, BOOTED).unwrap();
     channel.evolve(&now);
@@ -409,7 +412,15 @@ fn what_a_sent_refund_gives_back_is_not_served_on_until_its_nonce_is_used_up() {
     let hold = |channel: &Channel, max: i128| {
         let voucher = signed(&config, &key, &domain, max);
         channel
-            .decide(&Command::Hold { voucher: &voucher, price: amount(max), limits: Limits::default() }, 0)
+            .decide(
+                &Command::Hold {
+                    voucher: &voucher,
+                    price: amount(max),
+                    order: Order::InTurn,
+                    limits: Limits::default(),
+                },
+                0,
+            )
             .map(|_| ())
     };
     assert_eq!((hold(&channel, 30), hold(&channel, 31)), (Ok(()), Err(Reject::ExceedsWithdrawal)));
@@ -458,7 +469,7 @@ fn from_the_margin_before_a_withdrawal_on_nothing_is_served_until_it_is_gone() {
     let voucher = signed(&config, &key, &domain, 10);
     let hold = |channel: &Channel, margin: u64, now: u64| {
         let limits = Limits { withdraw_margin_s: margin, ..Limits::default() };
-        let command = Command::Hold { voucher: &voucher, price: Amount::new(10), limits };
+        let command = Command::Hold { voucher: &voucher, price: Amount::new(10), order: Order::InTurn, limits };
         let mut channel = channel.clone();
         let view = channel.view();
         run_at(&mut channel, &Command::Observe { view }, now).unwrap();
@@ -488,7 +499,8 @@ fn a_wallet_is_trusted_with_so_much_and_wants_a_claim_at_half_of_it() {
         run(&mut channel, &Command::Observe { view }).unwrap();
         let pay = |channel: &mut Channel, max: i128, price: i128| {
             let voucher = signed(&config, &key, &domain, max);
-            let held = run(channel, &Command::Hold { voucher: &voucher, price: amount(price), limits })?;
+            let held =
+                run(channel, &Command::Hold { voucher: &voucher, price: amount(price), order: Order::InTurn, limits })?;
             let Event::Held(hold) = held else { panic!("{held:?}") };
             run(channel, &Command::Post { hold: hold.number, charge: amount(price) })
         };
@@ -534,7 +546,8 @@ fn a_reorganisation_that_drops_a_claim_makes_it_due_again_and_one_that_drops_a_d
     let view = View { block: 5, balance: Amount::new(100), ..View::default() };
     run(&mut channel, &Command::Observe { view }).unwrap();
     let voucher = signed(&config, &key, &domain, 30);
-    let hold = Command::Hold { voucher: &voucher, price: Amount::new(30), limits: Limits::default() };
+    let hold =
+        Command::Hold { voucher: &voucher, price: Amount::new(30), order: Order::InTurn, limits: Limits::default() };
     let Ok(Event::Held(hold)) = run(&mut channel, &hold) else { panic!() };
     run(&mut channel, &Command::Post { hold: hold.number, charge: Amount::new(30) }).unwrap();
     let claimed = View { block: 8, total_claimed: Amount::new(30), ..view };
@@ -574,7 +587,8 @@ fn the_provider_gives_back_what_is_left_unless_something_is_going_on() {
     run(&mut channel, &Command::Observe { view }).unwrap();
     assert_eq!(run_at(&mut channel, &Command::BeginReturn, 301), Err(Reject::ViewTooOld));
     let voucher = signed(&config, &key, &domain, 40);
-    let hold = Command::Hold { voucher: &voucher, price: Amount::new(40), limits: Limits::default() };
+    let hold =
+        Command::Hold { voucher: &voucher, price: Amount::new(40), order: Order::InTurn, limits: Limits::default() };
     let Ok(Event::Held(held)) = run(&mut channel, &hold) else { panic!() };
     assert_eq!(run(&mut channel, &Command::BeginReturn), Err(Reject::Busy));
     run(&mut channel, &Command::Post { hold: held.number, charge: Amount::new(40) }).unwrap();

@@ -307,6 +307,7 @@ impl Toll {
             receiver_authorizer: authorizer.address(),
             withdraw_delay_s: 900,
             max_timeout_s: 60,
+            max_in_flight: 32,
             min_deposit: None,
         };
         let routes = vec![Route::new(PathPattern::parse("/paid").unwrap(), Price::Fixed(Amount::new(PRICE)))];

@@ -341,6 +341,7 @@ fn terms() -> Terms {
         receiver_authorizer: dev("authorizer").address(),
         withdraw_delay_s: 900,
         max_timeout_s: 60,
+        max_in_flight: 32,
         min_deposit: None,
     }
 }

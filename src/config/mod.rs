@@ -36,9 +36,11 @@ mod error;
 mod reader;
 mod reference;
 mod resolve;
+mod size;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,6 +49,7 @@ use http::{HeaderValue, Uri};
 pub use self::duration::{DurationError, parse_duration, write_duration};
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::reference::{KeyReference, KeyReferenceError, RpcReference, RpcReferenceError};
+pub use self::size::{SizeError, parse_size};
 use crate::gate::policy::{Ambiguity, Policy, Route, Terms, TokenTerms};
 use crate::protocol::{Address, Amount};
 
@@ -70,6 +73,8 @@ pub struct Config {
     pub channel: Channel,
     /// Which deposits are relayed.
     pub deposits: Deposits,
+    /// What a crowd may take.
+    pub limits: Limits,
     /// Where the books are kept.
     pub store: Store,
     /// When vouchers become money.
@@ -93,6 +98,8 @@ pub struct Server {
     pub public_url: String,
     /// How long requests in flight may take once a shutdown began.
     pub shutdown_timeout: Duration,
+    /// How many threads serve requests; `None` means one for each core there is.
+    pub cores: Option<NonZeroUsize>,
 }
 
 /// `[admin]`: the operator's listener.
@@ -185,6 +192,29 @@ pub struct Channel {
     /// The most that may be unclaimed on a channel whose vouchers are approved by the payer's own account, which can
     /// change its mind.
     pub max_wallet_exposure: Amount,
+    /// How many requests of one channel are served at once; 1 means one after the other.
+    pub max_in_flight: u32,
+    /// How many more wait for their turn.
+    pub max_waiting: usize,
+    /// How long they do.
+    pub max_wait: Duration,
+}
+
+/// `[limits]`: what a crowd may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// How many connections are served at once; further ones wait in the kernel's queue.
+    pub max_connections: usize,
+    /// How many requests are served at once; further ones are told to come back.
+    pub max_requests: usize,
+    /// How long a client may take to send the head of a request.
+    pub header_timeout: Duration,
+    /// How long it may pause while it sends the body.
+    pub body_timeout: Duration,
+    /// How many signatures by somebody else one peer may send in a minute.
+    pub bad_signatures_per_minute: u32,
+    /// What the tables of the keys that sign most may take, bytes; 0 means none.
+    pub hot_keys_bytes: usize,
 }
 
 /// `[deposits]`: which deposits are relayed, each of which costs gas.
@@ -327,6 +357,7 @@ impl Config {
             withdraw_delay_s: self.channel.withdraw_delay.as_secs(),
             max_timeout_s: self.channel.max_timeout.as_secs(),
             min_deposit: self.channel.min_deposit,
+            max_in_flight: self.channel.max_in_flight,
         }
     }
 

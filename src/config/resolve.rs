@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,8 +13,8 @@ use toml::de::DeTable;
 use super::error::ConfigErrors;
 use super::reader::{Given, Problem, Report, Section, closest, quoted};
 use super::{
-    Admin, Chain, Channel, Config, Cors, Deposits, Facilitator, KeyReference, LogFormat, LogLevel, LogOptions, MaxLag,
-    Redeem, RpcReference, Server, Store, Upstream, parse_duration, write_duration,
+    Admin, Chain, Channel, Config, Cors, Deposits, Facilitator, KeyReference, Limits, LogFormat, LogLevel, LogOptions,
+    MaxLag, Redeem, RpcReference, Server, Store, Upstream, parse_duration, parse_size, write_duration,
 };
 use crate::gate::path::PathPattern;
 use crate::gate::policy::{Policy, Price, Route, Terms, TokenTerms, Transfer};
@@ -55,6 +56,14 @@ const MAX_DEPOSITS_PER_HOUR: u64 = 1_000_000;
 const MIN_MAX_TIMEOUT: Duration = Duration::from_secs(10);
 /// Prices are checked for their form with so many decimals while the token is not known.
 const UNKNOWN_TOKEN_DECIMALS: u8 = 18;
+/// What the tables of hot keys may take, for those who do not say.
+const DEFAULT_HOT_KEYS_BYTES: usize = 384 << 20;
+/// Requests at once: as many as may wait for their charges to be written.
+const MAX_REQUESTS: u64 = 16_384;
+/// Threads that serve; more than any machine has cores.
+const MAX_CORES: u64 = 1_024;
+/// Requests of one channel at once, or waiting for it. What one payer keeps open is bounded by this.
+const MAX_AT_ONCE: u64 = 1_024;
 /// More than any token has, and few enough that `$1` fits in 128 bits.
 const MAX_DECIMALS: u64 = 30;
 
@@ -99,6 +108,7 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
     let decimals = chain.as_ref().map(|chain| chain.token.decimals);
     let channel = channel(root.section("channel"), chain.as_ref(), upstream.as_ref());
     let deposits = deposits(root.section("deposits"), decimals);
+    let limits = limits(root.section("limits"));
     let store = store(root.section("store"));
     let redeem = redeem(root.section("redeem"), chain.as_ref(), channel.as_ref());
     let cors = cors(root.section("cors"));
@@ -112,6 +122,7 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
         receiver: receiver?,
         channel: channel?,
         deposits: deposits?,
+        limits: limits?,
         store: store?,
         redeem: redeem?,
         facilitator: facilitator?,
@@ -125,6 +136,7 @@ fn server(mut section: Section<'_>) -> (Option<Server>, Option<SocketAddr>) {
     let listen = section.text("listen", socket_address).or(SocketAddr::from(([127, 0, 0, 1], 4020)));
     let public_url = section.text("public_url", public_url);
     let shutdown_timeout = duration(&mut section, "shutdown_timeout", Duration::ZERO..=HOUR).or(30 * SECOND);
+    let cores = counted(&mut section, "cores", 1..=MAX_CORES).optional();
     if let (Given::Absent, Some(listen)) = (&public_url, listen)
         && listen.ip().is_unspecified()
     {
@@ -138,7 +150,8 @@ fn server(mut section: Section<'_>) -> (Option<Server>, Option<SocketAddr>) {
     let default_url = listen.map(|listen| format!("http://{listen}"));
     let server = (|| {
         let public_url = public_url.optional()?.or(default_url)?;
-        Some(Server { listen: listen?, public_url, shutdown_timeout: shutdown_timeout? })
+        let cores = cores?.and_then(|cores| NonZeroUsize::new(usize::try_from(cores).ok()?));
+        Some(Server { listen: listen?, public_url, shutdown_timeout: shutdown_timeout?, cores })
     })();
     (server, listen)
 }
@@ -384,6 +397,9 @@ fn channel(mut section: Section<'_>, chain: Option<&Chain>, upstream: Option<&Up
     }
     let refund_idle = duration(&mut section, "refund_idle", HOUR..=3_650 * DAY).optional();
     let exposure = section.text("max_wallet_exposure", |text| amount(text, decimals));
+    let max_in_flight = counted(&mut section, "max_in_flight", 1..=MAX_AT_ONCE).or(32);
+    let max_waiting = counted(&mut section, "max_waiting", 0..=MAX_AT_ONCE).or(64);
+    let max_wait = duration(&mut section, "max_wait", Duration::from_millis(1)..=MINUTE).or(10 * SECOND);
     Some(Channel {
         withdraw_delay: withdraw_delay?,
         min_deposit: min_deposit.optional()?,
@@ -391,6 +407,9 @@ fn channel(mut section: Section<'_>, chain: Option<&Chain>, upstream: Option<&Up
         withdraw_margin: withdraw_margin?,
         refund_idle: refund_idle?,
         max_wallet_exposure: exposure.or(dollar(decimals))?,
+        max_in_flight: u32::try_from(max_in_flight?).ok()?,
+        max_waiting: usize::try_from(max_waiting?).ok()?,
+        max_wait: max_wait?,
     })
 }
 
@@ -402,6 +421,25 @@ fn deposits(mut section: Section<'_>, decimals: Option<u8>) -> Option<Deposits> 
         instant: instant?,
         per_peer_per_hour: u32::try_from(each?).ok()?,
         per_hour: u32::try_from(all?).ok()?,
+    })
+}
+
+fn limits(mut section: Section<'_>) -> Option<Limits> {
+    let connections = counted(&mut section, "max_connections", 1..=1_000_000).or(16_384);
+    let requests = counted(&mut section, "max_requests", 1..=MAX_REQUESTS).or(4_096);
+    let header_timeout = duration(&mut section, "header_timeout", SECOND..=5 * MINUTE).or(15 * SECOND);
+    let body_timeout = duration(&mut section, "body_timeout", SECOND..=5 * MINUTE).or(30 * SECOND);
+    let bad_signatures = counted(&mut section, "bad_signatures_per_minute", 1..=1_000_000).or(60);
+    let memory = section.text("hot_keys_memory", |text| {
+        parse_size(text).map_err(|error| Problem::new(format!("{} is no size: {error}", quoted(text))))
+    });
+    Some(Limits {
+        max_connections: usize::try_from(connections?).ok()?,
+        max_requests: usize::try_from(requests?).ok()?,
+        header_timeout: header_timeout?,
+        body_timeout: body_timeout?,
+        bad_signatures_per_minute: u32::try_from(bad_signatures?).ok()?,
+        hot_keys_bytes: memory.or(DEFAULT_HOT_KEYS_BYTES)?,
     })
 }
 
@@ -597,6 +635,7 @@ fn placeholder_terms() -> Terms {
         receiver_authorizer: Address::ZERO,
         withdraw_delay_s: 0,
         max_timeout_s: 0,
+        max_in_flight: 1,
         min_deposit: None,
     }
 }

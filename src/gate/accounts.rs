@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use crate::clock;
 use crate::ledger::{Channel, Command, Event, HoldNumber, Limits, Reject, SentRefund, Snapshot, TermsPool, View};
 use crate::protocol::claim::ClaimRow;
-use crate::protocol::x402::{ChannelState, RefundRequest, VoucherState};
+use crate::protocol::x402::{ChannelState, Order, RefundRequest, VoucherState};
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, VerifiedVoucher};
 use crate::store::{
     Adjustment, Booking, ChannelEntry, ChannelRow, Entry, Journal, LastDeposit, Latched, LedgerStore, Opening, Permit,
@@ -258,11 +258,12 @@ impl Accounts {
         &self,
         voucher: &VerifiedVoucher,
         price: Amount,
+        order: Order,
         limits: Limits,
         route: &Arc<str>,
         permit: Permit,
     ) -> Option<Result<Hold, Reject>> {
-        let event = self.change(&voucher.channel(), &Command::Hold { voucher, price, limits })?;
+        let event = self.change(&voucher.channel(), &Command::Hold { voucher, price, order, limits })?;
         Some(event.map(|event| match event {
             Event::Held(open) => Hold {
                 accounts: self.clone(),
@@ -324,7 +325,7 @@ impl Accounts {
         let mut idle = std::collections::BinaryHeap::new();
         for entry in &self.inner.channels {
             let Account { channel, used_at, .. } = &**entry.value();
-            let at_rest = channel.open_hold().is_none() && !channel.is_refunding();
+            let at_rest = channel.in_flight() == 0 && !channel.is_refunding();
             let left = channel.refundable();
             let worth = !left.is_zero() && left >= least && channel.view().withdrawal.is_none();
             if *used_at < since && at_rest && worth && terms(&channel.config()) {

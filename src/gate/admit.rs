@@ -23,7 +23,7 @@ use crate::protocol::deposit::{
     Authorization, MIN_AUTHORIZATION_LEFT_S, Permission, Permit2Authorization, TokenPermit,
 };
 use crate::protocol::voucher::{PayerEvidence, VoucherError};
-use crate::protocol::x402::{Action, ChannelState, Deposit, Payment, Receipt, RefundRequest};
+use crate::protocol::x402::{Action, ChannelState, Deposit, Order, Payment, Receipt, RefundRequest};
 use crate::protocol::{
     Address, Amount, ChannelConfig, ChannelId, Code, Domain, Hash, Signature, SignedVoucher, VerifiedVoucher,
 };
@@ -61,6 +61,7 @@ struct Claimed<'a> {
     id: ChannelId,
     config: ChannelConfig,
     voucher: SignedVoucher,
+    order: Order,
     /// The route's name, for the books.
     route: &'a Arc<str>,
 }
@@ -89,8 +90,8 @@ impl Gate {
         check_extensions(&route.extensions, &payment.extensions)?;
         let settlement = policy.settlement();
         let id = check_terms(terms, settlement, &payment.config, payment.voucher.channel)?;
-        let claimed =
-            Claimed { terms, settlement, id, config: payment.config, voucher: payment.voucher, route: &route.name };
+        let Payment { config, voucher, order, .. } = payment;
+        let claimed = Claimed { terms, settlement, id, config, voucher, order, route: &route.name };
         match payment.action {
             Action::Pay => self.pay(&claimed, price, None).await.map(Admission::Serve),
             Action::DepositAndPay(deposit) => {
@@ -122,12 +123,14 @@ impl Gate {
                 return Err(if was_open { self.corrective(claimed, &view) } else { Code::ChannelNotFound.into() });
             }
         }
-        let limits = self.limits.of_channels();
+        let limits = self.limits.of_channels(claimed.terms);
         let mut refreshed = verified.is_some();
         loop {
             let preview = self
                 .accounts
-                .read(id, |channel| channel.preview_hold(voucher.max_claimable, price, limits, clock::now_s()))
+                .read(id, |channel| {
+                    channel.preview_hold(voucher.max_claimable, price, claimed.order, limits, clock::now_s())
+                })
                 .ok_or(Refusal::from(Code::ChannelNotFound))?;
             if preview == Err(Reject::Busy) {
                 return Err(Code::ChannelBusy.into());
@@ -140,7 +143,7 @@ impl Gate {
             let held = match preview {
                 Ok(()) => {
                     let permit = self.accounts.journal().permit().ok_or(Refusal::from(Code::BooksUnavailable))?;
-                    let held = self.accounts.hold(&proof, price, limits, claimed.route, permit);
+                    let held = self.accounts.hold(&proof, price, claimed.order, limits, claimed.route, permit);
                     held.ok_or(Refusal::from(Code::ChannelNotFound))?
                 }
                 Err(reject) => Err(reject),
@@ -284,9 +287,9 @@ impl Gate {
         deposit: &Deposit,
     ) -> Result<(), Refusal> {
         let id = &claimed.id;
-        let limits = self.limits.of_channels();
+        let limits = self.limits.of_channels(claimed.terms);
         let known = self.accounts.read(id, |channel| {
-            let busy = channel.open_hold().is_some() || channel.is_refunding();
+            let busy = channel.in_flight() > 0 || channel.is_refunding();
             let refused = if busy {
                 Some(Reject::Busy)
             } else if channel.is_withdrawing(limits, clock::now_s()) {

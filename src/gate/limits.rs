@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::policy::Terms;
 use crate::ledger;
 use crate::protocol::Amount;
 
@@ -32,16 +33,16 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        let ledger::Limits { withdraw_margin_s, max_wallet_exposure } = ledger::Limits::default();
+        let ledger::Limits { withdraw_margin_s, max_wallet_exposure, .. } = ledger::Limits::default();
         Self { deposits: DepositLimits::default(), withdraw_margin_s, max_wallet_exposure }
     }
 }
 
 impl Limits {
-    /// What the ledger has to know of it.
-    pub(super) fn of_channels(self) -> ledger::Limits {
+    /// What the ledger has to know of it, and of the terms.
+    pub(super) fn of_channels(self, terms: &Terms) -> ledger::Limits {
         let Self { withdraw_margin_s, max_wallet_exposure, .. } = self;
-        ledger::Limits { withdraw_margin_s, max_wallet_exposure }
+        ledger::Limits { withdraw_margin_s, max_wallet_exposure, max_in_flight: terms.max_in_flight }
     }
 }
 

@@ -29,6 +29,7 @@
 //!     receiver_authorizer: "0x3325a78425F17a7E487Eb5666b2bFd93aBb06c70".parse()?,
 //!     withdraw_delay_s: 86_400,
 //!     max_timeout_s: 60,
+//!     max_in_flight: 32,
 //!     min_deposit: None,
 //! };
 //! let price = Price::Fixed(Amount::from_price("$0.002", usdc.decimals)?);

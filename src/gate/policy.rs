@@ -11,7 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::path::{CleanPath, PathError, PathPattern};
 use crate::protocol::deposit::EIP2612_SPONSORING;
-use crate::protocol::x402::{Offer, PERMIT2_METHOD, Quote, Resource, SCHEME, TRANSFER_METHOD, VERSION, network_of};
+use crate::protocol::x402::{
+    MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Quote, Resource, SCHEME, TRANSFER_METHOD, VERSION, network_of,
+};
 use crate::protocol::{Address, Amount, ChannelConfig, Domain, Hash, Token};
 
 /// What every channel with this provider must agree to.
@@ -31,6 +33,8 @@ pub struct Terms {
     pub max_timeout_s: u64,
     /// The least deposit that is relayed; none means any.
     pub min_deposit: Option<Amount>,
+    /// How many requests of one channel are served at once; 1 means one after the other, as the protocol has it.
+    pub max_in_flight: u32,
 }
 
 /// How a payer's deposit is moved.
@@ -118,6 +122,9 @@ impl Terms {
         // The protocol wants it to be at least the price; a dearer route asks for its own price.
         if let Some(min_deposit) = self.min_deposit {
             extra.insert("minDeposit".to_owned(), json!(min_deposit.max(price)));
+        }
+        if self.max_in_flight > 1 {
+            extra.insert(MAX_IN_FLIGHT.to_owned(), json!(self.max_in_flight));
         }
         Offer {
             scheme: SCHEME.to_owned(),
@@ -372,6 +379,7 @@ mod tests {
             receiver_authorizer: Address([2; 20]),
             withdraw_delay_s: 900,
             max_timeout_s: 60,
+            max_in_flight: 32,
             min_deposit: Some(Amount::new(1000)),
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::terms::{SharedTerms, TermsPool};
-use crate::protocol::x402::RefundRequest;
+use crate::protocol::x402::{Order, RefundRequest};
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, Signature, VerifiedVoucher};
 
 /// What the chain says of a channel at one block.
@@ -188,12 +188,15 @@ pub struct Limits {
     /// units. Such an account can approve a voucher when it is served and refuse it when it is claimed, so this is what
     /// one can take.
     pub max_wallet_exposure: Amount,
+    /// How many requests of one channel are served at once; 1 means one after the other.
+    pub max_in_flight: u32,
 }
 
-/// Five minutes, which is a third of the shortest withdraw delay there is, and a dollar of a token with six decimals.
+/// Five minutes, which is a third of the shortest withdraw delay there is, a dollar of a token with six decimals, and one
+/// request after the other.
 impl Default for Limits {
     fn default() -> Self {
-        Self { withdraw_margin_s: 300, max_wallet_exposure: Amount::new(1_000_000) }
+        Self { withdraw_margin_s: 300, max_wallet_exposure: Amount::new(1_000_000), max_in_flight: 1 }
     }
 }
 
@@ -206,6 +209,8 @@ pub enum Command<'a> {
         voucher: &'a VerifiedVoucher,
         /// The quoted price, above zero.
         price: Amount,
+        /// How its payer signs.
+        order: Order,
         /// What the provider risks.
         limits: Limits,
     },
@@ -467,9 +472,14 @@ impl Channel {
         self.latest.as_ref()
     }
 
-    /// The request being served, if one is.
-    pub fn open_hold(&self) -> Option<&OpenHold> {
-        self.hold.as_deref()
+    /// How many requests are being served.
+    pub fn in_flight(&self) -> usize {
+        usize::from(self.hold.is_some())
+    }
+
+    /// What the next voucher in turn must be the price above: what its client is told by a corrective.
+    pub fn base(&self, _price: Amount) -> Amount {
+        self.charged
     }
 
     /// Whether a refund is in progress.
@@ -575,7 +585,7 @@ impl Channel {
     /// Judges a command at `now` (Unix seconds). Pure: the channel is not changed.
     pub fn decide(&self, command: &Command<'_>, now: u64) -> Result<Event, Reject> {
         match command {
-            Command::Hold { voucher, price, limits } => self.decide_hold(voucher, *price, *limits, now),
+            Command::Hold { voucher, price, order, limits } => self.decide_hold(voucher, *price, *order, *limits, now),
             Command::Post { hold, charge } => self.decide_post(*hold, *charge, now),
             Command::Void { hold } => self.holding(*hold).map(|hold| Event::Voided { hold: hold.number }),
             Command::Observe { view } | Command::Rewind { view, .. } if !view.is_possible() => {
@@ -594,7 +604,14 @@ impl Channel {
 
     /// Whether a voucher with this ceiling could pay this price now, as far as arithmetic goes: everything
     /// [`Command::Hold`] checks except the signature. Lets a caller refuse before it does curve work.
-    pub fn preview_hold(&self, max_claimable: Amount, price: Amount, limits: Limits, now: u64) -> Result<(), Reject> {
+    pub fn preview_hold(
+        &self,
+        max_claimable: Amount,
+        price: Amount,
+        _order: Order,
+        limits: Limits,
+        now: u64,
+    ) -> Result<(), Reject> {
         if price.is_zero() {
             return Err(Reject::ZeroPrice);
         }
@@ -602,7 +619,7 @@ impl Channel {
         if self.hold.is_some() || self.is_refunding() {
             return Err(Reject::Busy);
         }
-        if self.charged.checked_add(price) != Some(max_claimable) {
+        if self.base(price).checked_add(price) != Some(max_claimable) {
             return Err(Reject::AmountMismatch);
         }
         if self.view_too_old(now) {
@@ -628,11 +645,18 @@ impl Channel {
         Ok(())
     }
 
-    fn decide_hold(&self, voucher: &VerifiedVoucher, price: Amount, limits: Limits, now: u64) -> Result<Event, Reject> {
+    fn decide_hold(
+        &self,
+        voucher: &VerifiedVoucher,
+        price: Amount,
+        order: Order,
+        limits: Limits,
+        now: u64,
+    ) -> Result<Event, Reject> {
         if voucher.channel() != self.id {
             return Err(Reject::OtherChannel);
         }
-        self.preview_hold(voucher.max_claimable(), price, limits, now)?;
+        self.preview_hold(voucher.max_claimable(), price, order, limits, now)?;
         Ok(Event::Held(OpenHold {
             number: HoldNumber(self.next_hold),
             price,

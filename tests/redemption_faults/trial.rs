@@ -575,6 +575,7 @@ fn terms() -> Terms {
         withdraw_delay_s: WITHDRAW_DELAY_S,
         // A request waits so long for its deposit, and then comes again.
         max_timeout_s: 5,
+        max_in_flight: 32,
         min_deposit: None,
     }
 }

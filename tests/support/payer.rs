@@ -70,6 +70,7 @@ pub(crate) fn usual_terms() -> Terms {
         receiver_authorizer: Address([2; 20]),
         withdraw_delay_s: 86_400,
         max_timeout_s: 60,
+        max_in_flight: 32,
         min_deposit: None,
     }
 }

@@ -19,8 +19,8 @@ pub use header::{
     X_PAYMENT_RESPONSE, decode, encode,
 };
 pub use offer::{
-    Accepted, ChannelState, Offer, PERMIT2_METHOD, Quote, Resource, SCHEME, TRANSFER_METHOD, VERSION, VoucherState,
-    chain_id_of, network_of,
+    Accepted, ChannelState, MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Quote, Resource, SCHEME, TRANSFER_METHOD, VERSION,
+    VoucherState, chain_id_of, network_of,
 };
-pub use payment::{Action, Deposit, Payment, PaymentError, RefundRequest};
+pub use payment::{Action, Deposit, Order, Payment, PaymentError, RefundRequest};
 pub use receipt::Receipt;

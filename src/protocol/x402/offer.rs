@@ -15,6 +15,9 @@ pub const SCHEME: &str = "batch-settlement";
 pub const TRANSFER_METHOD: &str = "assetTransferMethod";
 /// Its value where that is done through Permit2.
 pub const PERMIT2_METHOD: &str = "permit2";
+/// The key in an offer's `extra` that says how many vouchers of one channel a client may sign ahead; without it each waits
+/// for the answer to the one before. It is ours: clients that do not know it echo it and go on one by one.
+pub const MAX_IN_FLIGHT: &str = "maxInFlight";
 /// What the name of an EVM network begins with (CAIP-2); the chain id follows in decimal.
 const NETWORK_PREFIX: &str = "eip155:";
 
@@ -105,7 +108,7 @@ impl Accepted {
     /// The same without the price and what follows from it: a refund draws on the channel's terms, whatever resource it
     /// is sent to.
     pub fn answers_terms_of(&self, offer: &Offer) -> bool {
-        self.answers_except(offer, &["minDeposit"])
+        self.answers_except(offer, &["minDeposit", MAX_IN_FLIGHT])
     }
 
     /// Whether the offer it echoes is one whose token is deposited through Permit2.

@@ -26,6 +26,19 @@ pub struct Payment {
     pub voucher: SignedVoucher,
     /// What is asked for.
     pub action: Action,
+    /// How the voucher was signed.
+    pub order: Order,
+}
+
+/// How a client signs the vouchers of its channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// One after the other: each is the price above what was charged before.
+    #[default]
+    InTurn,
+    /// Ahead of the answers to those before it, the price above the one before: `"signedAhead": true` in the payload, where
+    /// the offer says how many ([`super::MAX_IN_FLIGHT`]). They may arrive in any order.
+    Ahead,
 }
 
 /// What a payment asks for.
@@ -180,9 +193,14 @@ impl Payment {
             Kind::Deposit => Action::DepositAndPay(deposit(&envelope.payload, &accepted, &extensions)?),
             Kind::Refund => Action::Refund(refund(&envelope.payload)?),
         };
-        Ok(Self { accepted, extensions, config, voucher, action })
+        let ahead = matches!(kind, Kind::Voucher) && envelope.payload.get(SIGNED_AHEAD) == Some(&Value::Bool(true));
+        let order = if ahead { Order::Ahead } else { Order::InTurn };
+        Ok(Self { accepted, extensions, config, voucher, action, order })
     }
 }
+
+/// The key of a payload whose voucher was signed ahead.
+const SIGNED_AHEAD: &str = "signedAhead";
 
 /// How much of a client's own text goes into an error message, in characters.
 const MAX_SHOWN_CHARS: usize = 40;
