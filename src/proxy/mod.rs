@@ -85,7 +85,9 @@ impl Stack {
     }
 
     /// What each thread that serves does once, before its first connection and inside its runtime.
-    fn attend(&self) {}
+    fn attend(&self) {
+        self.layers.gate.accounts().journal().attend();
+    }
 
     /// The way of a request, read from the top.
     async fn serve(&self, mut request: Request<Incoming>, caller: &Caller) -> Response<ResponseBody> {
