@@ -806,13 +806,13 @@ fn what_is_not_these_books_is_refused_and_left_alone() {
         assert!(matches!(error, StoreError::OtherBooks { .. }), "{error:?}");
     }
     assert_eq!(Reader::open(directory.path()).unwrap().identity().unwrap(), IDENTITY);
-    assert_eq!(Reader::open(directory.path()).unwrap().schema_version().unwrap(), 2);
+    assert_eq!(Reader::open(directory.path()).unwrap().schema_version().unwrap(), 3);
 
     plain(directory.path()).pragma_update(None, "user_version", 7).unwrap();
     for error in
         [SqliteStore::open(directory.path(), IDENTITY).unwrap_err(), Reader::open(directory.path()).unwrap_err()]
     {
-        assert!(matches!(error, StoreError::TooNew { found: 7, known: 2 }), "{error:?}");
+        assert!(matches!(error, StoreError::TooNew { found: 7, known: 3 }), "{error:?}");
     }
 
     let directory = TempDir::new().unwrap();
