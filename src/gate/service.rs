@@ -124,7 +124,10 @@ impl Gate {
             Verdict::Paid(route, price) if request.method() != Method::OPTIONS => Some((route, price)),
             // A refund is taken on any path of the site: a client may have no other URL than a free one.
             _ if refund => policy.first_paid(),
-            Verdict::Free(_) => return self.pass(request, inner).await,
+            Verdict::Free(_) => {
+                drop(payment);
+                return self.pass(request, inner).await;
+            }
             Verdict::Unknown => return Ok(own(&request, answer::unknown_route())),
             Verdict::Unclear(error) => return Ok(own(&request, answer::unclear_path(error))),
             // The gate answers OPTIONS itself: a paid route's upstream must not work unpaid.
@@ -137,7 +140,8 @@ impl Gate {
         let target = target_of(&request);
         let offer = offer.as_ref().map(|(route, price)| (&**route, *price));
         let admission = match payment {
-            Ok(payment) => self.admit(&policy, offer, payment, peer).await,
+            // In a box, because it may have a deposit to see through: a free request must not make room for that.
+            Ok(payment) => Box::pin(self.admit(&policy, offer, payment, peer)).await,
             Err(refusal) => Err(refusal),
         };
         match admission {
