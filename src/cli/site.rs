@@ -202,10 +202,7 @@ impl Site {
 const MAX_LAST_REDEMPTION: Duration = Duration::from_secs(300);
 
 fn unclaimed(gate: &Gate) -> Amount {
-    gate.accounts()
-        .statements()
-        .iter()
-        .fold(Amount::ZERO, |sum, statement| sum.checked_add(statement.unclaimed).unwrap_or(Amount::MAX))
+    gate.accounts().statements().iter().fold(Amount::ZERO, |sum, statement| sum.saturating_add(statement.unclaimed))
 }
 
 /// How many threads serve. Where nobody knows how many cores there are, one does.

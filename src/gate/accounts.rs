@@ -542,6 +542,12 @@ pub(super) fn channel_state(channel: &Channel) -> ChannelState {
     state_of(channel.id(), &channel.view(), channel.charged())
 }
 
+/// The channel as a client is shown it whose voucher for `price` was out of step: as if so much were charged that the
+/// voucher which the client signs next is the right one.
+pub(super) fn corrective_state(channel: &Channel, price: Amount) -> ChannelState {
+    state_of(channel.id(), &channel.view(), channel.base(price))
+}
+
 /// The same from its parts, for a channel that has no account.
 pub(super) fn state_of(channel_id: ChannelId, view: &View, charged: Amount) -> ChannelState {
     ChannelState {
@@ -554,10 +560,10 @@ pub(super) fn state_of(channel_id: ChannelId, view: &View, charged: Amount) -> C
     }
 }
 
-/// The payer's own last voucher, as correctives show it.
+/// The payer's own highest voucher, as correctives show it: clients believe no sum beyond it.
 pub(super) fn voucher_state(channel: &Channel) -> Option<VoucherState> {
     channel
-        .latest()
+        .highest()
         .map(|latest| VoucherState { signed_max_claimable: latest.max_claimable, signature: latest.signature.clone() })
 }
 

@@ -62,6 +62,8 @@ struct Claimed<'a> {
     config: ChannelConfig,
     voucher: SignedVoucher,
     order: Order,
+    /// What is paid; nothing for a refund.
+    due: Option<Amount>,
     /// The route's name, for the books.
     route: &'a Arc<str>,
 }
@@ -91,7 +93,16 @@ impl Gate {
         let settlement = policy.settlement();
         let id = check_terms(terms, settlement, &payment.config, payment.voucher.channel)?;
         let Payment { config, voucher, order, .. } = payment;
-        let claimed = Claimed { terms, settlement, id, config, voucher, order, route: &route.name };
+        let claimed = Claimed {
+            terms,
+            settlement,
+            id,
+            config,
+            voucher,
+            order,
+            due: (!refund).then_some(price),
+            route: &route.name,
+        };
         match payment.action {
             Action::Pay => self.pay(&claimed, price, None).await.map(Admission::Serve),
             Action::DepositAndPay(deposit) => {
@@ -297,18 +308,18 @@ impl Gate {
             } else {
                 None
             };
-            (refused, channel.charged(), channel.ceiling(), channel.view())
+            (refused, channel.base(price), channel.ceiling(), channel.view())
         });
-        let (charged, ceiling, view) = match known {
+        let (base, ceiling, view) = match known {
             Some((Some(reject), ..)) => return Err(self.refusal_of(claimed, reject)),
-            Some((None, charged, ceiling, view)) => (charged, ceiling, view),
+            Some((None, base, ceiling, view)) => (base, ceiling, view),
             None => {
                 let view = self.refresh(claimed).await?;
                 (view.total_claimed, view.balance, view)
             }
         };
         let max = proof.max_claimable();
-        if charged.checked_add(price) != Some(max) {
+        if base.checked_add(price) != Some(max) {
             return Err(self.corrective(claimed, &view));
         }
         // A payer that deposits again although its last deposit is there and untouched does not know of it: it signed
@@ -390,7 +401,17 @@ impl Gate {
     async fn verify(&self, claimed: &Claimed<'_>) -> Result<VerifiedVoucher, Refusal> {
         let Claimed { settlement, config, voucher, .. } = claimed;
         let verified = match config.authorizer() {
-            Authorizer::Key(_) => voucher.verify(settlement, config),
+            Authorizer::Key(signer) => match self.hot_keys.table(signer) {
+                Some(table) => voucher.verify_hot(settlement, config, &table),
+                None => {
+                    let verified = voucher.verify(settlement, config);
+                    // A channel that is in the books had a deposit; who has none does not get a table.
+                    if verified.is_ok() && self.accounts.knows(&claimed.id) {
+                        self.hot_keys.proved(signer, || (voucher.digest(settlement), voucher.signature.clone()));
+                    }
+                    verified
+                }
+            },
             Authorizer::Payer(payer) => {
                 let evidence = self.evidence(payer, voucher.digest(settlement), &voucher.signature).await?;
                 voucher.verify_by_payer(settlement, config, evidence)
@@ -522,9 +543,11 @@ impl Gate {
             // withdrawal it has not seen), in part or as a whole. The corrective is the only answer after which a stock
             // client reads the chain and tops up; "exceeds balance" and "not found" would leave it stuck for good. A
             // channel that never had a deposit is not in the books and does not come here.
-            Reject::AmountMismatch | Reject::ExceedsBalance | Reject::NoDeposit => {
-                self.corrective(claimed, &View::default())
-            }
+            Reject::AmountMismatch
+            | Reject::Spent
+            | Reject::TooFarAhead
+            | Reject::ExceedsBalance
+            | Reject::NoDeposit => self.corrective(claimed, &View::default()),
             Reject::ExceedsWithdrawal => Code::CumulativeExceedsBalance.into(),
             // Neither a corrective, after which a stock client would pay once more in vain, nor "exceeds balance".
             Reject::Withdrawing => Refusal::from(Code::ChannelWithdrawing)
@@ -547,9 +570,12 @@ impl Gate {
 
     /// The true state for a client out of step: our books, or for a channel that has none what the chain says.
     fn corrective(&self, claimed: &Claimed<'_>, on_chain: &View) -> Refusal {
-        let known = self
-            .accounts
-            .read(&claimed.id, |channel| (accounts::channel_state(channel), accounts::voucher_state(channel)));
+        let known = self.accounts.read(&claimed.id, |channel| {
+            let state = claimed
+                .due
+                .map_or_else(|| accounts::channel_state(channel), |price| accounts::corrective_state(channel, price));
+            (state, accounts::voucher_state(channel))
+        });
         let unknown = || (accounts::state_of(claimed.id, on_chain, on_chain.total_claimed), None);
         let (state, voucher) = known.unwrap_or_else(unknown);
         Refusal::corrective(state, voucher)

@@ -136,7 +136,7 @@ impl Dossier {
         let read = reader.charges(&of_it, &mut |charge| {
             let sum = dossier.routes.entry(charge.route).or_default();
             sum.requests = sum.requests.saturating_add(charge.requests);
-            sum.amount = sum.amount.checked_add(charge.amount).unwrap_or(Amount::MAX);
+            sum.amount = sum.amount.saturating_add(charge.amount);
             sum.first = Some(sum.first.map_or(charge.minute, |first| first.min(charge.minute)));
             sum.last = sum.last.max(Some(charge.minute));
             Ok(())
@@ -163,7 +163,7 @@ impl Dossier {
 
 impl Dossier {
     fn charges(&self) -> Amount {
-        self.routes.values().fold(Amount::ZERO, |sum, route| sum.checked_add(route.amount).unwrap_or(Amount::MAX))
+        self.routes.values().fold(Amount::ZERO, |sum, route| sum.saturating_add(route.amount))
     }
 
     pub(super) fn to_json(&self, books: &Books) -> Value {
