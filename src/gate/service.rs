@@ -140,12 +140,12 @@ impl Gate {
         let target = target_of(&request);
         let offer = offer.as_ref().map(|(route, price)| (&**route, *price));
         let admission = match payment {
-            // In a box, because it may have a deposit to see through: a free request must not make room for that.
+            // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
             Ok(payment) => Box::pin(self.admit(&policy, offer, payment, peer)).await,
             Err(refusal) => Err(refusal),
         };
         match admission {
-            Ok(Admission::Serve(admitted)) => self.serve_paid(&policy, request, inner, admitted).await,
+            Ok(Admission::Serve(admitted)) => Box::pin(self.serve_paid(&policy, request, inner, admitted)).await,
             Ok(Admission::Refunded { receipt, state }) => Ok(own(&request, answer::refunded(&receipt, &state))),
             Err(refusal) => {
                 tracing::debug!(route = offer.map(|(route, _)| &*route.name), error = refusal.error(), "refused");
