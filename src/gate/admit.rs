@@ -106,9 +106,10 @@ impl Gate {
         match payment.action {
             Action::Pay => self.pay(&claimed, price, None).await.map(Admission::Serve),
             Action::DepositAndPay(deposit) => {
-                self.deposit_and_pay(&claimed, price, deposit, peer).await.map(Admission::Serve)
+                // In boxes is what seldom comes, so that the rest need not make room for it.
+                Box::pin(self.deposit_and_pay(&claimed, price, deposit, peer)).await.map(Admission::Serve)
             }
-            Action::Refund(request) => self.refund(&claimed, request, peer).await,
+            Action::Refund(request) => Box::pin(self.refund(&claimed, request, peer)).await,
         }
     }
 

@@ -124,7 +124,10 @@ impl Gate {
             Verdict::Paid(route, price) if request.method() != Method::OPTIONS => Some((route, price)),
             // A refund is taken on any path of the site: a client may have no other URL than a free one.
             _ if refund => policy.first_paid(),
-            Verdict::Free(_) => return self.pass(request, inner).await,
+            Verdict::Free(_) => {
+                drop(payment);
+                return self.pass(request, inner).await;
+            }
             Verdict::Unknown => return Ok(own(&request, answer::unknown_route())),
             Verdict::Unclear(error) => return Ok(own(&request, answer::unclear_path(error))),
             // The gate answers OPTIONS itself: a paid route's upstream must not work unpaid.
@@ -137,11 +140,12 @@ impl Gate {
         let target = target_of(&request);
         let offer = offer.as_ref().map(|(route, price)| (&**route, *price));
         let admission = match payment {
-            Ok(payment) => self.admit(&policy, offer, payment, peer).await,
+            // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
+            Ok(payment) => Box::pin(self.admit(&policy, offer, payment, peer)).await,
             Err(refusal) => Err(refusal),
         };
         match admission {
-            Ok(Admission::Serve(admitted)) => self.serve_paid(&policy, request, inner, admitted).await,
+            Ok(Admission::Serve(admitted)) => Box::pin(self.serve_paid(&policy, request, inner, admitted)).await,
             Ok(Admission::Refunded { receipt, state }) => Ok(own(&request, answer::refunded(&receipt, &state))),
             Err(refusal) => {
                 tracing::debug!(route = offer.map(|(route, _)| &*route.name), error = refusal.error(), "refused");

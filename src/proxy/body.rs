@@ -35,6 +35,12 @@ pub(super) fn guard(request: Request<Incoming>) -> Request<RequestBody> {
     request.map(|incoming| RequestBody { incoming: Some(incoming), drain })
 }
 
+/// No body.
+#[cfg(test)]
+pub(super) fn none() -> RequestBody {
+    RequestBody { incoming: None, drain: false }
+}
+
 /// The client broke its request off, or framed its body wrongly.
 #[derive(Debug, thiserror::Error)]
 #[error("the request's body broke off")]

@@ -254,3 +254,84 @@ impl Phase {
         poll_fn(look).await
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::gate::path::PathPattern;
+    use crate::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
+    use crate::gate::{Desk, Gate};
+    use crate::protocol::{Address, Network};
+    use crate::proxy::{Cors, Upstream, UpstreamSettings, stack};
+    use std::io::{Read as _, Write as _};
+    use std::net;
+    use std::sync::mpsc;
+
+    /// A stack in front of that upstream, with nothing but a free route.
+    pub(crate) fn free(upstream: SocketAddr) -> Stack {
+        let network = Network::by_name("base-sepolia").unwrap();
+        let terms = Terms {
+            chain_id: network.chain_id,
+            token: TokenTerms::preset(network.token("usdc").unwrap()),
+            pay_to: Address([1; 20]),
+            receiver_authorizer: Address([2; 20]),
+            withdraw_delay_s: 86_400,
+            max_timeout_s: 60,
+            min_deposit: None,
+            max_in_flight: 1,
+        };
+        let routes = vec![Route::new(PathPattern::parse("/*").unwrap(), Price::Free)];
+        let gate = Gate::new(Policy::new(terms, "http://h", routes).unwrap(), Desk::closed());
+        let timeout = Duration::from_secs(10);
+        let url = format!("http://{upstream}").parse().unwrap();
+        let settings = UpstreamSettings { url, connect_timeout: timeout, response_timeout: timeout };
+        stack(&gate, Upstream::new(&settings).unwrap(), Cors::Off)
+    }
+
+    #[test]
+    fn a_core_that_breaks_stops_all_and_lets_its_requests_end() {
+        let listen = || net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (upstream, socket) = (listen(), listen());
+        let address = socket.local_addr().unwrap();
+        let (stop, cut_off) = (CancellationToken::new(), CancellationToken::new());
+        let core = Core::new(
+            free(upstream.local_addr().unwrap()),
+            Duration::from_secs(10),
+            Arc::new(Semaphore::new(8)),
+            stop.clone(),
+            cut_off,
+        );
+        let breaks = Arc::new(Notify::new());
+        let broken = Arc::clone(&breaks);
+        let (tell, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            core.run_in(&runtime, async {
+                tokio::select! {
+                    () = core.accept(socket) => {}
+                    () = broken.notified() => panic!("a core breaks on purpose"),
+                }
+            });
+            tell.send(()).unwrap();
+        });
+        let mut client = net::TcpStream::connect(address).unwrap();
+        client.write_all(b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n").unwrap();
+        let (mut api, _) = upstream.accept().unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            api.read_exact(&mut byte).unwrap();
+            head.extend(byte);
+        }
+        assert!(!stop.is_cancelled());
+        breaks.notify_one();
+        let outside = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        outside.block_on(stop.cancelled());
+        assert!(ended.try_recv().is_err(), "a request is being served");
+        api.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("ok"), "{answer}");
+        ended.recv_timeout(Duration::from_secs(10)).unwrap();
+    }
+}

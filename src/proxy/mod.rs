@@ -106,7 +106,10 @@ impl Stack {
             let mut response = match cors.preflight(&request) {
                 Some(preflight) => own(preflight),
                 // A bug in serving one request is that request's 500.
-                None => unless_it_panics(self.answer(request, framing, caller, &id), &id).await,
+                None => AssertUnwindSafe(self.answer(request, framing, caller, &id))
+                    .catch_unwind()
+                    .await
+                    .unwrap_or_else(|_| panicked(&id)),
             };
             cors.add(response.headers_mut(), origin.as_ref());
             if let Some(begun) = begun {
@@ -156,26 +159,30 @@ fn span<B>(request: &Request<B>, id: &HeaderValue) -> tracing::Span {
 }
 
 /// What the panic said is for the log, where the process's panic hook has put it.
-async fn unless_it_panics(
-    answer: impl Future<Output = Response<ResponseBody>>,
-    id: &HeaderValue,
-) -> Response<ResponseBody> {
-    match AssertUnwindSafe(answer).catch_unwind().await {
-        Ok(response) => response,
-        Err(_) => {
-            tracing::error!(request = headers::text(id), "serving a request panicked");
-            own(refusal(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the request could not be served"))
-        }
-    }
+fn panicked(id: &HeaderValue) -> Response<ResponseBody> {
+    tracing::error!(request = headers::text(id), "serving a request panicked");
+    own(refusal(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the request could not be served"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_request_takes_little_room() {
+        fn size<A, F>(_: &impl FnOnce(A) -> F) -> usize {
+            std::mem::size_of::<F>()
+        }
+        let stack = cores::tests::free("127.0.0.1:1".parse().unwrap());
+        let caller = Caller::new("127.0.0.1:1".parse().unwrap());
+        // Each connection has room for one request from its beginning on, and each request is written into it.
+        let size = size(&|request| stack.serve(request, &caller));
+        assert!(size <= 6 * 1024, "{size} bytes");
+    }
+
     #[tokio::test]
     async fn a_panic_tells_the_client_nothing() {
-        let response = unless_it_panics(async { panic!("secret") }, &HeaderValue::from_static("id")).await;
+        let response = panicked(&HeaderValue::from_static("id"));
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(response.headers()["content-type"], "application/json");
         let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();

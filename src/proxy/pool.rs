@@ -22,7 +22,7 @@ use tower::{BoxError, ServiceExt as _};
 use super::body::RequestBody;
 use crate::causes::causes;
 
-/// How long an idle connection is kept at most, in ticks: less than the five seconds after which common servers close
+/// How many ticks an idle connection is kept: less than the five seconds after which common servers close
 /// theirs, because a request that meets the close halfway cannot be sent again safely.
 const POOL_IDLE_TICKS: u64 = 4;
 /// How often idle connections are looked through. Nothing reads a clock for each request.
@@ -65,6 +65,7 @@ impl Pool {
     /// # Cancellation
     /// A connection whose answer nobody waits for any more is closed: HTTP/1 knows no other way to take a request back.
     pub(super) async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
+        // In a box is what is needed once in a connection's life: a request has its room for as long as it is served.
         let unsent = match self.idle.take() {
             None => request,
             Some(kept) => match kept.send(request).await {
@@ -76,7 +77,7 @@ impl Pool {
                 },
             },
         };
-        let fresh = self.connect().await.map_err(SendError::Connect)?;
+        let fresh = Box::pin(self.connect()).await.map_err(SendError::Connect)?;
         fresh.send(unsent).await.map_err(|error| SendError::Answer(error.into_error()))
     }
 
@@ -198,9 +199,110 @@ impl Idle {
     fn tick(&self) -> Vec<(u64, Kept)> {
         let mut waiting = self.lock();
         waiting.tick = waiting.tick.saturating_add(1);
-        let oldest = waiting.tick.saturating_sub(POOL_IDLE_TICKS);
-        let young = |(since, kept): &(u64, Kept)| *since > oldest && !kept.sender.is_closed();
-        let old = waiting.kept.iter().take_while(|kept| !young(kept)).count();
+        let tick = waiting.tick;
+        let old =
+            |(since, kept): &&(u64, Kept)| since.saturating_add(POOL_IDLE_TICKS) <= tick || kept.sender.is_closed();
+        let old = waiting.kept.iter().take_while(old).count();
         waiting.kept.drain(..old).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::body;
+    use hyper_rustls::HttpsConnectorBuilder;
+    use hyper_util::rt::TokioIo;
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+
+    /// A connection whose other end is never read.
+    async fn kept() -> (Kept, tokio::io::DuplexStream) {
+        let (near, far) = tokio::io::duplex(1_024);
+        let (sender, connection) = http1::handshake(TokioIo::new(near)).await.unwrap();
+        tokio::spawn(connection);
+        (Kept { sender, place: Arc::default() }, far)
+    }
+
+    #[tokio::test]
+    async fn who_waited_too_long_is_closed_and_who_was_used_last_is_used_first() {
+        let idle = Idle::default();
+        let mut far = Vec::new();
+        let mut places = Vec::new();
+        for _ in 0..2 {
+            let (kept, end) = kept().await;
+            far.push(end);
+            places.push(Arc::clone(&kept.place));
+            idle.put(kept);
+            assert_eq!(idle.tick().len(), 0);
+        }
+        assert!(Arc::ptr_eq(&idle.take().unwrap().place, &places[1]));
+        // The other one has waited for two ticks already.
+        for _ in 3..POOL_IDLE_TICKS {
+            assert_eq!(idle.tick().len(), 0);
+        }
+        assert_eq!(idle.tick().len(), 1);
+        assert!(idle.take().is_none());
+    }
+
+    #[tokio::test]
+    async fn no_more_than_so_many_wait_and_the_oldest_makes_room() {
+        let idle = Idle::default();
+        let (oldest, _far) = kept().await;
+        let place = Arc::clone(&oldest.place);
+        idle.put(oldest);
+        let mut far = Vec::new();
+        for _ in 1..MAX_IDLE {
+            let (kept, end) = kept().await;
+            far.push(end);
+            idle.put(kept);
+        }
+        let has_oldest = || idle.lock().kept.iter().any(|(_, kept)| Arc::ptr_eq(&kept.place, &place));
+        assert!(has_oldest() && idle.lock().kept.len() == MAX_IDLE);
+        let (kept, _far) = kept().await;
+        idle.put(kept);
+        assert!(!has_oldest() && idle.lock().kept.len() == MAX_IDLE);
+    }
+
+    /// Reads the head of a request and answers it.
+    fn answer(stream: &mut TcpStream) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.extend(byte);
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_request_for_a_connection_that_was_closed_meanwhile_goes_out_on_a_new_one() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let uri: Uri = format!("http://{}", socket.local_addr().unwrap()).parse().unwrap();
+        let (order, close) = std::sync::mpsc::channel();
+        let (tell, closed) = std::sync::mpsc::channel();
+        let upstream = std::thread::spawn(move || {
+            let (mut first, _) = socket.accept().unwrap();
+            answer(&mut first);
+            close.recv().unwrap();
+            drop(first);
+            tell.send(()).unwrap();
+            answer(&mut socket.accept().unwrap().0);
+        });
+        let tls = crate::tls::client_config();
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+        let pool = Pool::new(connector, uri);
+        let request = || Request::get("/x").header("host", "h").body(body::none()).unwrap();
+        pool.send(request()).await.unwrap();
+        while pool.idle.lock().kept.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        order.send(()).unwrap();
+        closed.recv().unwrap();
+        // The runtime learns of it, and has no time to tell the connection before the next request.
+        tokio::task::yield_now().await;
+        assert!(!pool.idle.lock().kept.front().unwrap().1.sender.is_closed());
+        pool.send(request()).await.unwrap();
+        upstream.join().unwrap();
     }
 }

@@ -158,8 +158,8 @@ impl Upstream {
         let target = self.target(request.uri())?;
         *request.uri_mut() = target;
         *request.version_mut() = Version::HTTP_11;
-        let answer = tokio::time::timeout(self.response_timeout, self.pool.send(request));
-        let mut response = answer.await.map_err(|_| UpstreamError::TimedOut)?.map_err(|error| {
+        let answer = tokio::time::timeout(self.response_timeout, self.pool.send(request)).await;
+        let mut response = answer.map_err(|_| UpstreamError::TimedOut)?.map_err(|error| {
             if is_the_clients(&error) {
                 return UpstreamError::Body;
             }
