@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::amount::Amount;
 use super::bytes::{Address, ChannelId, Hash};
-use super::channel::{Authorizer, ChannelConfig};
+use super::channel::{Authorizer, BoundConfig, ChannelConfig};
 use super::eip712::{Domain, TypeHash, Words};
 use super::signature::{LocalKey, Signature, SignatureError};
 
@@ -107,9 +107,14 @@ impl SignedVoucher {
     /// Checks that the voucher is of the channel with these terms, and its signature by the key that signs that
     /// channel's vouchers; no chain is needed.
     pub fn verify(&self, settlement: &Domain, config: &ChannelConfig) -> Result<VerifiedVoucher, VoucherError> {
-        self.of_channel(settlement, config)?;
-        match config.authorizer() {
-            Authorizer::Key(signer) => self.verify_key(settlement, signer),
+        self.verify_bound(&config.bound(settlement))
+    }
+
+    /// The same where the id of the channel with these terms is known.
+    pub fn verify_bound(&self, bound: &BoundConfig) -> Result<VerifiedVoucher, VoucherError> {
+        self.of_channel(bound)?;
+        match bound.config().authorizer() {
+            Authorizer::Key(signer) => self.verify_key(bound.settlement(), signer),
             Authorizer::Payer(_) => Err(VoucherError::AsksPayer),
         }
     }
@@ -121,18 +126,27 @@ impl SignedVoucher {
         config: &ChannelConfig,
         evidence: PayerEvidence,
     ) -> Result<VerifiedVoucher, VoucherError> {
-        self.of_channel(settlement, config)?;
-        match (config.authorizer(), evidence) {
-            (Authorizer::Key(signer), _) => self.verify_key(settlement, signer),
-            (Authorizer::Payer(payer), PayerEvidence::NoCode) => self.verify_key(settlement, payer),
+        self.verify_bound_by_payer(&config.bound(settlement), evidence)
+    }
+
+    /// The same where the id of the channel with these terms is known.
+    pub fn verify_bound_by_payer(
+        &self,
+        bound: &BoundConfig,
+        evidence: PayerEvidence,
+    ) -> Result<VerifiedVoucher, VoucherError> {
+        self.of_channel(bound)?;
+        match (bound.config().authorizer(), evidence) {
+            (Authorizer::Key(signer), _) => self.verify_key(bound.settlement(), signer),
+            (Authorizer::Payer(payer), PayerEvidence::NoCode) => self.verify_key(bound.settlement(), payer),
             (Authorizer::Payer(_), PayerEvidence::Approved) => Ok(self.proven()),
             (Authorizer::Payer(_), PayerEvidence::Refused) => Err(VoucherError::WalletRefused),
         }
     }
 
     /// Without this a voucher for a channel of the victim's would verify under terms the attacker wrote.
-    fn of_channel(&self, settlement: &Domain, config: &ChannelConfig) -> Result<(), VoucherError> {
-        if config.id(settlement) == self.channel { Ok(()) } else { Err(VoucherError::OtherChannel) }
+    fn of_channel(&self, bound: &BoundConfig) -> Result<(), VoucherError> {
+        if bound.id() == self.channel { Ok(()) } else { Err(VoucherError::OtherChannel) }
     }
 
     fn verify_key(&self, settlement: &Domain, signer: Address) -> Result<VerifiedVoucher, VoucherError> {
