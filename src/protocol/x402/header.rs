@@ -66,8 +66,8 @@ pub(super) fn with_room<R>(work: impl FnOnce(&mut Vec<u8>) -> R) -> R {
     ROOM.with(|room| {
         // It is taken out meanwhile: should the work come here again, it finds another one.
         let mut buffer = room.take();
-        buffer.clear();
         let result = work(&mut buffer);
+        buffer.clear();
         buffer.shrink_to(MAX_KEPT_BYTES);
         room.replace(buffer);
         result

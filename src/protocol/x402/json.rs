@@ -347,7 +347,7 @@ mod tests {
             for number in [number, u128::from(small), tiny, 10 * u128::from(small)] {
                 out.clear();
                 write_number(&mut out, number);
-                prop_assert_eq!(&out, number.to_string().as_bytes());
+                prop_assert_eq!(std::str::from_utf8(&out).unwrap(), number.to_string());
             }
         }
 
