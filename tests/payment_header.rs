@@ -1,4 +1,5 @@
 //! Payment headers read in one pass are read as they always were: what real clients send, and what is nearly that.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "in a test a panic is the report")]
 
 #[path = "support/read_payment.rs"]
 mod read_payment;
