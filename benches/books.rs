@@ -160,6 +160,7 @@ fn row(number: usize, signature: &Signature) -> ChannelRow {
         latest: Some(LatestVoucher { max_claimable: charged, signature: signature.clone() }),
         open_refund: None,
         unclaimed_since: Some(1_700_000_000),
+        spent_up_to: None,
     };
     ChannelRow { snapshot, version: 1, last_deposit: Some(LastDeposit { salt: hash, charged: Amount::ZERO }) }
 }
