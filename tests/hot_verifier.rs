@@ -138,7 +138,7 @@ fn mutated(cases: u64) -> Vec<(&'static str, u64, u64)> {
             "good" | "edge digest" => {}
             "bit of r" => bytes[bit / 8] ^= 1 << (bit % 8),
             "bit of s" => bytes[32 + bit / 8] ^= 1 << (bit % 8),
-            "v" => bytes[64] = if bit % 2 == 0 { 55 - bytes[64] } else { numbers.bytes::<1>()[0] },
+            "v" => bytes[64] = if bit.is_multiple_of(2) { 55 - bytes[64] } else { numbers.bytes::<1>()[0] },
             "bit of the digest" => digest.0[bit / 8] ^= 1 << (bit % 8),
             "other key" => table = &keys[numbers.below(keys.len())].1,
             "high s" => {
@@ -147,9 +147,9 @@ fn mutated(cases: u64) -> Vec<(&'static str, u64, u64)> {
                 bytes[64] = 55 - bytes[64];
             }
             _ => {
-                let place = if bit % 2 == 0 { 0..32 } else { 32..64 };
+                let place = if bit.is_multiple_of(2) { 0..32 } else { 32..64 };
                 bytes[place].copy_from_slice(&numbers.number());
-                if bit % 3 == 0 {
+                if bit.is_multiple_of(3) {
                     bytes[..32].copy_from_slice(&numbers.number());
                 }
             }

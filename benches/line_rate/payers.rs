@@ -209,6 +209,7 @@ pub(crate) fn fill(directory: &Path, hot: &[Channel], idle: &[(ChannelId, Channe
             latest: (!charged.is_zero()).then_some(latest),
             open_refund: None,
             unclaimed_since: None,
+            spent_up_to: None,
         };
         let last_deposit = Some(LastDeposit { salt: Hash::ZERO, charged: Amount::ZERO });
         let row = ChannelRow { snapshot, version: 1, last_deposit };

@@ -54,7 +54,7 @@ const FORGED: usize = 256;
 const FLOOD_SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2));
 /// The word by which this binary is told to be the flood.
 pub(crate) const FLOOD_WORKER: &str = "--flood-worker";
-/// The number of the first idle channel's payer; hot ones count from zero.
+/// The number of the flooder among the payers; honest ones count from zero.
 const FLOODER: usize = 1 << 40;
 
 /// What all scenarios share.
@@ -478,7 +478,7 @@ impl<'a> Stage<'a> {
         let honest = self.channels(HONEST);
         booth.lanes = Lane::share_out(honest, HONEST);
         self.warm(&mut booth, HONEST);
-        // Where nobody but the signer could tell: each forged voucher has another signature.
+        // Each has another signature, so that no verdict on it can be remembered.
         let forged = (0..FORGED).map(|number| {
             let forger = LocalKey::from_bytes(&keccak256(&[b"forger", &number.to_be_bytes()[..]].concat()).0).unwrap();
             flooder.forged("/paid", &booth.quote, &self.domain, &forger)

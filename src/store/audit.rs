@@ -695,6 +695,10 @@ mod tests {
         let good = snapshot(1);
         assert_eq!(faults_of(good.clone()), []);
 
+        let mut spent = good.clone();
+        spent.spent_up_to = Some(spent.charged);
+        assert_eq!(faults_of(spent), [Fault::Invariant]);
+
         let mut other_terms = good.clone();
         other_terms.config.withdraw_delay = 901;
         assert_eq!(faults_of(other_terms), [Fault::ChannelId]);

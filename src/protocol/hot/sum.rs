@@ -21,6 +21,12 @@ pub(super) struct Point {
 impl Point {
     /// A value for places that hold no point yet.
     const BLANK: Self = Self { x: Fe::ZERO, y: Fe::ZERO };
+
+    /// Whether y² = x³ + 7.
+    pub(super) fn is_on_curve(&self) -> bool {
+        const B: Fe = Fe::from_limbs([7, 0, 0, 0]);
+        self.y.square() == self.x.square().mul(self.x).add(B)
+    }
 }
 
 /// Points to be added up.
@@ -119,5 +125,29 @@ impl Jacobian {
         // z⁴ / z⁶
         let inverse2 = self.z2.mul(inverse).square();
         Point { x: self.x.mul(inverse2), y: self.y.mul(inverse) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k256::AffinePoint;
+    use k256::elliptic_curve::point::AffineCoordinates as _;
+
+    use super::*;
+
+    #[test]
+    fn a_point_beside_the_curve_is_seen() {
+        let [x, y] =
+            [AffinePoint::GENERATOR.x(), AffinePoint::GENERATOR.y()].map(|bytes| Fe::from_bytes(&bytes.into()));
+        assert!(Point { x, y }.is_on_curve() && Point { x, y: y.negate_if(true) }.is_on_curve());
+        assert!(!Point { x: x.add(Fe::ONE), y }.is_on_curve() && !Point { x, y: y.add(Fe::ONE) }.is_on_curve());
+        assert!(!Point::BLANK.is_on_curve());
+    }
+
+    #[test]
+    fn one_more_than_there_is_room_for_is_refused() {
+        let mut points = Points::new();
+        assert!((0..MOST).all(|_| points.push(Point::BLANK).is_some()));
+        assert!(points.push(Point::BLANK).is_none());
     }
 }
