@@ -86,9 +86,13 @@ impl Listener {
 
     /// Serves on threads of its own until `stop`, then lets requests in progress finish for `drain` at most. `at_deadline`
     /// is called when some did not, before they are cut off. Cancels `stop` itself if a thread breaks.
+    ///
+    /// # Cancellation
+    /// The threads stop, and cut off what they serve.
     pub async fn serve(self, stack: Stack, stop: CancellationToken, drain: Duration, at_deadline: impl FnOnce()) {
         let places = Arc::new(Semaphore::new(self.max_connections));
         let cut_off = CancellationToken::new();
+        let _guards = (stop.clone().drop_guard(), cut_off.clone().drop_guard());
         let header_time = self.header_time;
         let mut at_work = Vec::with_capacity(self.sockets.len());
         for (number, socket) in self.sockets.into_iter().enumerate() {

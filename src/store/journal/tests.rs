@@ -256,8 +256,10 @@ fn a_runtime_that_ends_takes_no_news_with_it() {
     for late in [false, true] {
         let (journal, go) = held();
         let runtime = runtime();
-        runtime.block_on(async { journal.attend() });
+        let inside = runtime.enter();
+        journal.attend();
         let ticket = journal.write(entry(1), None);
+        drop(inside);
         if late {
             go.send(()).unwrap();
             while journal.written().1 == 0 {
