@@ -161,7 +161,6 @@ fn row(number: usize, signature: &Signature) -> ChannelRow {
         spent_up_to: None,
         open_refund: None,
         unclaimed_since: Some(1_700_000_000),
-        spent_up_to: None,
     };
     ChannelRow { snapshot, version: 1, last_deposit: Some(LastDeposit { salt: hash, charged: Amount::ZERO }) }
 }
