@@ -14,6 +14,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Place;
 use tokio::sync::Notify;
 
+use super::turns::Turns;
 use crate::clock;
 use crate::ledger::{Channel, Command, Event, HoldNumber, Limits, Reject, SentRefund, Snapshot, TermsPool, View};
 use crate::protocol::claim::ClaimRow;
@@ -53,6 +54,7 @@ struct Inner {
     abandoning: AtomicBool,
     claim_wanted: Notify,
     ahead: Mutex<BTreeSet<ChannelId>>,
+    turns: Turns,
 }
 
 #[derive(Debug)]
@@ -140,7 +142,13 @@ impl Accounts {
 
     fn with(channels: DashMap<ChannelId, Box<Account>>, terms: TermsPool, journal: Journal) -> Self {
         let (abandoning, claim_wanted, ahead) = (AtomicBool::new(false), Notify::new(), Mutex::default());
-        Self { inner: Arc::new(Inner { channels, terms, journal, abandoning, claim_wanted, ahead }) }
+        let turns = Turns::default();
+        Self { inner: Arc::new(Inner { channels, terms, journal, abandoning, claim_wanted, ahead, turns }) }
+    }
+
+    /// Who waits for a channel.
+    pub(super) fn turns(&self) -> &Turns {
+        &self.inner.turns
     }
 
     /// Where what happens is written down.
@@ -439,6 +447,9 @@ impl Accounts {
             }
             Ok(((event, read(&account.channel)), booking))
         })?;
+        if let Ok(((event, _), _)) = &entered {
+            self.inner.turns.changed(self, id, matches!(event, Event::Held(_)));
+        }
         Some(entered.map(|((event, seen), ticket)| Change { event, seen, ticket }))
     }
 
@@ -552,6 +563,12 @@ pub(super) fn state_of(channel_id: ChannelId, view: &View, charged: Amount) -> C
         refund_nonce: view.refund_nonce,
         charged_cumulative_amount: charged,
     }
+}
+
+/// The channel as a payer out of step is told it: the base its next voucher at this price is to be signed above, and its
+/// own voucher which says that it signed for as much.
+pub(super) fn corrective_state(channel: &Channel, price: Amount) -> (ChannelState, Option<VoucherState>) {
+    (state_of(channel.id(), &channel.view(), channel.base(price)), voucher_state(channel))
 }
 
 /// The payer's own last voucher, as correctives show it.

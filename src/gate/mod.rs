@@ -61,6 +61,7 @@ pub mod meter;
 pub mod path;
 pub mod policy;
 mod service;
+mod turns;
 
 use std::sync::Arc;
 
