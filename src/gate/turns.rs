@@ -537,3 +537,433 @@ impl Drop for Reserved {
         turns.tidy(&self.id, now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future as _;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Wake, Waker};
+
+    use super::*;
+    use crate::ledger::{Command, Event, HoldNumber, View};
+    use crate::protocol::{Address, ChannelConfig, Domain, Hash, LocalKey, Voucher};
+
+    const PRICE: Amount = Amount::new(10);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A channel, and who waits for it.
+    struct Site {
+        channel: Channel,
+        turnstile: Turnstile,
+        numbers: u64,
+        begun: Instant,
+    }
+
+    struct This<'a>(&'a Channel);
+
+    impl Look for This<'_> {
+        fn look<R>(&self, read: impl FnOnce(Option<&Channel>) -> R) -> R {
+            read(Some(self.0))
+        }
+    }
+
+    fn key() -> LocalKey {
+        LocalKey::from_bytes(&[7; 32]).unwrap()
+    }
+
+    fn config() -> ChannelConfig {
+        ChannelConfig {
+            payer: key().address(),
+            payer_authorizer: key().address(),
+            receiver: Address([1; 20]),
+            receiver_authorizer: Address([2; 20]),
+            token: Address([3; 20]),
+            withdraw_delay: 900,
+            salt: Hash::ZERO,
+        }
+    }
+
+    fn id() -> ChannelId {
+        config().id(&Domain::settlement(84_532))
+    }
+
+    fn limits(max_in_flight: u32) -> ledger::Limits {
+        ledger::Limits { max_in_flight, ..ledger::Limits::default() }
+    }
+
+    fn view() -> View {
+        View { block: 1, balance: Amount::new(1_000), ..View::default() }
+    }
+
+    fn asked(max: u128) -> Asked {
+        let wants = Wants::Service { looked: true };
+        Asked { wants, max: Amount::new(max), price: PRICE, order: Order::InTurn, limits: limits(1), most: 3 }
+    }
+
+    fn verified(max: u128) -> crate::protocol::VerifiedVoucher {
+        let domain = Domain::settlement(84_532);
+        let voucher = Voucher { channel: id(), max_claimable: Amount::new(max) }.sign(&domain, &key());
+        voucher.verify(&domain, &config()).unwrap()
+    }
+
+    impl Site {
+        fn new() -> Self {
+            let channel = Channel::open(id(), config(), view(), clock::now_s()).unwrap();
+            Self { channel, turnstile: Turnstile::default(), numbers: 0, begun: Instant::now() }
+        }
+
+        fn at(&self, after: Duration) -> Instant {
+            later(self.begun, after)
+        }
+
+        /// One that comes then; its number.
+        fn enter(&mut self, asked: Asked, after: Duration) -> u64 {
+            self.numbers += 1;
+            let now = self.at(after);
+            self.turnstile.enter(self.numbers, asked, &This(&self.channel), now);
+            self.numbers
+        }
+
+        fn advance(&mut self, after: Duration) {
+            let now = self.at(after);
+            self.turnstile.advance(&This(&self.channel), now);
+        }
+
+        fn leave(&mut self, number: u64, after: Duration) {
+            self.turnstile.leave(number);
+            self.advance(after);
+        }
+
+        fn hold(&mut self, max: u128, after: Duration) -> HoldNumber {
+            let (voucher, order) = (verified(max), Order::InTurn);
+            let command = Command::Hold { voucher: &voucher, price: PRICE, order, limits: limits(1) };
+            let event = self.channel.decide(&command, clock::now_s()).unwrap();
+            self.channel.evolve(&event);
+            self.turnstile.held();
+            self.advance(after);
+            match event {
+                Event::Held(hold) => hold.number,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn post(&mut self, hold: HoldNumber, after: Duration) {
+            let event = self.channel.decide(&Command::Post { hold, charge: PRICE }, clock::now_s()).unwrap();
+            self.channel.evolve(&event);
+            self.advance(after);
+        }
+
+        /// What one is called for: `go`, the base it is told, or nothing.
+        fn call(&self, number: u64) -> Option<String> {
+            let waiter = self.turnstile.queue.iter().find(|waiter| waiter.number == number).unwrap();
+            waiter.call.as_ref().map(|call| match call {
+                Call::Go => "go".to_owned(),
+                Call::Correct(correction) => correction.as_ref().unwrap().0.charged_cumulative_amount.to_string(),
+            })
+        }
+
+        #[track_caller]
+        fn calls(&self, expected: &[Option<&str>]) {
+            let numbers = self.turnstile.queue.iter().map(|waiter| waiter.number);
+            let calls: Vec<_> = numbers.map(|number| self.call(number)).collect();
+            assert_eq!(calls.iter().map(Option::as_deref).collect::<Vec<_>>(), expected);
+        }
+    }
+
+    #[test]
+    fn one_out_of_step_is_corrected_at_once_where_nothing_is_going_on() {
+        let mut site = Site::new();
+        site.enter(asked(70), Duration::ZERO);
+        site.calls(&[Some("0")]);
+    }
+
+    #[test]
+    fn while_one_is_corrected_the_others_wait_until_its_voucher_is_held_and_served() {
+        let mut site = Site::new();
+        let [first, second, third] = [70, 70, 70].map(|max| site.enter(asked(max), Duration::ZERO));
+        site.calls(&[Some("0"), None, None]);
+        assert!(matches!(site.turnstile.call(first, site.at(SECOND)), Ok(Called::ToBeCorrected(Some(_)))));
+        site.calls(&[None, None]);
+        let hold = site.hold(10, SECOND);
+        site.calls(&[None, None]);
+        assert!(site.turnstile.call(second, site.at(SECOND)).is_err());
+        site.post(hold, 2 * SECOND);
+        site.calls(&[Some("10"), None]);
+        // It left before it heard: the next one is told the same.
+        site.leave(second, 2 * SECOND);
+        site.calls(&[Some("10")]);
+        assert!(matches!(site.turnstile.call(third, site.at(SECOND)), Ok(Called::ToBeCorrected(Some(_)))));
+        assert_eq!(site.turnstile.keep(site.at(2 * SECOND)), Keep::Until(site.at(4 * SECOND + DOUBT)));
+    }
+
+    #[test]
+    fn one_that_fits_goes_before_those_that_do_not() {
+        let mut site = Site::new();
+        let hold = site.hold(10, Duration::ZERO);
+        for max in [10, 30, 20] {
+            site.enter(asked(max), Duration::ZERO);
+        }
+        site.calls(&[None, None, None]);
+        site.post(hold, SECOND);
+        site.calls(&[None, None, Some("go")]);
+        // Nobody is told a base that is about to change; if it does not after all, the first is.
+        site.advance(5 * SECOND);
+        site.calls(&[None, None, Some("go")]);
+        site.leave(3, 5 * SECOND);
+        site.calls(&[Some("10"), None]);
+    }
+
+    #[test]
+    fn a_grant_ends_and_its_end_is_told_to_the_next() {
+        let mut site = Site::new();
+        let first = site.enter(asked(70), Duration::ZERO);
+        assert!(matches!(site.turnstile.call(first, site.at(GRANT * 9)), Ok(Called::ToBeCorrected(_))));
+        let [second, third] = [(); 2].map(|()| site.enter(asked(70), Duration::ZERO));
+        assert_eq!(site.turnstile.call(second, site.at(GRANT * 9)).err(), Some(site.at(GRANT)));
+        assert_eq!(
+            site.turnstile.call(third, site.at(SECOND)).err(),
+            Some(site.at(SECOND)),
+            "its own time is over before"
+        );
+        site.advance(GRANT - Duration::from_nanos(1));
+        site.calls(&[None, None]);
+        site.advance(GRANT);
+        site.calls(&[Some("0"), None]);
+    }
+
+    #[test]
+    fn a_client_that_does_not_do_what_it_is_told_is_not_kept_waiting_for_itself() {
+        let corrected_at = |site: &mut Site, after: Duration| {
+            let number = site.enter(asked(70), after);
+            site.call(number).is_some()
+        };
+        let take = |site: &mut Site| {
+            let number = site.numbers;
+            assert!(matches!(site.turnstile.call(number, site.at(GRANT * 9)), Ok(Called::ToBeCorrected(_))));
+        };
+        let mut site = Site::new();
+        assert!(corrected_at(&mut site, Duration::ZERO));
+        take(&mut site);
+        assert!(!corrected_at(&mut site, SIDE_BY_SIDE - Duration::from_nanos(1)), "it may be one of several");
+        site.leave(2, SIDE_BY_SIDE);
+        assert!(corrected_at(&mut site, SIDE_BY_SIDE));
+        take(&mut site);
+        // Several wait for each other, however late they come.
+        assert!(!corrected_at(&mut site, SIDE_BY_SIDE));
+        assert!(!corrected_at(&mut site, 3 * SIDE_BY_SIDE));
+        // The grant was in vain, and so is the next: it does not count any more.
+        site.advance(SIDE_BY_SIDE + GRANT);
+        site.calls(&[Some("0"), None]);
+        site.leave(4, SIDE_BY_SIDE + GRANT);
+        site.leave(5, SIDE_BY_SIDE + GRANT);
+        for _ in 0..3 {
+            assert!(corrected_at(&mut site, SIDE_BY_SIDE + GRANT));
+            take(&mut site);
+        }
+        // Somebody paid: a grant counts again.
+        let hold = site.hold(10, 2 * GRANT);
+        site.post(hold, 2 * GRANT);
+        assert!(corrected_at(&mut site, 2 * GRANT));
+        take(&mut site);
+        assert!(!corrected_at(&mut site, 2 * GRANT));
+    }
+
+    #[test]
+    fn nobody_is_corrected_while_a_deposit_is_on_its_way_to_its_hold() {
+        let mut site = Site::new();
+        site.turnstile.reserved = 1;
+        let first = site.enter(asked(70), Duration::ZERO);
+        site.enter(Asked { wants: Wants::Correction, ..asked(10) }, Duration::ZERO);
+        site.calls(&[None, None]);
+        site.turnstile.reserved = 0;
+        site.advance(SECOND);
+        site.calls(&[Some("0"), None]);
+        site.leave(first, SECOND);
+        site.calls(&[Some("0")]);
+    }
+
+    #[test]
+    fn who_is_only_counted_is_not_called() {
+        let mut site = Site::new();
+        let number = site.enter(Asked { wants: Wants::Nothing, ..asked(10) }, Duration::ZERO);
+        site.calls(&[None]);
+        site.turnstile.waiter(number).unwrap().asked = asked(10);
+        site.advance(SECOND);
+        site.calls(&[Some("go")]);
+    }
+
+    #[test]
+    fn a_deposit_waits_for_what_is_in_flight_and_is_corrected_if_it_is_for_another_base() {
+        let mut site = Site::new();
+        let hold = site.hold(10, Duration::ZERO);
+        let deposit = |max| Asked { wants: Wants::Deposit, ..asked(max) };
+        site.enter(deposit(10), Duration::ZERO);
+        site.enter(deposit(20), Duration::ZERO);
+        site.calls(&[None, None]);
+        site.post(hold, SECOND);
+        site.calls(&[None, Some("go")]);
+    }
+
+    // ---- with accounts
+
+    struct Rings(AtomicUsize);
+
+    impl Wake for Rings {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn accounts() -> Accounts {
+        let accounts = Accounts::in_memory();
+        accounts.observe(id(), &config(), view()).unwrap();
+        accounts
+    }
+
+    fn hold(accounts: &Accounts, max: u128) -> accounts::Hold {
+        let permit = accounts.journal().permit().unwrap();
+        let held = accounts.hold(&verified(max), PRICE, Order::InTurn, limits(1), &Arc::from("route"), permit);
+        held.unwrap().unwrap()
+    }
+
+    fn enter(accounts: &Accounts, asked: Asked) -> Option<Waiting> {
+        accounts.turns().enter(accounts, id(), asked, later(Instant::now(), 60 * SECOND))
+    }
+
+    fn in_runtime<T>(test: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(test)
+    }
+
+    fn is_empty(accounts: &Accounts) -> bool {
+        let turns = accounts.turns();
+        assert_eq!(turns.count.load(Ordering::SeqCst), turns.channels.len());
+        turns.channels.is_empty() && turns.waiting.load(Ordering::SeqCst) == 0
+    }
+
+    #[test]
+    fn a_request_that_ends_calls_the_next_and_leaves_nothing_behind() {
+        in_runtime(async {
+            let accounts = accounts();
+            let first = hold(&accounts, 10);
+            assert!(is_empty(&accounts), "who does not wait is not known here");
+            let mut waiting = enter(&accounts, asked(20)).unwrap();
+            let rings = Arc::new(Rings(AtomicUsize::new(0)));
+            let waker = Waker::from(Arc::clone(&rings));
+            {
+                let mut called = pin!(waiting.called());
+                assert!(called.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+                // Resolved by dropping, as when a client leaves: it was not sent, so it is void and 20 does not fit.
+                drop(first);
+                assert_eq!(rings.0.load(Ordering::SeqCst), 1);
+                let polled = called.as_mut().poll(&mut Context::from_waker(&waker));
+                assert!(matches!(polled, Poll::Ready(Called::ToBeCorrected(Some(_)))), "{polled:?}");
+            }
+            drop(waiting);
+            assert!(!is_empty(&accounts), "the grant is remembered");
+            drop(hold(&accounts, 10));
+            assert!(is_empty(&accounts));
+        });
+    }
+
+    #[test]
+    fn a_call_that_comes_before_it_is_waited_for_is_not_lost() {
+        in_runtime(async {
+            let accounts = accounts();
+            let first = hold(&accounts, 10);
+            let mut waiting = enter(&accounts, asked(10)).unwrap();
+            drop(first);
+            assert!(matches!(waiting.called().await, Called::ToGo));
+            assert!(matches!(waiting.called().await, Called::ToGo), "until it has gone");
+            let hold = hold(&accounts, 10);
+            waiting.ask(asked(10), Instant::now());
+            let mut called = pin!(waiting.called());
+            assert!(called.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            hold.post(PRICE).unwrap();
+            let polled = called.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(matches!(polled, Poll::Ready(Called::ToBeCorrected(Some(_)))), "{polled:?}");
+        });
+    }
+
+    #[test]
+    fn only_so_many_wait_and_whoever_leaves_makes_room() {
+        let accounts = accounts();
+        let _hold = hold(&accounts, 10);
+        let mut waiting: Vec<_> = (0..3).map(|_| enter(&accounts, asked(20)).unwrap()).collect();
+        assert!(enter(&accounts, asked(20)).is_none());
+        assert!(enter(&accounts, Asked { most: 4, ..asked(20) }).is_some(), "that one left at once");
+        drop(waiting.swap_remove(1));
+        assert!(enter(&accounts, asked(20)).is_some());
+        assert_eq!(accounts.turns().waiting.load(Ordering::SeqCst), 2);
+        drop(waiting);
+        assert!(is_empty(&accounts));
+    }
+
+    #[test]
+    fn where_nobody_may_wait_one_alone_is_corrected_all_the_same() {
+        let accounts = accounts();
+        let nobody = |max| Asked { most: 0, ..asked(max) };
+        assert!(enter(&accounts, nobody(70)).is_some());
+        let _hold = hold(&accounts, 10);
+        assert!(enter(&accounts, nobody(70)).is_none());
+    }
+
+    #[test]
+    fn a_time_that_is_over_ends_the_waiting() {
+        in_runtime(async {
+            let accounts = accounts();
+            let _hold = hold(&accounts, 10);
+            let mut waiting = accounts.turns().enter(&accounts, id(), asked(20), Instant::now()).unwrap();
+            assert!(matches!(waiting.called().await, Called::InVain));
+        });
+    }
+
+    #[test]
+    fn grants_nobody_waits_for_are_bounded() {
+        let accounts = Accounts::in_memory();
+        let correction = Asked { wants: Wants::Correction, ..asked(10) };
+        let nth = |n: usize| {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&n.to_be_bytes());
+            ChannelId(bytes)
+        };
+        for n in 0..MAX_LINGERING + 10 {
+            let mut waiting = accounts.turns().enter(&accounts, nth(n), correction, Instant::now()).unwrap();
+            let called = pin!(waiting.called()).poll(&mut Context::from_waker(Waker::noop()));
+            assert!(matches!(called, Poll::Ready(Called::ToBeCorrected(None))), "an unknown channel has no state");
+        }
+        let turns = accounts.turns();
+        assert!(turns.channels.len() <= MAX_LINGERING, "{}", turns.channels.len());
+        assert_eq!(turns.count.load(Ordering::SeqCst), turns.channels.len());
+        assert!(!turns.channels.contains_key(&nth(0)), "the oldest is forgotten first");
+        assert!(turns.channels.contains_key(&nth(MAX_LINGERING + 9)));
+    }
+
+    #[test]
+    fn of_many_threads_each_is_called_in_the_end() {
+        let accounts = accounts();
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                let accounts = accounts.clone();
+                std::thread::spawn(move || {
+                    in_runtime(async {
+                        for _ in 0..10 {
+                            // Out of step on purpose: each has to be told the base, and to come back with it.
+                            let mut waiting = enter(&accounts, Asked { most: 8, ..asked(999) }).unwrap();
+                            let Called::ToBeCorrected(Some(correction)) = waiting.called().await else { panic!() };
+                            drop(waiting);
+                            let base = correction.0.charged_cumulative_amount;
+                            let hold = hold(&accounts, base.checked_add(PRICE).unwrap().units());
+                            tokio::task::yield_now().await;
+                            hold.post(PRICE).unwrap();
+                        }
+                    });
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(accounts.statement(&id()).unwrap().charged, Amount::new(8 * 10 * 10));
+        assert!(is_empty(&accounts));
+    }
+}
