@@ -51,6 +51,7 @@ fn row(channel: u8, version: u64, charged: u128) -> ChannelRow {
         viewed_at: NOON,
         charged: Amount::new(charged),
         latest,
+        spent_up_to: None,
         open_refund: None,
         unclaimed_since: None,
     };

@@ -553,6 +553,17 @@ pub(super) fn channel_state(channel: &Channel) -> ChannelState {
     state_of(channel.id(), &channel.view(), channel.charged())
 }
 
+/// The channel as a client is shown it whose voucher for `price` was out of step: as if so much were charged that the
+/// voucher which the client signs next is the right one.
+pub(super) fn corrective_state(channel: &Channel, price: Amount) -> ChannelState {
+    state_of(channel.id(), &channel.view(), channel.base(price))
+}
+
+/// What such a client is told: that state, and its own voucher which says that it signed for as much.
+pub(super) fn correction(channel: &Channel, price: Amount) -> (ChannelState, Option<VoucherState>) {
+    (corrective_state(channel, price), voucher_state(channel))
+}
+
 /// The same from its parts, for a channel that has no account.
 pub(super) fn state_of(channel_id: ChannelId, view: &View, charged: Amount) -> ChannelState {
     ChannelState {
@@ -565,16 +576,10 @@ pub(super) fn state_of(channel_id: ChannelId, view: &View, charged: Amount) -> C
     }
 }
 
-/// The channel as a payer out of step is told it: the base its next voucher at this price is to be signed above, and its
-/// own voucher which says that it signed for as much.
-pub(super) fn corrective_state(channel: &Channel, price: Amount) -> (ChannelState, Option<VoucherState>) {
-    (state_of(channel.id(), &channel.view(), channel.base(price)), voucher_state(channel))
-}
-
-/// The payer's own last voucher, as correctives show it.
+/// The payer's own highest voucher, as correctives show it: clients believe no sum beyond it.
 pub(super) fn voucher_state(channel: &Channel) -> Option<VoucherState> {
     channel
-        .latest()
+        .highest()
         .map(|latest| VoucherState { signed_max_claimable: latest.max_claimable, signature: latest.signature.clone() })
 }
 

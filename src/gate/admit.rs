@@ -79,6 +79,8 @@ struct Claimed<'a> {
     config: ChannelConfig,
     voucher: SignedVoucher,
     order: Order,
+    /// What is paid; nothing for a refund.
+    due: Option<Amount>,
     /// The route's name, for the books.
     route: &'a Arc<str>,
 }
@@ -108,7 +110,16 @@ impl Gate {
         let settlement = policy.settlement();
         let id = check_terms(terms, settlement, &payment.config, payment.voucher.channel)?;
         let Payment { config, voucher, order, .. } = payment;
-        let claimed = Claimed { terms, settlement, id, config, voucher, order, route: &route.name };
+        let claimed = Claimed {
+            terms,
+            settlement,
+            id,
+            config,
+            voucher,
+            order,
+            due: (!refund).then_some(price),
+            route: &route.name,
+        };
         match payment.action {
             Action::Pay => self.pay(&claimed, price, None, &mut Turn::default()).await.map(Admission::Serve),
             Action::DepositAndPay(deposit) => {
@@ -634,9 +645,11 @@ impl Gate {
     fn refusal_of(&self, claimed: &Claimed<'_>, reject: Reject) -> Refusal {
         match reject {
             Reject::Busy => Code::ChannelBusy.into(),
-            Reject::AmountMismatch | Reject::ExceedsBalance | Reject::NoDeposit => {
-                self.corrective(claimed, &View::default())
-            }
+            Reject::AmountMismatch
+            | Reject::Spent
+            | Reject::TooFarAhead
+            | Reject::ExceedsBalance
+            | Reject::NoDeposit => self.corrective(claimed, &View::default()),
             Reject::ExceedsWithdrawal => Code::CumulativeExceedsBalance.into(),
             // Neither a corrective, after which a stock client would pay once more in vain, nor "exceeds balance".
             Reject::Withdrawing => Refusal::from(Code::ChannelWithdrawing)
@@ -659,9 +672,12 @@ impl Gate {
 
     /// The true state for a client out of step: our books, or for a channel that has none what the chain says.
     fn corrective(&self, claimed: &Claimed<'_>, on_chain: &View) -> Refusal {
-        let known = self
-            .accounts
-            .read(&claimed.id, |channel| (accounts::channel_state(channel), accounts::voucher_state(channel)));
+        let known = self.accounts.read(&claimed.id, |channel| {
+            let state = claimed
+                .due
+                .map_or_else(|| accounts::channel_state(channel), |price| accounts::corrective_state(channel, price));
+            (state, accounts::voucher_state(channel))
+        });
         let unknown = || (accounts::state_of(claimed.id, on_chain, on_chain.total_claimed), None);
         let (state, voucher) = known.unwrap_or_else(unknown);
         Refusal::corrective(state, voucher)

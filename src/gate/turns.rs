@@ -123,7 +123,7 @@ pub(super) fn places(limits: ledger::Limits) -> usize {
 
 /// Whether this says that a voucher is of another state of the channel than it is in.
 pub(super) fn is_out_of_step(reject: Reject) -> bool {
-    matches!(reject, Reject::AmountMismatch)
+    matches!(reject, Reject::AmountMismatch | Reject::Spent | Reject::TooFarAhead)
 }
 
 /// What one that waits is called for.
@@ -258,7 +258,7 @@ impl Turnstile {
                 return;
             };
             let price = waiter.asked.price;
-            let correction = channel.map(|channel| accounts::corrective_state(channel, price));
+            let correction = channel.map(|channel| accounts::correction(channel, price));
             if let Some((state, _)) = &correction {
                 self.told = state.charged_cumulative_amount.checked_add(price);
             }

@@ -612,6 +612,7 @@ mod tests {
             viewed_at: 0,
             charged: Amount::new(500),
             latest: Some(LatestVoucher { max_claimable: voucher.max_claimable, signature: voucher.signature }),
+            spent_up_to: None,
             open_refund: None,
             unclaimed_since: Some(1),
         }

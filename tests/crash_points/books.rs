@@ -321,6 +321,7 @@ impl Proxy {
             viewed_at,
             charged: claimed,
             latest: None,
+            spent_up_to: None,
             open_refund: None,
             unclaimed_since: None,
         };

@@ -420,6 +420,7 @@ mod tests {
             viewed_at: 1_795_341_600,
             charged: Amount::new(500),
             latest: Some(latest),
+            spent_up_to: None,
             open_refund: None,
             unclaimed_since: None,
         };

@@ -607,6 +607,7 @@ mod tests {
             viewed_at: 0,
             charged: Amount::new(500),
             latest: Some(LatestVoucher { max_claimable: Amount::new(600), signature }),
+            spent_up_to: None,
             open_refund: None,
             unclaimed_since: None,
         };

@@ -26,16 +26,16 @@ const FIND_CHANNEL: &str = "SELECT number, version, line_minute, line_route_numb
 const INSERT_CHANNEL: &str = "INSERT INTO channels (version, id, payer, payer_authorizer, salt, terms_number, charged, \
      max_claimable, signature, view_block, balance, total_claimed, withdrawal_amount, withdrawal_at, refund_nonce, \
      viewed_at, open_refund_nonce, open_refund_amount, last_deposit_salt, last_deposit_charged, line_minute, \
-     line_route_number, line_requests, line_amount, opened_at, changed_at, seal, unclaimed_since, number) \
+     line_route_number, line_requests, line_amount, opened_at, changed_at, seal, unclaimed_since, spent_up_to, number) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, \
-     ?24, ?25, ?26, ?27, ?28, ?29)";
+     ?24, ?25, ?26, ?27, ?28, ?29, ?30)";
 
 const REPLACE_CHANNEL: &str = "UPDATE channels SET version = ?1, payer = ?3, payer_authorizer = ?4, salt = ?5, \
      terms_number = ?6, charged = ?7, max_claimable = ?8, signature = ?9, view_block = ?10, balance = ?11, \
      total_claimed = ?12, withdrawal_amount = ?13, withdrawal_at = ?14, refund_nonce = ?15, viewed_at = ?16, \
      open_refund_nonce = ?17, open_refund_amount = ?18, last_deposit_salt = ?19, last_deposit_charged = ?20, \
      line_minute = ?21, line_route_number = ?22, line_requests = ?23, line_amount = ?24, opened_at = ?25, \
-     changed_at = ?26, seal = ?27, unclaimed_since = ?28 WHERE number = ?29 AND id = ?2";
+     changed_at = ?26, seal = ?27, unclaimed_since = ?28, spent_up_to = ?29 WHERE number = ?30 AND id = ?2";
 
 /// `add_amounts` is ours: SQLite's own sums are of 64 bits, or floats.
 const ADD_LINE: &str = "INSERT INTO charges (minute, channel_number, route_number, requests, amount) \
@@ -238,6 +238,7 @@ impl<'c> Batch<'c> {
             changed_at.cast_signed(),
             i64::from(seal_of_channel(row, extra)),
             snapshot.unclaimed_since.map(u64::cast_signed),
+            snapshot.spent_up_to.map(Decimal::from),
             number,
         ];
         let Some(number) = number else {

@@ -119,13 +119,15 @@ const SELECT_CHANNELS: &str = "SELECT c.id, c.version, c.payer, c.payer_authoriz
      t.receiver, t.receiver_authorizer, t.token, t.withdraw_delay, c.charged, c.max_claimable, c.signature, \
      c.view_block, c.balance, c.total_claimed, c.withdrawal_amount, c.withdrawal_at, c.refund_nonce, c.viewed_at, \
      c.open_refund_nonce, c.open_refund_amount, c.last_deposit_salt, c.last_deposit_charged, \
-     c.line_minute, c.line_route_number, c.line_requests, c.line_amount, c.opened_at, c.changed_at, c.seal, c.unclaimed_since \
+     c.line_minute, c.line_route_number, c.line_requests, c.line_amount, c.opened_at, c.changed_at, c.seal, c.unclaimed_since, \
+     c.spent_up_to \
      FROM channels c LEFT JOIN terms t ON t.number = c.terms_number";
 
 /// The query for [`channel`], from books of any version there was.
 pub(super) fn select_channels(connection: &Connection) -> Result<String, StoreError> {
     let version: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(reading)?;
-    Ok(if version >= 2 { SELECT_CHANNELS.to_owned() } else { SELECT_CHANNELS.replace("c.unclaimed_since", "NULL") })
+    let later = [(2, "c.unclaimed_since"), (3, "c.spent_up_to")].into_iter().filter(|(since, _)| version < *since);
+    Ok(later.fold(SELECT_CHANNELS.to_owned(), |query, (_, column)| query.replace(column, "NULL")))
 }
 
 /// What the books have of a channel beyond its row.
@@ -220,7 +222,8 @@ fn read_channel(id: ChannelId, mut cells: Cells<'_, '_>) -> Result<ChannelRow, S
     let view = View { block, balance, total_claimed, withdrawal, refund_nonce };
     let seal = cells.number("seal")?;
     let unclaimed_since = cells.maybe_number("unclaimed_since")?;
-    let snapshot = Snapshot { id, config, view, viewed_at, charged, latest, open_refund, unclaimed_since };
+    let spent_up_to = cells.maybe_decimal("spent_up_to")?;
+    let snapshot = Snapshot { id, config, view, viewed_at, charged, latest, spent_up_to, open_refund, unclaimed_since };
     let row = ChannelRow { snapshot, version, last_deposit };
     check_seal(seal, seal_of_channel(&row, extra))?;
     Ok(row)
@@ -245,8 +248,9 @@ pub(super) fn check_seal(found: u64, computed: u32) -> Result<(), StoreError> {
 pub(super) fn seal_of_channel(row: &ChannelRow, extra: Extra) -> u32 {
     let Extra { line, opened_at, changed_at } = extra;
     let ChannelRow { snapshot, version, last_deposit } = row;
-    // It came later than the seal, and says when to claim, not how much.
-    let Snapshot { id, config, view, viewed_at, charged, latest, open_refund, unclaimed_since: _ } = snapshot;
+    // `unclaimed_since` came later than the seal, and says when to claim, not how much.
+    let Snapshot { id, config, view, viewed_at, charged, latest, spent_up_to, open_refund, unclaimed_since: _ } =
+        snapshot;
     let View { block, balance, total_claimed, withdrawal, refund_nonce } = view;
     let mut seal = Seal::of(b"channel");
     seal.fixed(&id.0);
@@ -282,6 +286,11 @@ pub(super) fn seal_of_channel(row: &ChannelRow, extra: Extra) -> u32 {
     });
     seal.number(opened_at);
     seal.number(changed_at);
+    // It came later, too, and keeps payers from being charged twice for one voucher. Where there is none the row is sealed
+    // as it always was; where there is one nothing else can be at the end.
+    if let Some(spent_up_to) = spent_up_to {
+        seal.amount(*spent_up_to);
+    }
     seal.finish()
 }
 

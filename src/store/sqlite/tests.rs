@@ -30,6 +30,7 @@ fn entry(channel: u64, version: u64) -> Entry {
         viewed_at: 0,
         charged,
         latest: None,
+        spent_up_to: None,
         open_refund: None,
         unclaimed_since: None,
     };
