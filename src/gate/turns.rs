@@ -31,10 +31,9 @@ use crate::protocol::{Amount, ChannelId};
 /// How long nobody else is corrected while somebody who was has not come back. A stock client reads the chain before it
 /// does, from a node that may be far away.
 pub(super) const GRANT: Duration = Duration::from_secs(2);
-/// How long after a grant somebody out of step, who finds nobody waiting, is taken for one that was signed side by side with
-/// whoever has it. Later it is the same client once more, which did not do what it was told, and is told at once.
-pub(super) const SIDE_BY_SIDE: Duration = Duration::from_millis(250);
-/// How long after a grant of which nothing came the next such client is not kept waiting for another.
+/// How long after a grant of which nothing came one that finds nobody waiting is not kept waiting for another. A client that
+/// does not do what it is told comes again with the voucher it came with; but so does another call of one that does, and a
+/// busy client can take half a second to sign its calls, so the first time it has to wait.
 pub(super) const DOUBT: Duration = Duration::from_secs(10);
 /// How many payments wait in all; more are told to come back.
 pub(super) const MAX_WAITING: usize = 8_192;
@@ -214,9 +213,8 @@ impl Turnstile {
     /// A newcomer, which stands last.
     fn enter(&mut self, number: u64, asked: Asked, look: &impl Look, now: Instant) -> Arc<Notify> {
         let doubted = self.doubted_until.is_some_and(|until| now < until);
-        let once_more = |grant: &Grant| doubted || now >= later(grant.since, SIDE_BY_SIDE);
         let alone = self.queue.is_empty() && self.reserved == 0;
-        if alone && self.grant.as_ref().is_some_and(once_more) && look.look(|channel| channel.is_none_or(is_idle)) {
+        if alone && doubted && look.look(|channel| channel.is_none_or(is_idle)) {
             self.grant = None;
         }
         let bell = Arc::new(Notify::new());
@@ -744,22 +742,25 @@ mod tests {
         let mut site = Site::new();
         assert!(corrected_at(&mut site, Duration::ZERO));
         take(&mut site);
-        assert!(!corrected_at(&mut site, SIDE_BY_SIDE - Duration::from_nanos(1)), "it may be one of several");
-        site.leave(2, SIDE_BY_SIDE);
-        assert!(corrected_at(&mut site, SIDE_BY_SIDE));
+        assert!(!corrected_at(&mut site, Duration::ZERO), "it may be one of several");
+        site.advance(GRANT);
+        site.calls(&[Some("0")]);
         take(&mut site);
-        // Several wait for each other, however late they come.
-        assert!(!corrected_at(&mut site, SIDE_BY_SIDE));
-        assert!(!corrected_at(&mut site, 3 * SIDE_BY_SIDE));
         // The grant was in vain, and so is the next: it does not count any more.
-        site.advance(SIDE_BY_SIDE + GRANT);
-        site.calls(&[Some("0"), None]);
-        site.leave(4, SIDE_BY_SIDE + GRANT);
-        site.leave(5, SIDE_BY_SIDE + GRANT);
         for _ in 0..3 {
-            assert!(corrected_at(&mut site, SIDE_BY_SIDE + GRANT));
+            assert!(corrected_at(&mut site, GRANT));
             take(&mut site);
         }
+        // Several wait for each other all the same.
+        site.turnstile.reserved = 1;
+        assert!(!corrected_at(&mut site, GRANT));
+        assert!(!corrected_at(&mut site, GRANT));
+        site.turnstile.reserved = 0;
+        site.advance(2 * GRANT);
+        site.calls(&[Some("0"), None]);
+        let last = site.numbers;
+        site.leave(last - 1, 2 * GRANT);
+        site.leave(last, 2 * GRANT);
         // Somebody paid: a grant counts again.
         let hold = site.hold(10, 2 * GRANT);
         site.post(hold, 2 * GRANT);
