@@ -22,5 +22,5 @@ pub use offer::{
     Accepted, ChannelState, MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Quote, Resource, SCHEME, TRANSFER_METHOD, VERSION,
     VoucherState, chain_id_of, network_of,
 };
-pub use payment::{Action, Deposit, Order, Payment, PaymentError, RefundRequest};
+pub use payment::{Action, Deposit, Order, Payment, PaymentError, RefundRequest, SIGNED_AHEAD};
 pub use receipt::Receipt;
