@@ -374,7 +374,7 @@ mod tests {
         for end in [10, 20, 30] {
             line.send(piece(end));
         }
-        let mut spent = |line: &mut Line, end, used| {
+        let spent = |line: &mut Line, end, used| {
             line.landed(piece(end), used);
             line.record.as_ref().unwrap().spent.units()
         };
