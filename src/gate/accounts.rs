@@ -755,6 +755,7 @@ pub(super) struct Payer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::{Domain, LocalKey, Voucher};
 
     fn config(number: u8) -> ChannelConfig {
         ChannelConfig {
@@ -809,6 +810,67 @@ mod tests {
         drop(ticket);
         accounts.observe(id(2), &config(2), View { block: 9, balance: Amount::new(100), ..View::default() }).unwrap();
         assert_eq!(idle(1_001, 9), [id(2)]);
+    }
+
+    #[test]
+    fn vouchers_that_many_present_at_once_are_each_served_once() {
+        const VOUCHERS: u128 = 48;
+        const PRICE: u128 = 10;
+        let domain = Domain::settlement(84532);
+        let key = LocalKey::from_bytes(&[7; 32]).unwrap();
+        let terms = ChannelConfig { payer: key.address(), payer_authorizer: key.address(), ..config(1) };
+        let id = terms.id(&domain);
+        let accounts = Accounts::in_memory();
+        let view = View { block: 1, balance: Amount::new(VOUCHERS * PRICE), ..View::default() };
+        accounts.observe(id, &terms, view).unwrap();
+        let vouchers: Vec<_> = (1..=VOUCHERS)
+            .map(|number| Voucher { channel: id, max_claimable: Amount::new(number * PRICE) })
+            .map(|voucher| voucher.sign(&domain, &key).verify(&domain, &terms).unwrap())
+            .collect();
+        let limits = Limits { max_in_flight: 16, ..Limits::default() };
+        let route: Arc<str> = "r".into();
+        let (price, half) = (Amount::new(PRICE), Amount::new(PRICE / 2));
+        let hold = |voucher: &VerifiedVoucher| {
+            let permit = accounts.journal().permit().unwrap();
+            accounts.hold(voucher, price, Order::Ahead, limits, &route, permit).unwrap()
+        };
+        // Each voucher with what it was charged, in the order they were served.
+        let served = Mutex::new(Vec::new());
+        let serve = |hold: Hold, max: Amount, charge: Amount| {
+            hold.post(charge).unwrap();
+            served.lock().unwrap().push((max, charge));
+        };
+        std::thread::scope(|scope| {
+            for thread in 0..8_usize {
+                let (vouchers, hold, serve) = (&vouchers, &hold, &serve);
+                scope.spawn(move || {
+                    for turn in 0..6 {
+                        for (place, voucher) in vouchers.iter().enumerate() {
+                            let Ok(hold) = hold(voucher) else { continue };
+                            std::thread::yield_now();
+                            match (thread + place + turn) % 4 {
+                                0 => drop(hold.void()),
+                                1 => drop(hold),
+                                2 => serve(hold, voucher.max_claimable(), half),
+                                _ => serve(hold, voucher.max_claimable(), price),
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        for voucher in &vouchers {
+            if let Ok(hold) = hold(voucher) {
+                serve(hold, voucher.max_claimable(), price);
+            }
+        }
+        let mut served = served.into_inner().unwrap();
+        served.sort_unstable();
+        let ceilings: Vec<_> = served.iter().map(|(max, _)| *max).collect();
+        assert_eq!(ceilings, vouchers.iter().map(VerifiedVoucher::max_claimable).collect::<Vec<_>>());
+        let sum: u128 = served.iter().map(|(_, charge)| charge.units()).sum();
+        assert_eq!(accounts.read(&id, Channel::charged), Some(Amount::new(sum)));
+        assert_eq!(accounts.read(&id, Channel::in_flight), Some(0));
     }
 
     #[test]

@@ -123,9 +123,10 @@ impl Gate {
         match payment.action {
             Action::Pay => self.pay(&claimed, price, None, &mut Turn::default()).await.map(Admission::Serve),
             Action::DepositAndPay(deposit) => {
-                self.deposit_and_pay(&claimed, price, deposit, peer).await.map(Admission::Serve)
+                // In boxes is what seldom comes, so that the rest need not make room for it.
+                Box::pin(self.deposit_and_pay(&claimed, price, deposit, peer)).await.map(Admission::Serve)
             }
-            Action::Refund(request) => self.refund(&claimed, request, peer).await,
+            Action::Refund(request) => Box::pin(self.refund(&claimed, request, peer)).await,
         }
     }
 
@@ -517,7 +518,17 @@ impl Gate {
     async fn verify(&self, claimed: &Claimed<'_>) -> Result<VerifiedVoucher, Refusal> {
         let Claimed { settlement, config, voucher, .. } = claimed;
         let verified = match config.authorizer() {
-            Authorizer::Key(_) => voucher.verify(settlement, config),
+            Authorizer::Key(signer) => match self.hot_keys.table(signer) {
+                Some(table) => voucher.verify_hot(settlement, config, &table),
+                None => {
+                    let verified = voucher.verify(settlement, config);
+                    // A channel that is in the books had a deposit; who has none does not get a table.
+                    if verified.is_ok() && self.accounts.knows(&claimed.id) {
+                        self.hot_keys.proved(signer, || (voucher.digest(settlement), voucher.signature.clone()));
+                    }
+                    verified
+                }
+            },
             Authorizer::Payer(payer) => {
                 let evidence = self.evidence(payer, voucher.digest(settlement), &voucher.signature).await?;
                 voucher.verify_by_payer(settlement, config, evidence)

@@ -10,9 +10,8 @@ use http::{Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tower::BoxError;
 
-use super::{ResponseBody, headers};
+use super::headers;
 
 /// How much of an unwanted body is read and thrown away, in bytes. A client that wrote more finds its connection
 /// closed.
@@ -34,6 +33,12 @@ pub(super) fn guard(request: Request<Incoming>) -> Request<RequestBody> {
     // and reading would invite it to.
     let drain = request.version() <= Version::HTTP_11 && !request.headers().contains_key(EXPECT);
     request.map(|incoming| RequestBody { incoming: Some(incoming), drain })
+}
+
+/// No body.
+#[cfg(test)]
+pub(super) fn none() -> RequestBody {
+    RequestBody { incoming: None, drain: false }
 }
 
 /// The client broke its request off, or framed its body wrongly.
@@ -89,13 +94,4 @@ async fn drain(mut body: Incoming) {
             None => return,
         }
     }
-}
-
-/// One type for all answers.
-pub(super) fn boxed<B>(body: B) -> ResponseBody
-where
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    body.map_err(Into::into).boxed_unsync()
 }

@@ -5,7 +5,7 @@
 
 use std::fmt::Display;
 
-use rusqlite::types::{ToSqlOutput, Value, ValueRef};
+use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row};
 
 use super::failure::{damaged, reading};
@@ -13,18 +13,58 @@ use crate::ledger::{LatestVoucher, SentRefund, Snapshot, View, Withdrawal};
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, Signature};
 use crate::store::{ChannelRow, ClaimedRow, LastDeposit, Purpose, StoreError, Transaction};
 
-/// A number of up to 128 bits, as decimal text.
-pub(super) struct Decimal(pub(super) u128);
+/// A number of up to 128 bits, as decimal text. It is made in place: a row has many of them.
+pub(super) struct Decimal {
+    digits: [u8; MAX_DIGITS],
+    /// Where they begin.
+    from: usize,
+}
+
+/// Of 2^128 - 1.
+const MAX_DIGITS: usize = 39;
+
+impl From<u128> for Decimal {
+    fn from(number: u128) -> Self {
+        let mut digits = [b'0'; MAX_DIGITS];
+        let mut from = MAX_DIGITS;
+        let mut places = digits.iter_mut().rev();
+        let mut put = |digit: u8| {
+            if let Some(place) = places.next() {
+                *place = b'0'.saturating_add(digit);
+                from = from.saturating_sub(1);
+            }
+        };
+        // Nearly all are short, and short division is much faster.
+        let mut long = number;
+        let mut short = loop {
+            match u64::try_from(long) {
+                Ok(short) => break short,
+                Err(_) => {
+                    put(u8::try_from(long % 10).unwrap_or_default());
+                    long /= 10;
+                }
+            }
+        };
+        loop {
+            put(u8::try_from(short % 10).unwrap_or_default());
+            short /= 10;
+            if short == 0 {
+                break;
+            }
+        }
+        Self { digits, from }
+    }
+}
 
 impl From<Amount> for Decimal {
     fn from(amount: Amount) -> Self {
-        Self(amount.units())
+        amount.units().into()
     }
 }
 
 impl rusqlite::ToSql for Decimal {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::Owned(Value::Text(self.0.to_string())))
+        Ok(ToSqlOutput::Borrowed(ValueRef::Text(self.digits.get(self.from..).unwrap_or_default())))
     }
 }
 
@@ -404,4 +444,34 @@ pub(super) fn of<T>(what: impl Display, outcome: Result<T, StoreError>) -> Resul
         StoreError::Damaged { what: inner, source } => StoreError::Damaged { what: format!("{what}: {inner}"), source },
         other => other,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rusqlite::ToSql as _;
+
+    use super::*;
+
+    fn text(number: u128) -> String {
+        let decimal = Decimal::from(number);
+        let ToSqlOutput::Borrowed(ValueRef::Text(text)) = decimal.to_sql().unwrap() else { panic!("no text") };
+        String::from_utf8(text.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn decimals_at_the_edges_are_the_numbers_they_stand_for() {
+        let short = u128::from(u64::MAX);
+        for number in [0, 1, 9, 10, 11, 99, 100, short - 1, short, short + 1, short * 10 + 9, u128::MAX - 1, u128::MAX]
+        {
+            assert_eq!(text(number), number.to_string());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_decimal_is_the_number_it_stands_for(number: u128, shift in 0u32..128) {
+            prop_assert_eq!(text(number >> shift), (number >> shift).to_string());
+        }
+    }
 }
