@@ -241,6 +241,8 @@ fn limits(config: &Config) -> Limits {
         deposits: DepositLimits { per_peer_per_hour, per_hour },
         withdraw_margin_s: config.channel.withdraw_margin.as_secs(),
         max_wallet_exposure: config.channel.max_wallet_exposure,
+        max_waiting: config.channel.max_waiting,
+        max_wait: config.channel.max_wait,
     }
 }
 

@@ -362,6 +362,11 @@ impl Desk {
         self.places.channels.contains_key(channel)
     }
 
+    /// The deposit of this channel that is on its way, if one is.
+    pub(super) fn under_way(&self, channel: &ChannelId) -> Option<DepositWait> {
+        self.places.channels.get(channel).map(|deposit| DepositWait(deposit.end.clone()))
+    }
+
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, DeskError> {
         let (reply, answer) = oneshot::channel();
         self.questions.try_send(question(reply)).map_err(|_| DeskError::Closed)?;

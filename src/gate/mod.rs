@@ -62,6 +62,7 @@ pub mod meter;
 pub mod path;
 pub mod policy;
 mod service;
+mod turns;
 
 use std::sync::Arc;
 
