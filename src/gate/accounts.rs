@@ -14,6 +14,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Place;
 use tokio::sync::Notify;
 
+use super::patience;
 use crate::clock;
 use crate::ledger::{Channel, Command, Event, HoldNumber, Limits, Reject, SentRefund, Snapshot, TermsPool, View};
 use crate::protocol::claim::ClaimRow;
@@ -64,6 +65,8 @@ struct Account {
     /// When it was last used, Unix seconds: a request, a refund, or money that came in or went out past us. What was
     /// written down of it says so nearly: a row is written when something changes, with a view that was fresh then.
     used_at: u64,
+    /// The peer its last paid request came from ([`super::Peer::key`]); 0 where none is known. Forgotten with the process.
+    paid_from: u64,
     /// What is remembered of its payer's behaviour; forgotten with the process.
     manners: Option<Box<Manners>>,
 }
@@ -74,6 +77,16 @@ struct Manners {
     deposit_shown: Option<u64>,
     refunds: u32,
     refunds_since: u64,
+    /// How many vouchers were forged from where it pays, in step and not.
+    forged: (u32, u32),
+    forged_since: u64,
+}
+
+impl Manners {
+    /// Whether what was forged is of this minute.
+    fn is_forged_in(&self, now: u64) -> bool {
+        now.abs_diff(self.forged_since) < patience::WINDOW_S
+    }
 }
 
 impl Account {
@@ -130,7 +143,8 @@ impl Accounts {
                 .map_err(|violation| StoreError::Impossible { channel: id, violation })?
                 .pooled(&terms);
             let used_at = viewed_at;
-            channels.insert(id, Box::new(Account { channel, version, last_deposit, used_at, manners: None }));
+            channels
+                .insert(id, Box::new(Account { channel, version, last_deposit, used_at, paid_from: 0, manners: None }));
             Ok(())
         })?;
         let opening = Opening { unfinished: store.unfinished()?, cursor: store.cursor()? };
@@ -171,7 +185,8 @@ impl Accounts {
         {
             let now = clock::now_s();
             let channel = Channel::open(id, *config, view, now)?.pooled(&self.inner.terms);
-            let account = Account { channel, version: 0, last_deposit: None, used_at: now, manners: None };
+            let account =
+                Account { channel, version: 0, last_deposit: None, used_at: now, paid_from: 0, manners: None };
             let mut account = free.insert(Box::new(account));
             let booking = adjustment(Amount::ZERO, account.channel.charged(), Adjustment::Opened, now);
             self.inner.journal.note(account.entry(booking), None);
@@ -311,6 +326,45 @@ impl Accounts {
         if let Some(mut account) = self.inner.channels.get_mut(id) {
             account.used_at = clock::now_s();
         }
+    }
+
+    /// Notes where a request came from that paid from the channel.
+    pub(super) fn vouch(&self, id: &ChannelId, peer: u64) {
+        // It rarely moves, and to look needs less of a lock than to write.
+        if self.inner.channels.get(id).is_some_and(|account| account.paid_from != peer)
+            && let Some(mut account) = self.inner.channels.get_mut(id)
+        {
+            account.paid_from = peer;
+        }
+    }
+
+    /// Whether the channel was paid from lately, by this very peer, and not forged too often from there.
+    pub(super) fn is_vouched_for(&self, id: &ChannelId, peer: u64, in_step: bool, now: u64) -> bool {
+        self.inner.channels.get(id).is_some_and(|account| {
+            let forged = account.manners.as_ref().filter(|manners| manners.is_forged_in(now)).map_or(0, |manners| {
+                let (stepping, other) = manners.forged;
+                if in_step { stepping } else { other }
+            });
+            account.paid_from == peer
+                && now.saturating_sub(account.used_at) < patience::VOUCHED_FOR_S
+                && forged < patience::MAX_FORGERIES
+        })
+    }
+
+    /// Notes that a voucher of the channel was somebody else's. What comes from elsewhere than its payer is no concern of
+    /// the channel's.
+    pub(super) fn forged(&self, id: &ChannelId, peer: u64, in_step: bool, now: u64) {
+        let Some(mut account) = self.inner.channels.get_mut(id) else { return };
+        if account.paid_from != peer {
+            return;
+        }
+        let manners = account.manners();
+        if !manners.is_forged_in(now) {
+            (manners.forged, manners.forged_since) = ((0, 0), now);
+        }
+        let (stepping, other) = &mut manners.forged;
+        let count = if in_step { stepping } else { other };
+        *count = count.saturating_add(1);
     }
 
     /// Up to `most` channels on these terms that were not used since `since` (Unix seconds) and have at least `least` left

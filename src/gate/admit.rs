@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::accounts::{self, Hold, Payer};
 use super::answer::Refusal;
 use super::desk::{DepositEnd, Place, RefundError};
+use super::patience::Look;
 use super::policy::{Policy, Route, Terms, Transfer};
 use super::{Gate, Peer};
 use crate::clock;
@@ -55,15 +56,18 @@ pub(super) enum Admission {
 }
 
 /// A payment whose terms were checked: what the rest of the checks need.
-struct Claimed<'a> {
-    terms: &'a Terms,
+pub(super) struct Claimed<'a> {
+    pub(super) terms: &'a Terms,
     settlement: &'a Domain,
-    id: ChannelId,
+    pub(super) id: ChannelId,
     config: ChannelConfig,
-    voucher: SignedVoucher,
-    order: Order,
+    pub(super) voucher: SignedVoucher,
+    pub(super) order: Order,
+    pub(super) price: Amount,
     /// The route's name, for the books.
     route: &'a Arc<str>,
+    /// How often its sender's payments came to nothing.
+    pub(super) look: Look,
 }
 
 impl Gate {
@@ -91,14 +95,18 @@ impl Gate {
         let settlement = policy.settlement();
         let id = check_terms(terms, settlement, &payment.config, payment.voucher.channel)?;
         let Payment { config, voucher, order, .. } = payment;
-        let claimed = Claimed { terms, settlement, id, config, voucher, order, route: &route.name };
-        match payment.action {
+        let (route, look) = (&route.name, Look::at(peer));
+        let claimed = Claimed { terms, settlement, id, config, voucher, order, price, route, look };
+        self.bear(&claimed)?;
+        let outcome = match payment.action {
             Action::Pay => self.pay(&claimed, price, None).await.map(Admission::Serve),
             Action::DepositAndPay(deposit) => {
                 self.deposit_and_pay(&claimed, price, deposit, peer).await.map(Admission::Serve)
             }
             Action::Refund(request) => self.refund(&claimed, request, peer).await,
-        }
+        };
+        self.looked(&claimed, &outcome);
+        outcome
     }
 
     /// A voucher alone, or the voucher of a deposit that has landed.
@@ -116,6 +124,7 @@ impl Gate {
         if !self.accounts.knows(id) {
             // A stranger has to show a good signature before it can make us ask a node.
             verified = Some(self.verify(claimed).await?);
+            self.ask(claimed)?;
             let view = self.refresh(claimed).await?;
             if view.balance.is_zero() {
                 // One that was refunded to nothing had a deposit once, in which its client may still believe.
@@ -155,6 +164,7 @@ impl Gate {
                 }
                 // The books may only be behind: a deposit made past us, or a view gone old. Ask once.
                 Err(Reject::ViewTooOld | Reject::ExceedsBalance | Reject::NoDeposit) if !refreshed => {
+                    self.ask_again(claimed)?;
                     self.refresh(claimed).await?;
                     refreshed = true;
                     verified = Some(proof);
@@ -175,6 +185,7 @@ impl Gate {
         check_deposit(claimed, price, &deposit)?;
         // The voucher's signature is made with nothing at stake, but it keeps strangers from making us ask a node.
         let proof = self.verify(claimed).await?;
+        self.ask(claimed)?;
         // The payer's own signature, before its place is taken: anybody can name it as the payer of a channel whose
         // vouchers another key signs, and would keep it from depositing.
         self.check_authorization(claimed, &deposit).await?;
@@ -344,6 +355,9 @@ impl Gate {
     ) -> Result<Admission, Refusal> {
         let Claimed { terms, id, config, .. } = claimed;
         let proof = self.verify(claimed).await?;
+        if !self.accounts.knows(id) {
+            self.ask(claimed)?;
+        }
         if !self.accounts.knows(id) && self.refresh(claimed).await?.balance.is_zero() {
             return Err(Code::ChannelNotFound.into());
         }
@@ -392,6 +406,7 @@ impl Gate {
         let verified = match config.authorizer() {
             Authorizer::Key(_) => voucher.verify(settlement, config),
             Authorizer::Payer(payer) => {
+                self.ask(claimed)?;
                 let evidence = self.evidence(payer, voucher.digest(settlement), &voucher.signature).await?;
                 voucher.verify_by_payer(settlement, config, evidence)
             }

@@ -59,6 +59,7 @@ mod idle;
 mod limits;
 pub mod meter;
 pub mod path;
+mod patience;
 pub mod policy;
 mod service;
 
@@ -70,14 +71,16 @@ use crate::protocol::{ChannelConfig, Hash};
 use desk::DepositPlace;
 use evidence::Evidence;
 use limits::Budget;
+use patience::Patience;
 
 pub use accounts::{Accounts, Statement};
 pub use answer::refusal;
 pub use body::AnswerBody;
 pub use desk::{Desk, Questions};
 pub use limits::{DepositLimits, Limits, MAX_PEERS, Peer};
+pub use patience::MAX_DOUBTED;
 pub use policy::Policy;
-pub use service::{PaymentLayer, PaymentService};
+pub use service::{HoldBack, PaymentLayer, PaymentService};
 pub(crate) use service::{as_variable, strip_ours};
 
 /// The payment core: one price list, one set of accounts, one desk. Cheap to clone; all clones are the same gate.
@@ -90,6 +93,7 @@ pub struct Gate {
     deposits: Arc<Budget>,
     refunds: Arc<Budget>,
     evidence: Arc<Evidence>,
+    patience: Arc<Patience>,
 }
 
 impl Gate {
@@ -108,6 +112,7 @@ impl Gate {
             deposits: Arc::default(),
             refunds: Arc::default(),
             evidence: Arc::default(),
+            patience: Arc::default(),
         }
     }
 

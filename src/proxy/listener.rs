@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceBuilder;
 
+use super::peers::Peers;
+use super::slow::{MAX_WRITE_PAUSE, Taken};
 use super::{Peer, Stack};
 use crate::causes::causes;
 use crate::gate;
@@ -44,14 +46,22 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Listener {
     socket: TcpListener,
     header_time: Duration,
+    write_pause: Duration,
     max_connections: usize,
+    per_peer: Option<usize>,
 }
 
 impl Listener {
     /// Binds the port.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = TcpListener::bind(address).await?;
-        Ok(Self { socket, header_time: MAX_HEADER_TIME, max_connections: MAX_CONNECTIONS })
+        Ok(Self {
+            socket,
+            header_time: MAX_HEADER_TIME,
+            write_pause: MAX_WRITE_PAUSE,
+            max_connections: MAX_CONNECTIONS,
+            per_peer: None,
+        })
     }
 
     /// Where it listens; with port 0 asked for, the port that was given.
@@ -70,10 +80,23 @@ impl Listener {
         Self { max_connections: limit, ..self }
     }
 
+    /// How many connections one peer may have; a quarter of all unless said, and this machine any number. Further ones are
+    /// closed as they come.
+    pub fn connections_per_peer(self, limit: usize) -> Self {
+        Self { per_peer: Some(limit), ..self }
+    }
+
+    /// How long a client may take nothing of what it is being written before its connection is ended;
+    /// [`MAX_WRITE_PAUSE`] unless said.
+    pub fn write_pause(self, limit: Duration) -> Self {
+        Self { write_pause: limit, ..self }
+    }
+
     /// Serves until `stop`, then lets requests in progress finish for `drain` at most. `at_deadline` is called when
     /// some did not, before they are cut off.
     pub async fn serve(self, stack: Stack, stop: CancellationToken, drain: Duration, at_deadline: impl FnOnce()) {
         let connections = Arc::new(Semaphore::new(self.max_connections));
+        let peers = self.per_peer.map_or_else(|| Peers::sharing(self.max_connections), Peers::up_to);
         let graceful = GracefulShutdown::new();
         let cut_off = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -96,8 +119,15 @@ impl Listener {
                     }
                 },
             };
+            let Some(seat) = peers.sit(peer.ip()) else {
+                tracing::debug!("a connection of a peer that has too many was closed");
+                continue;
+            };
             let watcher = graceful.watcher();
             let (stack, cut_off, header_time) = (stack.clone(), cut_off.clone(), self.header_time);
+            // Small answers leave at once.
+            let _ = stream.set_nodelay(true);
+            let stream = Taken::within(stream, self.write_pause);
             tasks.spawn(async move {
                 let heard = Arc::new(AtomicBool::new(false));
                 let silent = still_silent(header_time, Arc::clone(&heard));
@@ -109,7 +139,7 @@ impl Listener {
                     () = silent => tracing::debug!("a connection without a request was closed"),
                     () = cut_off.cancelled() => {}
                 }
-                drop(permit);
+                drop((permit, seat));
             });
         }
         drop(self.socket);
@@ -132,14 +162,12 @@ async fn still_silent(header_time: Duration, heard: Arc<AtomicBool>) {
 }
 
 fn connection(
-    stream: TcpStream,
+    stream: Taken<TcpStream>,
     peer: SocketAddr,
     stack: Stack,
     header_time: Duration,
     heard: Arc<AtomicBool>,
 ) -> impl hyper_util::server::graceful::GracefulConnection<Error = Box<dyn std::error::Error + Send + Sync>> {
-    // Small answers leave at once.
-    let _ = stream.set_nodelay(true);
     let service = ServiceBuilder::new()
         .map_request(move |mut request: Request<Incoming>| {
             heard.store(true, Ordering::Relaxed);

@@ -8,8 +8,11 @@
 
 mod body;
 mod cors;
+mod crowd;
 mod headers;
 mod listener;
+mod peers;
+mod slow;
 mod upstream;
 
 use std::convert::Infallible;
@@ -28,10 +31,12 @@ use tower_http::request_id::MakeRequestUuid;
 use tower_http::trace::TraceLayer;
 
 use crate::gate::{Gate, refusal};
+use crowd::Crowd;
 
 pub use body::{BodyBroken, RequestBody};
 pub use cors::Cors;
 pub use listener::{Listener, MAX_CONNECTIONS, MAX_HEADER_TIME};
+pub use slow::MAX_WRITE_PAUSE;
 pub use upstream::{NoUpstream, Upstream, UpstreamError, UpstreamSettings};
 
 /// The address a connection came from.
@@ -44,8 +49,25 @@ pub type ResponseBody = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes,
 /// The whole stack, ready to serve connections.
 pub type Stack = BoxCloneSyncService<Request<Incoming>, Response<ResponseBody>, Infallible>;
 
+/// What a crowd may take of the stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// How many requests are served at once, each until the head of its answer leaves; further ones are told to come back.
+    pub max_requests: usize,
+    /// How long a request's body may pause while it is being sent on. Half a request cannot be served: the upstream's
+    /// connection is ended, and nothing is charged. The client gets 408 if it has no answer yet.
+    pub body_time: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { max_requests: 4_096, body_time: Duration::from_secs(30) }
+    }
+}
+
 /// Builds the stack. Read from the top, it is the way of a request.
-pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors) -> Stack {
+pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors, bounds: Bounds) -> Stack {
+    let Bounds { max_requests, body_time } = bounds;
     let upstream = upstream.seen_at(gate.policy().public_url());
     let service = ServiceBuilder::new()
         // The client's connection ends here, and with it the headers that are about it.
@@ -63,10 +85,12 @@ pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors) -> Stack {
         .layer(cors)
         // A bug in serving one request is that request's 500.
         .layer(CatchPanicLayer::custom(panicked))
+        // What there is no room for is told so before anything is done for it.
+        .layer(Crowd::up_to(max_requests, gate.clone()))
         // Requests that would turn the proxy into something else, or that two servers could read differently.
         .layer(tower::layer::layer_fn(headers::RefuseOdd::new))
         // An unpaid client's body is drained, so that it can read its 402 and stay connected.
-        .map_request(body::guard)
+        .map_request(move |request| body::guard(request, body_time))
         // Nothing below is reached unpaid.
         .layer(gate.layer())
         .service(upstream);
