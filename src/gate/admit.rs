@@ -163,8 +163,9 @@ impl Gate {
                     return Ok(Admitted { hold, payer, deposited });
                 }
                 // The books may only be behind: a deposit made past us, or a view gone old. Ask once.
-                Err(Reject::ViewTooOld | Reject::ExceedsBalance | Reject::NoDeposit) if !refreshed => {
-                    self.ask_again(claimed)?;
+                Err(reject @ (Reject::ViewTooOld | Reject::ExceedsBalance | Reject::NoDeposit))
+                    if !refreshed && (reject == Reject::ViewTooOld || self.may_ask_again(claimed)) =>
+                {
                     self.refresh(claimed).await?;
                     refreshed = true;
                     verified = Some(proof);

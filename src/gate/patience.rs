@@ -226,10 +226,20 @@ impl Gate {
         Ok(())
     }
 
-    /// The same for a channel that has spent all it had: it may have got more, but asks at each request.
-    pub(super) fn ask_again(&self, claimed: &Claimed<'_>) -> Result<(), Refusal> {
-        claimed.look.strict.store(true, Ordering::Relaxed);
-        self.ask(claimed)
+    /// Whether a node may be asked if a channel that has spent all it had got more meanwhile. Nothing vouches for that: the
+    /// books hear of a deposit by themselves, and a payer could ask at each request.
+    pub(super) fn may_ask_again(&self, claimed: &Claimed<'_>) -> bool {
+        let Look { peer: Some(peer), asked, strict } = &claimed.look else { return true };
+        strict.store(true, Ordering::Relaxed);
+        let now = clock::now_s();
+        if asked.get().is_none() {
+            if self.patience.check(*peer, self.limits.bad_signatures_per_minute, now).is_err() {
+                return false;
+            }
+            let since = self.patience.count(*peer, now);
+            drop(asked.set(Asked { since }));
+        }
+        true
     }
 
     /// What became of it.
