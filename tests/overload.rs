@@ -13,6 +13,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use peaje::gate::desk::Question;
 use peaje::gate::path::PathPattern;
 use peaje::gate::policy::{Policy, Price, Route};
@@ -643,4 +648,80 @@ async fn a_client_that_takes_nothing_of_its_answer_is_let_go_and_has_paid() {
     soon(broken.recv()).await.unwrap();
     assert_eq!(site.charged(&payer), PRICE);
     assert!(client.ends().await);
+}
+
+#[tokio::test]
+async fn a_stream_whose_client_takes_nothing_lets_the_upstream_go_and_its_neighbours_go_on() {
+    let (told, mut broken) = mpsc::unbounded_channel();
+    let upstream = script(move |mut peer| {
+        let told = told.clone();
+        async move {
+            let head = peer.take(b"\r\n\r\n").await.unwrap();
+            if head.starts_with(b"GET /free") {
+                peer.send(OK).await;
+                return;
+            }
+            peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
+            let chunk = format!("10000\r\n{}\r\n", "a".repeat(0x1_0000));
+            while peer.stream.write_all(chunk.as_bytes()).await.is_ok() {}
+            let _ = told.send(());
+        }
+    })
+    .await;
+    let bounds = Bounds { answer_time: SHORT, ..Bounds::default() };
+    let site = Setup { bounds, ..Setup::new(upstream) }.open().await;
+    let payer = site.payer(1);
+    let io = TokioIo::new(site.client(HERE).await.stream);
+    let (mut client, connection) =
+        soon(http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), io)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("http://h/paid/x").header("payment-signature", site.next(&payer));
+    let answer = soon(client.send_request(request.body(Empty::new()).unwrap())).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    soon(broken.recv()).await.unwrap();
+    assert_eq!(site.charged(&payer), PRICE);
+    let neighbour = Request::get("http://h/free").body(Empty::new()).unwrap();
+    assert_eq!(soon(client.send_request(neighbour)).await.unwrap().status(), 200);
+    // It has not come to its end, and does not look so.
+    assert!(soon(answer.into_body().collect()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_stream_whose_upstream_is_silent_is_not_let_go() {
+    let mut upstream = gated_body().await;
+    let bounds = Bounds { answer_time: SHORT / 4, ..Bounds::default() };
+    let site = Setup { bounds, ..Setup::new(upstream.address) }.open().await;
+    let io = TokioIo::new(site.client(HERE).await.stream);
+    let (mut client, connection) =
+        soon(http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), io)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("http://h/x").body(Empty::new()).unwrap();
+    let mut body = soon(client.send_request(request)).await.unwrap().into_body();
+    upstream.arrive(1).await;
+    for _ in 0..3 {
+        upstream.may.add_permits(1);
+        assert_eq!(soon(body.frame()).await.unwrap().unwrap().into_data().unwrap(), "tick");
+        tokio::time::sleep(SHORT).await;
+    }
+}
+
+/// An upstream that sends a piece of its answer for each permit.
+async fn gated_body() -> Gated {
+    let may = Arc::new(Semaphore::new(0));
+    let (sender, arrived) = mpsc::unbounded_channel();
+    let gate = Arc::clone(&may);
+    let address = script(move |mut peer| {
+        let (gate, sender) = (Arc::clone(&gate), sender.clone());
+        async move {
+            peer.take(b"\r\n\r\n").await.unwrap();
+            peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
+            let _ = sender.send(());
+            loop {
+                gate.acquire().await.unwrap().forget();
+                peer.send("4\r\ntick\r\n").await;
+            }
+        }
+    })
+    .await;
+    Gated { address, may, arrived }
 }

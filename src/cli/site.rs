@@ -238,7 +238,7 @@ fn limits(config: &Config) -> Limits {
 }
 
 fn bounds(config: &Config) -> Bounds {
-    Bounds { max_requests: config.limits.max_requests, body_time: config.limits.body_timeout }
+    Bounds { max_requests: config.limits.max_requests, body_time: config.limits.body_timeout, ..Bounds::default() }
 }
 
 fn cors(config: &config::Cors) -> Cors {

@@ -23,14 +23,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::RETRY_AFTER;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tower::{Layer, Service};
 
+use super::Bounds;
 use super::body;
+use super::slow::Wanted;
 use crate::gate::{Gate, HoldBack, refusal};
 
 /// Of how many parts of the room the requests that pay nothing may fill all but one.
@@ -49,6 +51,7 @@ pub(super) const MAX_HELD_BACK: usize = 4_096;
 #[derive(Debug, Clone)]
 pub(super) struct Crowd {
     gate: Gate,
+    answer_time: Duration,
     inside: Arc<Count>,
     held_back: Arc<Count>,
 }
@@ -86,9 +89,10 @@ impl Drop for Place {
 }
 
 impl Crowd {
-    /// Up to so many at once. What pays is said by the gate.
-    pub(super) fn up_to(most: usize, gate: Gate) -> Self {
-        Self { gate, inside: Count::up_to(most), held_back: Count::up_to(MAX_HELD_BACK) }
+    /// Within these bounds. What pays is said by the gate.
+    pub(super) fn within(bounds: Bounds, gate: Gate) -> Self {
+        let Bounds { max_requests, answer_time, .. } = bounds;
+        Self { gate, answer_time, inside: Count::up_to(max_requests), held_back: Count::up_to(MAX_HELD_BACK) }
     }
 }
 
@@ -111,7 +115,7 @@ impl<S, B> Service<Request<Incoming>> for InCrowd<S>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
 {
-    type Response = Response<Either<B, Full<Bytes>>>;
+    type Response = Response<Either<Wanted<B>, Full<Bytes>>>;
     type Error = Infallible;
     type Future = Served<S::Future, B>;
 
@@ -120,11 +124,13 @@ where
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let Crowd { gate, inside, held_back } = &self.crowd;
+        let Crowd { gate, answer_time, inside, held_back } = &self.crowd;
+        // On HTTP/1 the connection is watched; here it is well while one of its streams stands still.
+        let watch = (request.version() == Version::HTTP_2).then_some(*answer_time);
         match inside.enter(|| gate.is_paying(&request)) {
             Some(place) => {
                 let (place, held_back) = (Some(place), Arc::clone(held_back));
-                Served::Serving { answer: self.inner.call(request), place, held_back }
+                Served::Serving { answer: self.inner.call(request), place, held_back, watch }
             }
             None => {
                 // Its client may be writing still, and wants to use the connection again.
@@ -146,7 +152,7 @@ pin_project! {
     /// The answer to a request that has its place in the crowd, or has none.
     #[project = Projection]
     pub(super) enum Served<F, B> {
-        Serving { #[pin] answer: F, place: Option<Place>, held_back: Arc<Count> },
+        Serving { #[pin] answer: F, place: Option<Place>, held_back: Arc<Count>, watch: Option<Duration> },
         HeldBack { answer: Option<Response<B>>, time: Pin<Box<Sleep>>, place: Place },
         Refused { answer: Option<Response<Bytes>> },
     }
@@ -156,12 +162,12 @@ impl<F, B> Future for Served<F, B>
 where
     F: Future<Output = Result<Response<B>, Infallible>>,
 {
-    type Output = Result<Response<Either<B, Full<Bytes>>>, Infallible>;
+    type Output = Result<Response<Either<Wanted<B>, Full<Bytes>>>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let next = match self.as_mut().project() {
-                Projection::Serving { answer, place, held_back } => {
+                Projection::Serving { answer, place, held_back, watch } => {
                     let Ok(answer) = ready!(answer.poll(context));
                     drop(place.take());
                     let hold_back = answer.extensions().get::<HoldBack>().is_some();
@@ -170,13 +176,19 @@ where
                             let time = Box::pin(tokio::time::sleep(HOLD_BACK));
                             Self::HeldBack { answer: Some(answer), time, place }
                         }
-                        None => return Poll::Ready(Ok(answer.map(Either::Left))),
+                        None => {
+                            let wanted = |body| match *watch {
+                                Some(limit) => Wanted::within(body, limit),
+                                None => Wanted::unwatched(body),
+                            };
+                            return Poll::Ready(Ok(answer.map(wanted).map(Either::Left)));
+                        }
                     }
                 }
                 Projection::HeldBack { answer, time, .. } => {
                     ready!(time.as_mut().poll(context));
                     let answer = answer.take().expect("a future that has ended is not polled again");
-                    return Poll::Ready(Ok(answer.map(Either::Left)));
+                    return Poll::Ready(Ok(answer.map(Wanted::unwatched).map(Either::Left)));
                 }
                 Projection::Refused { answer } => {
                     let answer = answer.take().expect("a future that has ended is not polled again");

@@ -57,17 +57,20 @@ pub struct Bounds {
     /// How long a request's body may pause while it is being sent on. Half a request cannot be served: the upstream's
     /// connection is ended, and nothing is charged. The client gets 408 if it has no answer yet.
     pub body_time: Duration,
+    /// How long an answer on HTTP/2 may stand still because its client takes nothing more of it. Afterwards, or up to twice
+    /// as late, the upstream's connection is let go; what was charged stays charged.
+    pub answer_time: Duration,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { max_requests: 4_096, body_time: Duration::from_secs(30) }
+        Self { max_requests: 4_096, body_time: Duration::from_secs(30), answer_time: MAX_WRITE_PAUSE }
     }
 }
 
 /// Builds the stack. Read from the top, it is the way of a request.
 pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors, bounds: Bounds) -> Stack {
-    let Bounds { max_requests, body_time } = bounds;
+    let body_time = bounds.body_time;
     let upstream = upstream.seen_at(gate.policy().public_url());
     let service = ServiceBuilder::new()
         // The client's connection ends here, and with it the headers that are about it.
@@ -86,7 +89,7 @@ pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors, bounds: Bounds) -> Sta
         // A bug in serving one request is that request's 500.
         .layer(CatchPanicLayer::custom(panicked))
         // What there is no room for is told so before anything is done for it.
-        .layer(Crowd::up_to(max_requests, gate.clone()))
+        .layer(Crowd::within(bounds, gate.clone()))
         // Requests that would turn the proxy into something else, or that two servers could read differently.
         .layer(tower::layer::layer_fn(headers::RefuseOdd::new))
         // An unpaid client's body is drained, so that it can read its 402 and stay connected.

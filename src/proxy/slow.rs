@@ -7,11 +7,16 @@
 use std::future::Future as _;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
+use tower::BoxError;
 
 /// How long a client may take nothing of what it is being written, unless said.
 pub const MAX_WRITE_PAUSE: Duration = Duration::from_secs(30);
@@ -105,6 +110,128 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Taken<T> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+}
+
+pin_project! {
+    /// An answer's body that is let go when nobody asks for more of it for too long.
+    ///
+    /// A stream of HTTP/2 stands still when its client opens no window for it, while its connection is well. Then nobody
+    /// asks the body for anything, so it cannot notice by itself; somebody beside it does. What is let go is the upstream's
+    /// connection; the stream's few bytes here stay for as long as its connection does, and there are never many.
+    #[project = WantedProjection]
+    #[derive(Debug)]
+    pub(super) enum Wanted<B> {
+        Unwatched { #[pin] body: B },
+        Watched { shared: Arc<Shared<B>> },
+    }
+}
+
+/// A body, and how it is asked for.
+#[derive(Debug)]
+pub(super) struct Shared<B> {
+    limit: Duration,
+    state: Mutex<State<B>>,
+}
+
+#[derive(Debug)]
+struct State<B> {
+    /// Nothing, once it was let go.
+    body: Option<Pin<Box<B>>>,
+    /// How many frames of it were taken.
+    taken: u64,
+    /// Whether the client has to take the last of them before it asks for more.
+    with_client: bool,
+    watched: bool,
+}
+
+impl<B> Shared<B> {
+    fn state(&self) -> MutexGuard<'_, State<B>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The client did not take the answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the client takes nothing")]
+struct NotTaken;
+
+impl<B> Wanted<B> {
+    /// Whatever becomes of it: on HTTP/1 a client that takes nothing is noticed by its connection ([`Taken`]).
+    pub(super) fn unwatched(body: B) -> Self {
+        Self::Unwatched { body }
+    }
+
+    /// Let go when nobody asks for more of it for so long, or up to twice as long.
+    pub(super) fn within(body: B, limit: Duration) -> Self {
+        let state = State { body: Some(Box::pin(body)), taken: 0, with_client: false, watched: false };
+        Self::Watched { shared: Arc::new(Shared { limit, state: Mutex::new(state) }) }
+    }
+}
+
+impl<B> Body for Wanted<B>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let shared = match self.project() {
+            WantedProjection::Unwatched { body } => return body.poll_frame(context).map_err(Into::into),
+            WantedProjection::Watched { shared } => shared,
+        };
+        let mut state = shared.state();
+        state.with_client = false;
+        let Some(body) = state.body.as_mut() else { return Poll::Ready(Some(Err(NotTaken.into()))) };
+        let frame = ready!(body.as_mut().poll_frame(context));
+        let more = matches!(frame, Some(Ok(_))) && !body.is_end_stream();
+        if more {
+            state.taken = state.taken.wrapping_add(1);
+            state.with_client = true;
+            // Most bodies are one frame, and need nobody.
+            if !std::mem::replace(&mut state.watched, true) {
+                tokio::spawn(watch(Arc::downgrade(shared), shared.limit));
+            }
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Unwatched { body } => body.is_end_stream(),
+            // One that was let go has not come to its end.
+            Self::Watched { shared } => shared.state().body.as_ref().is_some_and(|body| body.is_end_stream()),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Unwatched { body } => body.size_hint(),
+            Self::Watched { shared } => {
+                shared.state().body.as_ref().map_or_else(SizeHint::default, |body| body.size_hint())
+            }
+        }
+    }
+}
+
+/// Ends with the body, or lets it go.
+async fn watch<B>(shared: Weak<Shared<B>>, limit: Duration) {
+    let mut before = None;
+    loop {
+        tokio::time::sleep(limit).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let mut state = shared.state();
+        let now = state.with_client.then_some(state.taken);
+        if now.is_some() && now == before {
+            let body = state.body.take();
+            drop(state);
+            tracing::debug!("an answer was not taken");
+            drop(body);
+            return;
+        }
+        before = now;
     }
 }
 
