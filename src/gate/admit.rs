@@ -224,6 +224,8 @@ impl Gate {
                     Some(_) => return Err(self.corrective(claimed, &self.view(claimed).await?)),
                     None => return Err(Code::SettlementPending.into()),
                 },
+                // It is told to come back, and finds its deposit landed then.
+                Place::Crowded => return Err(Code::ChannelBusy.into()),
                 // A payer with many channels could have as many deposits tried and sent at once; they go one by one.
                 // Nothing of this one was sent yet.
                 Place::OtherChannel(wait) => {

@@ -260,7 +260,7 @@ mod tests {
         let limit = Duration::from_secs(3_600);
         let mut pause = Pause::up_to(limit);
         let deadline = |pause: &Pause| pause.timer.as_ref().unwrap().deadline();
-        let mut poll = |pause: &mut Pause| pause.poll(&mut Context::from_waker(std::task::Waker::noop()));
+        let poll = |pause: &mut Pause| pause.poll(&mut Context::from_waker(std::task::Waker::noop()));
         assert!(pause.timer.is_none(), "nothing is set up before something is waited for");
         assert!(poll(&mut pause).is_pending());
         let first = deadline(&pause);
