@@ -258,6 +258,7 @@ impl Bench {
                 viewed_at: 1,
                 charged: total_claimed,
                 latest: Some(LatestVoucher { max_claimable, signature }),
+                spent_up_to: None,
                 open_refund: None,
                 unclaimed_since: None,
             };

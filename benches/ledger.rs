@@ -340,6 +340,7 @@ fn fill(directory: &Path) {
             viewed_at: 1,
             charged,
             latest,
+            spent_up_to: None,
             open_refund: None,
             unclaimed_since: None,
         };

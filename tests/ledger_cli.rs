@@ -87,6 +87,7 @@ impl Account {
             viewed_at: TEN,
             charged: Amount::ZERO,
             latest: None,
+            spent_up_to: None,
             open_refund: None,
             unclaimed_since: None,
         };

@@ -60,7 +60,7 @@ impl Naive {
         }
         self.hold = None;
         self.charged += charge;
-        self.signed = Some(max);
+        self.signed = self.signed.max(Some(max));
         Ok(())
     }
 

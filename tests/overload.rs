@@ -652,6 +652,20 @@ async fn a_client_that_takes_nothing_of_its_answer_is_let_go_and_has_paid() {
 
 #[tokio::test]
 async fn a_stream_whose_client_takes_nothing_lets_the_upstream_go_and_its_neighbours_go_on() {
+    let answer = a_stream_that_stands_still(&http2::Builder::new(TokioExecutor::new())).await;
+    // It has not come to its end, and does not look so.
+    assert!(soon(answer.into_body().collect()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_stream_whose_window_never_opens_lets_the_upstream_go_as_well() {
+    let mut shut = http2::Builder::new(TokioExecutor::new());
+    shut.initial_stream_window_size(0);
+    a_stream_that_stands_still(&shut).await;
+}
+
+/// An answer without an end of which nothing is taken: it costs, the upstream is let go, and the connection is well.
+async fn a_stream_that_stands_still(http: &http2::Builder<TokioExecutor>) -> http::Response<hyper::body::Incoming> {
     let (told, mut broken) = mpsc::unbounded_channel();
     let upstream = script(move |mut peer| {
         let told = told.clone();
@@ -672,8 +686,7 @@ async fn a_stream_whose_client_takes_nothing_lets_the_upstream_go_and_its_neighb
     let site = Setup { bounds, ..Setup::new(upstream) }.open().await;
     let payer = site.payer(1);
     let io = TokioIo::new(site.client(HERE).await.stream);
-    let (mut client, connection) =
-        soon(http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), io)).await.unwrap();
+    let (mut client, connection) = soon(http.handshake::<_, Empty<Bytes>>(io)).await.unwrap();
     tokio::spawn(connection);
     let request = Request::get("http://h/paid/x").header("payment-signature", site.next(&payer));
     let answer = soon(client.send_request(request.body(Empty::new()).unwrap())).await.unwrap();
@@ -682,8 +695,7 @@ async fn a_stream_whose_client_takes_nothing_lets_the_upstream_go_and_its_neighb
     assert_eq!(site.charged(&payer), PRICE);
     let neighbour = Request::get("http://h/free").body(Empty::new()).unwrap();
     assert_eq!(soon(client.send_request(neighbour)).await.unwrap().status(), 200);
-    // It has not come to its end, and does not look so.
-    assert!(soon(answer.into_body().collect()).await.is_err());
+    answer
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ mod payer;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -70,6 +71,7 @@ struct Setup {
     header_time: Option<Duration>,
     max_connections: Option<usize>,
     limits: Limits,
+    cores: usize,
 }
 
 impl Setup {
@@ -84,6 +86,7 @@ impl Setup {
             header_time: None,
             max_connections: None,
             limits: Limits::default(),
+            cores: 1,
         }
     }
 
@@ -102,7 +105,8 @@ impl Setup {
             response_timeout: self.response_timeout,
         })
         .unwrap();
-        let mut listener = Listener::bind(self.listen.parse().unwrap()).await.unwrap();
+        let cores = NonZeroUsize::new(self.cores).unwrap();
+        let mut listener = Listener::bind_cores(self.listen.parse().unwrap(), cores).await.unwrap();
         if let Some(limit) = self.header_time {
             listener = listener.header_time(limit);
         }
@@ -1233,17 +1237,36 @@ async fn a_client_that_does_not_send_its_head_is_let_go() {
 #[tokio::test]
 async fn connections_beyond_the_limit_wait_for_a_place() {
     let api = plain_api().await;
-    let site = Setup { max_connections: Some(2), ..Setup::new(api.address) }.open().await;
-    let (mut first, mut second) = (site.client().await, site.client().await);
-    for client in [&mut first, &mut second] {
-        assert_eq!(client.ask(&get("/x")).await.status, 200);
+    // The limit is one for all cores, whichever of them the connections come to.
+    for cores in [1, 4] {
+        let site = Setup { max_connections: Some(2), cores, ..Setup::new(api.address) }.open().await;
+        let (mut first, mut second) = (site.client().await, site.client().await);
+        for client in [&mut first, &mut second] {
+            assert_eq!(client.ask(&get("/x")).await.status, 200);
+        }
+        let mut third = site.client().await;
+        third.send(get("/x")).await;
+        assert!(tokio::time::timeout(Duration::from_millis(100), third.more()).await.is_err());
+        drop(first);
+        assert_eq!(third.answer(false).await.status, 200);
+        assert_eq!(second.ask(&get("/x")).await.status, 200);
     }
-    let mut third = site.client().await;
-    third.send(get("/x")).await;
-    assert!(tokio::time::timeout(Duration::from_millis(100), third.more()).await.is_err());
-    drop(first);
-    assert_eq!(third.answer(false).await.status, 200);
-    assert_eq!(second.ask(&get("/x")).await.status, 200);
+}
+
+#[tokio::test]
+async fn many_cores_serve_one_port_and_each_keeps_its_own_connections_to_the_upstream() {
+    let api = plain_api().await;
+    let site = Setup { cores: 3, ..Setup::new(api.address) }.open().await;
+    let mut ids = std::collections::HashSet::new();
+    for _ in 0..64 {
+        let answer = site.ask(&get("/x")).await;
+        assert_eq!(answer.status, 200);
+        ids.insert(answer.header("x-request-id").unwrap().to_owned());
+    }
+    assert_eq!(ids.len(), 64);
+    let connections = api.connections.load(Ordering::SeqCst);
+    // One after the other, so no core needs a second one; that all 64 come to one core happens to nobody.
+    assert!((2..=3).contains(&connections), "{connections}");
 }
 
 // ---- the upstream fails
@@ -1401,6 +1424,12 @@ async fn a_request_that_was_sent_is_never_sent_again() {
 
 #[tokio::test]
 async fn stopping_lets_requests_finish_and_takes_no_more() {
+    for cores in [1, 3] {
+        stopping_in_order(cores).await;
+    }
+}
+
+async fn stopping_in_order(cores: usize) {
     let (go, gone) = tokio::sync::watch::channel(false);
     let upstream = script(move |stream| {
         let mut gone = gone.clone();
@@ -1413,7 +1442,7 @@ async fn stopping_lets_requests_finish_and_takes_no_more() {
         }
     })
     .await;
-    let site = site(upstream).await;
+    let site = Setup { cores, ..Setup::new(upstream) }.open().await;
     let mut idle = site.client().await;
     assert_eq!(idle.ask(&get("/paid/x")).await.status, 402);
     let mut silent = site.client().await;
@@ -1453,7 +1482,7 @@ async fn the_deadline_cuts_off_what_does_not_finish_and_charges_nothing() {
         }
     })
     .await;
-    let site = Setup { drain: Duration::from_millis(200), ..Setup::new(upstream) }.open().await;
+    let site = Setup { drain: Duration::from_millis(200), cores: 2, ..Setup::new(upstream) }.open().await;
     let payer = Payer::of(&site);
     let mut client = site.client().await;
     client.send(with("/paid/x", &format!("payment-signature: {}", payer.header()))).await;
@@ -1605,7 +1634,7 @@ impl std::io::Write for Log {
 async fn the_log_names_no_path_query_header_or_body() {
     let log = Log::default();
     let writer = log.clone();
-    let filter = tracing_subscriber::EnvFilter::new("warn,peaje=trace,tower_http=trace");
+    let filter = tracing_subscriber::EnvFilter::new("warn,peaje=trace");
     let subscriber =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(move || writer.clone()).finish();
     // For the whole process: what the other tests do may not be told either.

@@ -51,6 +51,7 @@ fn row(channel: u8, version: u64, charged: u128) -> ChannelRow {
         viewed_at: NOON,
         charged: Amount::new(charged),
         latest,
+        spent_up_to: None,
         open_refund: None,
         unclaimed_since: None,
     };
@@ -63,6 +64,7 @@ fn full_row(channel: u8, version: u64, charged: u128) -> ChannelRow {
     row.snapshot.view.withdrawal = Some(Withdrawal { amount: Amount::new(5), initiated_at: NOON - 9 });
     row.snapshot.view.refund_nonce = 7;
     row.snapshot.view.total_claimed = Amount::new(3);
+    row.snapshot.spent_up_to = Some(Amount::new(9));
     row.snapshot.open_refund = Some(SentRefund { nonce: 7, amount: Amount::new(8) });
     row.last_deposit = Some(LastDeposit { salt: Hash([4; 32]), charged: Amount::new(2) });
     row
@@ -347,6 +349,7 @@ impl Step {
         });
         new.snapshot.open_refund =
             self.flag(2).then_some(SentRefund { nonce: self.long, amount: Amount::new(self.other) });
+        new.snapshot.spent_up_to = self.flag(4).then_some(Amount::new(self.other));
         new.last_deposit =
             self.flag(3).then_some(LastDeposit { salt: Hash([self.small; 32]), charged: Amount::new(self.long) });
         let at = NOON + u64::from(self.small);
@@ -512,6 +515,7 @@ fn the_largest_amounts_survive() {
     largest.snapshot.view.refund_nonce = u128::MAX;
     largest.snapshot.open_refund = Some(SentRefund { nonce: u128::MAX, amount: Amount::MAX });
     largest.snapshot.view.block = u64::MAX;
+    largest.snapshot.spent_up_to = Some(Amount::MAX);
     let half = u128::MAX / 2;
     let mut first = row(1, 1, half);
     first.snapshot.config = largest.snapshot.config;
@@ -684,6 +688,8 @@ fn values_that_cannot_be_are_damage() {
         "signature = zeroblob(2049)",
         "withdrawal_at = NULL",
         "open_refund_nonce = NULL",
+        "spent_up_to = NULL",
+        "spent_up_to = '09'",
         "last_deposit_salt = NULL",
         "seal = -1",
     ] {
@@ -800,13 +806,13 @@ fn what_is_not_these_books_is_refused_and_left_alone() {
         assert!(matches!(error, StoreError::OtherBooks { .. }), "{error:?}");
     }
     assert_eq!(Reader::open(directory.path()).unwrap().identity().unwrap(), IDENTITY);
-    assert_eq!(Reader::open(directory.path()).unwrap().schema_version().unwrap(), 2);
+    assert_eq!(Reader::open(directory.path()).unwrap().schema_version().unwrap(), 3);
 
     plain(directory.path()).pragma_update(None, "user_version", 7).unwrap();
     for error in
         [SqliteStore::open(directory.path(), IDENTITY).unwrap_err(), Reader::open(directory.path()).unwrap_err()]
     {
-        assert!(matches!(error, StoreError::TooNew { found: 7, known: 2 }), "{error:?}");
+        assert!(matches!(error, StoreError::TooNew { found: 7, known: 3 }), "{error:?}");
     }
 
     let directory = TempDir::new().unwrap();

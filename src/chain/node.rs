@@ -4,7 +4,6 @@
 //! whose newest block is too old is an error, not an answer, and that it is avoided for a while after it failed. **Does not**
 //! know of other nodes.
 
-use std::error::Error as _;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,6 +20,7 @@ use super::error::ChainError;
 use super::rpc::{Failure, REQUEST_TIMEOUT, Rpc};
 use super::types::{Head, NodeHealth};
 use super::url::RpcUrl;
+use crate::causes::causes;
 use crate::clock::now_s;
 
 /// For how long a node is avoided after it failed once; twice as long each time it fails again.
@@ -270,15 +270,9 @@ fn pause(strikes: u32) -> Duration {
     AVOID_FIRST.saturating_mul(2u32.saturating_pow(strikes)).min(AVOID_MOST)
 }
 
-/// An error with its causes, on one line.
+/// An error with its causes, on one line of bounded length.
 fn told(error: &ChainError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text.chars().take(MAX_PROBLEM_CHARS).collect()
+    causes(error).chars().take(MAX_PROBLEM_CHARS).collect()
 }
 
 #[cfg(test)]

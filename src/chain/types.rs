@@ -1,6 +1,6 @@
 //! What a chain tells: plain values, already checked and decoded.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash};
 
@@ -43,13 +43,13 @@ impl Counting {
     /// A channel as it counts: what came in since its balance was `earlier` counts up to the instant allowance. What went
     /// out since is gone at once. What was claimed counts always: the contract paid it, so it was there.
     pub(super) fn counted(&self, newest: View, earlier: Amount) -> View {
-        let sure = earlier.checked_add(self.instant).unwrap_or(Amount::MAX);
+        let sure = earlier.saturating_add(self.instant);
         View { balance: newest.balance.min(sure).max(newest.total_claimed), ..newest }
     }
 }
 
 /// What is known of a node, for operators. It was learnt when the node was last asked something; nothing is asked for this.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeHealth {
     /// Scheme, host and port; never the path, which providers put keys into.
     pub name: String,

@@ -174,7 +174,7 @@ impl Stage {
             let payment = answer.payment.clone();
             let body = answer.bytes(MAX_SAMPLE_BYTES).await.map_err(super::pay::failure)?;
             let Some(payment) = payment.filter(|_| status.is_success()) else { continue };
-            charged = charged.checked_add(payment.charged).unwrap_or(Amount::MAX);
+            charged = charged.saturating_add(payment.charged);
             summary.paid += 1;
             transactions.extend(payment.transaction);
             if let Some(deposited) = payment.deposited {

@@ -10,6 +10,7 @@ use super::ledger::{Side, aligned};
 use super::value::DOLLAR_DECIMALS;
 use super::{ConfigArgs, Exit, Failure, Outcome, Output};
 use crate::admin::{ADMIN_HEADER, RedemptionState};
+use crate::chain::NodeHealth;
 use crate::clock;
 use crate::protocol::Amount;
 use crate::redeem::{Foreign, InFlight, PlannedBatch, Postponed, Preview, Quarantined, Report};
@@ -279,6 +280,9 @@ fn state_in_words(state: &RedemptionState, now: u64) -> String {
     }
     let lag = vitals.chain_lag_s.map(|lag| format!(", its newest block is {} old", long(lag)));
     line("chain", format!("answered {} ago{}", long(vitals.chain_silence_s), lag.unwrap_or_default()));
+    for node in &vitals.nodes {
+        line("node", node_in_words(node));
+    }
     if vitals.quarantined.is_empty() {
         line("quarantine", "empty".to_owned());
     } else {
@@ -294,6 +298,19 @@ fn state_in_words(state: &RedemptionState, now: u64) -> String {
         format!("{purpose} {transaction}, nonce {nonce}, {}, replaced {replaced} times, {place}", ago(*since))
     }));
     text
+}
+
+/// One endpoint and what is wrong with it.
+fn node_in_words(node: &NodeHealth) -> String {
+    let NodeHealth { name, preferred, ok, lag_s, problem, .. } = node;
+    let state = match (ok, preferred) {
+        (true, true) => "asked first",
+        (true, false) => "in reserve",
+        (false, _) => "avoided",
+    };
+    let lag = lag_s.map(|lag| format!(", {} behind", long(lag))).unwrap_or_default();
+    let problem = problem.as_deref().map(|problem| format!(": {problem}")).unwrap_or_default();
+    format!("{name}, {state}{lag}{problem}")
 }
 
 /// A span in its two largest units: `3 d 4 h`, `5 m 6 s`, `7 s`.
@@ -318,6 +335,11 @@ mod tests {
     use crate::admin::RedemptionSettings;
     use crate::protocol::{Address, ChannelId, Hash};
     use crate::redeem::{LastClaim, Vitals, Why};
+
+    fn node(name: &str, ok: bool, preferred: bool, problem: Option<&str>) -> NodeHealth {
+        let (name, problem) = (name.to_owned(), problem.map(str::to_owned));
+        NodeHealth { name, preferred, ok, lag_s: Some(2), head: Some(1), problem }
+    }
 
     fn channel(byte: u8) -> ChannelId {
         ChannelId([byte; 32])
@@ -450,6 +472,10 @@ mod tests {
             gas_balance_wei: Some(2_000_000_000_000_000_000),
             gas_lasts_s: Some(90_000),
             chain_lag_s: Some(3),
+            nodes: vec![
+                node("https://a.example", true, true, None),
+                node("https://b.example", false, false, Some("timed out")),
+            ],
             quarantined: vec![Quarantined {
                 channel: channel(3),
                 reason: "reverted".to_owned(),
@@ -474,6 +500,8 @@ mod tests {
             "lost        $1.00",
             "gas         2.00 coins, which last 1 d 1 h at this pace",
             "its newest block is 3 s old",
+            "node        https://a.example, asked first, 2 s behind\n",
+            "node        https://b.example, avoided, 2 s behind: timed out\n",
             "in quarantine for another 21 m: reverted",
             "nonce 4, 1 m ago, replaced 2 times, not in a block",
         ] {

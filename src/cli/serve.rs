@@ -68,16 +68,16 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
         "open"
     );
     let hangups = tokio::spawn(outlive_hangups());
-    let told = tokio::select! {
-        () = told_to_stop() => true,
-        _ = site.latched() => false,
-    };
-    hangups.abort();
-    if told {
-        tracing::info!("stopping; a second signal ends at once");
-    } else {
-        tracing::error!("stopping, because the books cannot be written");
+    let mut broken = false;
+    tokio::select! {
+        () = told_to_stop() => tracing::info!("stopping; a second signal ends at once"),
+        _ = site.latched() => tracing::error!("stopping, because the books cannot be written"),
+        () = site.broken() => {
+            broken = true;
+            tracing::error!("stopping, because a thread that serves has broken");
+        }
     }
+    hangups.abort();
     let accounts = site.gate().accounts().clone();
     let closed = tokio::select! {
         report = site.close() => Some(report),
@@ -90,6 +90,10 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
     // However it came to the end: the books may also have failed on the way there.
     if let Some(latched) = accounts.journal().latch() {
         return Err(Failure::new(Exit::Books, latched.clone()).hint(latched.advice()));
+    }
+    if broken {
+        return Err(Failure::message(Exit::Failed, "a thread that serves has broken; the log says how")
+            .hint("the books are whole; start again"));
     }
     match closed {
         None => {

@@ -6,6 +6,7 @@
 //! has in memory may be ahead of what is written, and payers were told that this was not charged.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,7 +95,7 @@ impl Site {
             connect_timeout: config.upstream.connect_timeout,
             response_timeout: config.upstream.response_timeout,
         })?;
-        let listener = Listener::bind(config.server.listen)
+        let listener = Listener::bind_cores(config.server.listen, cores(config))
             .await
             .map_err(|source| SiteError::Listen { address: config.server.listen, source })?;
         let listener =
@@ -110,6 +111,7 @@ impl Site {
         let (desk, questions) = Desk::new();
         let Books { accounts, opening } = books;
         let gate = Gate::with_accounts(policy, desk, accounts).with_limits(limits(config));
+        let gate = gate.with_hot_keys(config.limits.hot_keys_bytes);
         let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings(config), opening);
         let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors), bounds(config));
         let unready = CancellationToken::new();
@@ -163,6 +165,12 @@ impl Site {
         self.gate.accounts().journal().latched().await
     }
 
+    /// Waits until a thread that serves has broken and the rest are stopping for it; for ever, if all goes well. What is
+    /// left to do then is [`Site::close`].
+    pub async fn broken(&self) {
+        self.unready.cancelled().await;
+    }
+
     /// Stops in order. The report of the last redemption, if there was one.
     pub async fn close(self) -> Option<Report> {
         let journal = self.gate.accounts().journal().clone();
@@ -197,10 +205,12 @@ impl Site {
 const MAX_LAST_REDEMPTION: Duration = Duration::from_secs(300);
 
 fn unclaimed(gate: &Gate) -> Amount {
-    gate.accounts()
-        .statements()
-        .iter()
-        .fold(Amount::ZERO, |sum, statement| sum.checked_add(statement.unclaimed).unwrap_or(Amount::MAX))
+    gate.accounts().statements().iter().fold(Amount::ZERO, |sum, statement| sum.saturating_add(statement.unclaimed))
+}
+
+/// How many threads serve. Where nobody knows how many cores there are, one does.
+fn cores(config: &Config) -> NonZeroUsize {
+    config.server.cores.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
 }
 
 /// How a config wants redemption to be run.

@@ -288,6 +288,7 @@ impl Accounts {
                 limits,
                 route: Arc::clone(route),
                 permit: Some(permit),
+                peer: None,
                 sent: false,
                 resolved: false,
             },
@@ -325,16 +326,6 @@ impl Accounts {
     pub(super) fn touch(&self, id: &ChannelId) {
         if let Some(mut account) = self.inner.channels.get_mut(id) {
             account.used_at = clock::now_s();
-        }
-    }
-
-    /// Notes where a request came from that paid from the channel.
-    pub(super) fn vouch(&self, id: &ChannelId, peer: u64) {
-        // It rarely moves, and to look needs less of a lock than to write.
-        if self.inner.channels.get(id).is_some_and(|account| account.paid_from != peer)
-            && let Some(mut account) = self.inner.channels.get_mut(id)
-        {
-            account.paid_from = peer;
         }
     }
 
@@ -456,7 +447,7 @@ impl Accounts {
         read: impl FnOnce(&Channel) -> R,
     ) -> Option<Result<Change<R>, Reject>> {
         let now = clock::now_s();
-        let Slip { route, limits, .. } = slip;
+        let Slip { route, limits, peer, .. } = slip;
         let entered = self.enter(id, slip, |account| {
             let channel = &mut account.channel;
             let event = channel.decide(command, now)?;
@@ -473,6 +464,7 @@ impl Accounts {
                     if wants_claim(channel) && !wanted {
                         self.want_claim();
                     }
+                    account.paid_from = peer.unwrap_or(account.paid_from);
                     let route = Arc::clone(route.expect("a hold is posted with the route it was made on"));
                     Some(Booking::Charge { route, amount: *charge, at: now })
                 }
@@ -533,6 +525,8 @@ struct Slip<'a> {
     route: Option<&'a Arc<str>>,
     /// What is risked with the channel that is charged.
     limits: Option<Limits>,
+    /// Who sent the request that is charged.
+    peer: Option<u64>,
     /// The right to close a request.
     permit: Option<Permit>,
     /// Whether somebody waits until it is durable.
@@ -596,6 +590,12 @@ pub(super) fn channel_state(channel: &Channel) -> ChannelState {
     state_of(channel.id(), &channel.view(), channel.charged())
 }
 
+/// The channel as a client is shown it whose voucher for `price` was out of step: as if so much were charged that the
+/// voucher which the client signs next is the right one.
+pub(super) fn corrective_state(channel: &Channel, price: Amount) -> ChannelState {
+    state_of(channel.id(), &channel.view(), channel.base(price))
+}
+
 /// The same from its parts, for a channel that has no account.
 pub(super) fn state_of(channel_id: ChannelId, view: &View, charged: Amount) -> ChannelState {
     ChannelState {
@@ -608,10 +608,10 @@ pub(super) fn state_of(channel_id: ChannelId, view: &View, charged: Amount) -> C
     }
 }
 
-/// The payer's own last voucher, as correctives show it.
+/// The payer's own highest voucher, as correctives show it: clients believe no sum beyond it.
 pub(super) fn voucher_state(channel: &Channel) -> Option<VoucherState> {
     channel
-        .latest()
+        .highest()
         .map(|latest| VoucherState { signed_max_claimable: latest.max_claimable, signature: latest.signature.clone() })
 }
 
@@ -626,6 +626,7 @@ pub struct Hold {
     limits: Limits,
     route: Arc<str>,
     permit: Option<Permit>,
+    peer: Option<u64>,
     sent: bool,
     resolved: bool,
 }
@@ -685,6 +686,12 @@ impl Hold {
         self.price
     }
 
+    /// The peer who sent the request ([`super::Peer::key`]), if one is known; once it is charged, the channel paid from
+    /// there.
+    pub(super) fn comes_from(&mut self, peer: Option<u64>) {
+        self.peer = peer;
+    }
+
     /// From now on the upstream may be working for the payer.
     pub(super) fn sent(&mut self) {
         self.sent = true;
@@ -710,7 +717,7 @@ impl Hold {
     fn resolve(&mut self, command: &Command<'_>, awaited: bool) -> Result<Change<ChannelState>, Reject> {
         self.resolved = true;
         let permit = self.permit.take();
-        let slip = Slip { route: Some(&self.route), limits: Some(self.limits), permit, awaited };
+        let slip = Slip { route: Some(&self.route), limits: Some(self.limits), peer: self.peer, permit, awaited };
         let resolved = self.accounts.change_and_read(&self.channel, command, slip, channel_state);
         resolved.unwrap_or(Err(Reject::NoSuchHold))
     }
@@ -787,6 +794,7 @@ pub(super) struct Payer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::{Domain, LocalKey, Voucher};
 
     fn config(number: u8) -> ChannelConfig {
         ChannelConfig {
@@ -841,6 +849,67 @@ mod tests {
         drop(ticket);
         accounts.observe(id(2), &config(2), View { block: 9, balance: Amount::new(100), ..View::default() }).unwrap();
         assert_eq!(idle(1_001, 9), [id(2)]);
+    }
+
+    #[test]
+    fn vouchers_that_many_present_at_once_are_each_served_once() {
+        const VOUCHERS: u128 = 48;
+        const PRICE: u128 = 10;
+        let domain = Domain::settlement(84532);
+        let key = LocalKey::from_bytes(&[7; 32]).unwrap();
+        let terms = ChannelConfig { payer: key.address(), payer_authorizer: key.address(), ..config(1) };
+        let id = terms.id(&domain);
+        let accounts = Accounts::in_memory();
+        let view = View { block: 1, balance: Amount::new(VOUCHERS * PRICE), ..View::default() };
+        accounts.observe(id, &terms, view).unwrap();
+        let vouchers: Vec<_> = (1..=VOUCHERS)
+            .map(|number| Voucher { channel: id, max_claimable: Amount::new(number * PRICE) })
+            .map(|voucher| voucher.sign(&domain, &key).verify(&domain, &terms).unwrap())
+            .collect();
+        let limits = Limits { max_in_flight: 16, ..Limits::default() };
+        let route: Arc<str> = "r".into();
+        let (price, half) = (Amount::new(PRICE), Amount::new(PRICE / 2));
+        let hold = |voucher: &VerifiedVoucher| {
+            let permit = accounts.journal().permit().unwrap();
+            accounts.hold(voucher, price, Order::Ahead, limits, &route, permit).unwrap()
+        };
+        // Each voucher with what it was charged, in the order they were served.
+        let served = Mutex::new(Vec::new());
+        let serve = |hold: Hold, max: Amount, charge: Amount| {
+            hold.post(charge).unwrap();
+            served.lock().unwrap().push((max, charge));
+        };
+        std::thread::scope(|scope| {
+            for thread in 0..8_usize {
+                let (vouchers, hold, serve) = (&vouchers, &hold, &serve);
+                scope.spawn(move || {
+                    for turn in 0..6 {
+                        for (place, voucher) in vouchers.iter().enumerate() {
+                            let Ok(hold) = hold(voucher) else { continue };
+                            std::thread::yield_now();
+                            match (thread + place + turn) % 4 {
+                                0 => drop(hold.void()),
+                                1 => drop(hold),
+                                2 => serve(hold, voucher.max_claimable(), half),
+                                _ => serve(hold, voucher.max_claimable(), price),
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        for voucher in &vouchers {
+            if let Ok(hold) = hold(voucher) {
+                serve(hold, voucher.max_claimable(), price);
+            }
+        }
+        let mut served = served.into_inner().unwrap();
+        served.sort_unstable();
+        let ceilings: Vec<_> = served.iter().map(|(max, _)| *max).collect();
+        assert_eq!(ceilings, vouchers.iter().map(VerifiedVoucher::max_claimable).collect::<Vec<_>>());
+        let sum: u128 = served.iter().map(|(_, charge)| charge.units()).sum();
+        assert_eq!(accounts.read(&id, Channel::charged), Some(Amount::new(sum)));
+        assert_eq!(accounts.read(&id, Channel::in_flight), Some(0));
     }
 
     #[test]

@@ -63,7 +63,8 @@ pub(super) struct Claimed<'a> {
     config: ChannelConfig,
     pub(super) voucher: SignedVoucher,
     pub(super) order: Order,
-    pub(super) price: Amount,
+    /// What is paid; nothing for a refund.
+    pub(super) due: Option<Amount>,
     /// The route's name, for the books.
     route: &'a Arc<str>,
     /// How often its sender's payments came to nothing.
@@ -95,15 +96,25 @@ impl Gate {
         let settlement = policy.settlement();
         let id = check_terms(terms, settlement, &payment.config, payment.voucher.channel)?;
         let Payment { config, voucher, order, .. } = payment;
-        let (route, look) = (&route.name, Look::at(peer));
-        let claimed = Claimed { terms, settlement, id, config, voucher, order, price, route, look };
+        let claimed = Claimed {
+            terms,
+            settlement,
+            id,
+            config,
+            voucher,
+            order,
+            due: (!refund).then_some(price),
+            route: &route.name,
+            look: Look::at(peer),
+        };
         self.bear(&claimed)?;
         let outcome = match payment.action {
             Action::Pay => self.pay(&claimed, price, None).await.map(Admission::Serve),
             Action::DepositAndPay(deposit) => {
-                self.deposit_and_pay(&claimed, price, deposit, peer).await.map(Admission::Serve)
+                // In boxes is what seldom comes, so that the rest need not make room for it.
+                Box::pin(self.deposit_and_pay(&claimed, price, deposit, peer)).await.map(Admission::Serve)
             }
-            Action::Refund(request) => self.refund(&claimed, request, peer).await,
+            Action::Refund(request) => Box::pin(self.refund(&claimed, request, peer)).await,
         };
         self.looked(&claimed, &outcome);
         outcome
@@ -158,7 +169,8 @@ impl Gate {
                 Err(reject) => Err(reject),
             };
             match held {
-                Ok(hold) => {
+                Ok(mut hold) => {
+                    hold.comes_from(claimed.look.peer());
                     let payer = Payer { address: claimed.config.payer, channel: *id };
                     return Ok(Admitted { hold, payer, deposited });
                 }
@@ -311,18 +323,18 @@ impl Gate {
             } else {
                 None
             };
-            (refused, channel.charged(), channel.ceiling(), channel.view())
+            (refused, channel.base(price), channel.ceiling(), channel.view())
         });
-        let (charged, ceiling, view) = match known {
+        let (base, ceiling, view) = match known {
             Some((Some(reject), ..)) => return Err(self.refusal_of(claimed, reject)),
-            Some((None, charged, ceiling, view)) => (charged, ceiling, view),
+            Some((None, base, ceiling, view)) => (base, ceiling, view),
             None => {
                 let view = self.refresh(claimed).await?;
                 (view.total_claimed, view.balance, view)
             }
         };
         let max = proof.max_claimable();
-        if charged.checked_add(price) != Some(max) {
+        if base.checked_add(price) != Some(max) {
             return Err(self.corrective(claimed, &view));
         }
         // A payer that deposits again although its last deposit is there and untouched does not know of it: it signed
@@ -407,7 +419,17 @@ impl Gate {
     async fn verify(&self, claimed: &Claimed<'_>) -> Result<VerifiedVoucher, Refusal> {
         let Claimed { settlement, config, voucher, .. } = claimed;
         let verified = match config.authorizer() {
-            Authorizer::Key(_) => voucher.verify(settlement, config),
+            Authorizer::Key(signer) => match self.hot_keys.table(signer) {
+                Some(table) => voucher.verify_hot(settlement, config, &table),
+                None => {
+                    let verified = voucher.verify(settlement, config);
+                    // A channel that is in the books had a deposit; who has none does not get a table.
+                    if verified.is_ok() && self.accounts.knows(&claimed.id) {
+                        self.hot_keys.proved(signer, || (voucher.digest(settlement), voucher.signature.clone()));
+                    }
+                    verified
+                }
+            },
             Authorizer::Payer(payer) => {
                 self.ask(claimed)?;
                 let evidence = self.evidence(payer, voucher.digest(settlement), &voucher.signature).await?;
@@ -540,9 +562,11 @@ impl Gate {
             // withdrawal it has not seen), in part or as a whole. The corrective is the only answer after which a stock
             // client reads the chain and tops up; "exceeds balance" and "not found" would leave it stuck for good. A
             // channel that never had a deposit is not in the books and does not come here.
-            Reject::AmountMismatch | Reject::ExceedsBalance | Reject::NoDeposit => {
-                self.corrective(claimed, &View::default())
-            }
+            Reject::AmountMismatch
+            | Reject::Spent
+            | Reject::TooFarAhead
+            | Reject::ExceedsBalance
+            | Reject::NoDeposit => self.corrective(claimed, &View::default()),
             Reject::ExceedsWithdrawal => Code::CumulativeExceedsBalance.into(),
             // Neither a corrective, after which a stock client would pay once more in vain, nor "exceeds balance".
             Reject::Withdrawing => Refusal::from(Code::ChannelWithdrawing)
@@ -565,9 +589,12 @@ impl Gate {
 
     /// The true state for a client out of step: our books, or for a channel that has none what the chain says.
     fn corrective(&self, claimed: &Claimed<'_>, on_chain: &View) -> Refusal {
-        let known = self
-            .accounts
-            .read(&claimed.id, |channel| (accounts::channel_state(channel), accounts::voucher_state(channel)));
+        let known = self.accounts.read(&claimed.id, |channel| {
+            let state = claimed
+                .due
+                .map_or_else(|| accounts::channel_state(channel), |price| accounts::corrective_state(channel, price));
+            (state, accounts::voucher_state(channel))
+        });
         let unknown = || (accounts::state_of(claimed.id, on_chain, on_chain.total_claimed), None);
         let (state, voucher) = known.unwrap_or_else(unknown);
         Refusal::corrective(state, voucher)

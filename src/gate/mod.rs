@@ -55,6 +55,7 @@ mod answer;
 mod body;
 pub mod desk;
 mod evidence;
+pub mod hot;
 mod idle;
 mod limits;
 pub mod meter;
@@ -77,6 +78,7 @@ pub use accounts::{Accounts, Statement};
 pub use answer::refusal;
 pub use body::AnswerBody;
 pub use desk::{Desk, Questions};
+pub use hot::HotKeys;
 pub use limits::{DepositLimits, Limits, MAX_PEERS, Peer};
 pub use patience::MAX_DOUBTED;
 pub use policy::Policy;
@@ -94,6 +96,7 @@ pub struct Gate {
     refunds: Arc<Budget>,
     evidence: Arc<Evidence>,
     patience: Arc<Patience>,
+    hot_keys: HotKeys,
 }
 
 impl Gate {
@@ -113,6 +116,7 @@ impl Gate {
             refunds: Arc::default(),
             evidence: Arc::default(),
             patience: Arc::default(),
+            hot_keys: HotKeys::default(),
         }
     }
 
@@ -120,6 +124,18 @@ impl Gate {
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// The same gate with so many bytes for the tables of keys that pay often, instead of [`HotKeys::DEFAULT_BYTES`]; with
+    /// none at zero. Layers and clones that were made before keep theirs.
+    #[must_use]
+    pub fn with_hot_keys(self, max_bytes: usize) -> Self {
+        Self { hot_keys: HotKeys::new(max_bytes), ..self }
+    }
+
+    /// The tables of keys that pay often.
+    pub fn hot_keys(&self) -> &HotKeys {
+        &self.hot_keys
     }
 
     /// How far it goes for its payers.

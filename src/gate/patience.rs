@@ -177,6 +177,11 @@ impl Look {
     pub(super) fn at(peer: Option<Peer>) -> Self {
         Self { peer: peer.map(Peer::key), asked: OnceLock::new(), strict: AtomicBool::new(false) }
     }
+
+    /// The peer, if one is known.
+    pub(super) fn peer(&self) -> Option<u64> {
+        self.peer
+    }
 }
 
 /// Answers that were not worth their signature's verification.
@@ -245,12 +250,12 @@ impl Gate {
     /// What became of it.
     pub(super) fn looked(&self, claimed: &Claimed<'_>, outcome: &Result<Admission, Refusal>) {
         let Look { peer: Some(peer), asked, strict } = &claimed.look else { return };
-        let now = clock::now_s();
         match outcome {
-            Ok(Admission::Serve(_)) => self.accounts.vouch(&claimed.id, *peer),
-            Ok(Admission::Refunded { .. }) => {}
+            // One that is served vouches for its channel when it is charged.
+            Ok(_) => {}
             Err(refusal) => {
                 if is_forgery(refusal) {
+                    let now = clock::now_s();
                     self.accounts.forged(&claimed.id, *peer, self.in_step(claimed), now);
                     if asked.get().is_none() {
                         self.patience.count(*peer, now);
@@ -270,9 +275,9 @@ impl Gate {
         self.accounts.is_vouched_for(&claimed.id, peer, self.in_step(claimed), clock::now_s())
     }
 
-    /// Whether arithmetic has nothing against the voucher.
+    /// Whether arithmetic has nothing against the voucher. That of a refund is in no step: it pays for nothing.
     fn in_step(&self, claimed: &Claimed<'_>) -> bool {
-        let Claimed { terms, id, voucher, order, price, .. } = claimed;
+        let Claimed { terms, id, voucher, order, due: Some(price), .. } = claimed else { return false };
         let limits = self.limits.of_channels(terms);
         let preview = self.accounts.read(id, |channel| {
             channel.preview_hold(voucher.max_claimable, *price, *order, limits, clock::now_s()).is_ok()

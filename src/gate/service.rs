@@ -102,16 +102,24 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         // The service that was polled ready is the one to call; its clone takes its place.
         let clone = self.inner.clone();
-        let inner = std::mem::replace(&mut self.inner, clone);
+        let mut inner = std::mem::replace(&mut self.inner, clone);
         let gate = self.gate.clone();
-        Box::pin(async move { gate.serve(request, inner).await })
+        let peer = request.extensions().get::<Peer>().copied();
+        Box::pin(async move { gate.serve(request, peer, move |request| inner.call(request)).await })
     }
 }
 
 impl Gate {
-    async fn serve<S, B, R>(&self, mut request: Request<B>, inner: S) -> Result<Response<AnswerBody<R>>, S::Error>
+    /// The way of one request, for whoever needs neither a layer nor a box around it. `inner` is called only if the
+    /// request is free or paid.
+    pub(crate) async fn serve<B, R, E, F>(
+        &self,
+        mut request: Request<B>,
+        peer: Option<Peer>,
+        inner: impl FnOnce(Request<B>) -> F,
+    ) -> Result<Response<AnswerBody<R>>, E>
     where
-        S: Service<Request<B>, Response = Response<R>>,
+        F: Future<Output = Result<Response<R>, E>>,
     {
         let policy = self.policy();
         let payment = read_payment(take_payments(request.headers_mut()));
@@ -121,7 +129,10 @@ impl Gate {
             Verdict::Paid(route, price) if request.method() != Method::OPTIONS => Some((route, price)),
             // A refund is taken on any path of the site: a client may have no other URL than a free one.
             _ if refund => policy.first_paid(),
-            Verdict::Free(_) => return self.pass(request, inner).await,
+            Verdict::Free(_) => {
+                drop(payment);
+                return self.pass(request, inner).await;
+            }
             Verdict::Unknown => return Ok(own(&request, answer::unknown_route())),
             Verdict::Unclear(error) => return Ok(own(&request, answer::unclear_path(error))),
             // The gate answers OPTIONS itself: a paid route's upstream must not work unpaid.
@@ -132,14 +143,14 @@ impl Gate {
             Verdict::Paid(..) => unreachable!("a paid route is either offered or an OPTIONS request"),
         };
         let target = target_of(&request);
-        let peer = request.extensions().get::<Peer>().copied();
         let offer = offer.as_ref().map(|(route, price)| (&**route, *price));
         let admission = match payment {
-            Ok(payment) => self.admit(&policy, offer, payment, peer).await,
+            // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
+            Ok(payment) => Box::pin(self.admit(&policy, offer, payment, peer)).await,
             Err(refusal) => Err(refusal),
         };
         match admission {
-            Ok(Admission::Serve(admitted)) => self.serve_paid(&policy, request, inner, admitted).await,
+            Ok(Admission::Serve(admitted)) => Box::pin(self.serve_paid(&policy, request, inner, admitted)).await,
             Ok(Admission::Refunded { receipt, state }) => Ok(own(&request, answer::refunded(&receipt, &state))),
             Err(refusal) => {
                 tracing::debug!(route = offer.map(|(route, _)| &*route.name), error = refusal.error(), "refused");
@@ -160,31 +171,35 @@ impl Gate {
     }
 
     /// A free request: only the headers are cleaned.
-    async fn pass<S, B, R>(&self, request: Request<B>, mut inner: S) -> Result<Response<AnswerBody<R>>, S::Error>
+    async fn pass<B, R, E, F>(
+        &self,
+        request: Request<B>,
+        inner: impl FnOnce(Request<B>) -> F,
+    ) -> Result<Response<AnswerBody<R>>, E>
     where
-        S: Service<Request<B>, Response = Response<R>>,
+        F: Future<Output = Result<Response<R>, E>>,
     {
-        let mut response = inner.call(request).await?;
+        let mut response = inner(request).await?;
         strip_payment_headers(response.headers_mut());
         Ok(response.map(AnswerBody::upstream))
     }
 
-    async fn serve_paid<S, B, R>(
+    async fn serve_paid<B, R, E, F>(
         &self,
         policy: &Policy,
         mut request: Request<B>,
-        mut inner: S,
+        inner: impl FnOnce(Request<B>) -> F,
         admitted: Admitted,
-    ) -> Result<Response<AnswerBody<R>>, S::Error>
+    ) -> Result<Response<AnswerBody<R>>, E>
     where
-        S: Service<Request<B>, Response = Response<R>>,
+        F: Future<Output = Result<Response<R>, E>>,
     {
         let Admitted { mut hold, payer, deposited } = admitted;
         introduce(request.headers_mut(), payer, hold.price());
         let head_only = request.method() == Method::HEAD;
         hold.sent();
         // A panic upstream of us is our failure, not the payer's: it voids, where a client that leaves posts.
-        let result = match AssertUnwindSafe(inner.call(request)).catch_unwind().await {
+        let result = match AssertUnwindSafe(inner(request)).catch_unwind().await {
             Ok(result) => result,
             Err(panic) => {
                 hold.void();
@@ -279,13 +294,20 @@ fn take_payments(headers: &mut HeaderMap) -> Vec<(bool, HeaderValue)> {
 /// Removes the payment headers and those only Peaje may set, from what a client sends: headers and trailers.
 pub(crate) fn strip_ours(headers: &mut HeaderMap) {
     let ours = |name: &&HeaderName| {
-        let name = as_variable(name.as_str());
-        name.starts_with(OWN_PREFIX) || PAYMENT_HEADERS.contains(&name.as_ref())
+        may_be_ours(name) && {
+            let name = as_variable(name.as_str());
+            name.starts_with(OWN_PREFIX) || PAYMENT_HEADERS.contains(&name.as_ref())
+        }
     };
     let ours: Vec<HeaderName> = headers.keys().filter(ours).cloned().collect();
     for name in ours {
         headers.remove(name);
     }
+}
+
+/// By its first letter. Most names are none of ours, and are seen in every request and every answer.
+fn may_be_ours(name: &HeaderName) -> bool {
+    matches!(name.as_str().as_bytes().first(), Some(b'p' | b's' | b'x'))
 }
 
 /// A header's name as servers see it that pass headers as environment variables: to them `X_Peaje-Payer` and
@@ -297,8 +319,10 @@ pub(crate) fn as_variable(name: &str) -> Cow<'_, str> {
 
 /// Removes the payment headers from what an upstream sends: headers and trailers.
 pub(super) fn strip_payment_headers(headers: &mut HeaderMap) {
-    for name in PAYMENT_HEADERS {
-        headers.remove(name);
+    if headers.keys().any(|name| may_be_ours(name) && PAYMENT_HEADERS.contains(&name.as_str())) {
+        for name in PAYMENT_HEADERS {
+            headers.remove(name);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::flight::{Flight, HoldNumber, OpenHold, Segment, Several};
 use super::terms::{SharedTerms, TermsPool};
 use crate::protocol::x402::{Order, RefundRequest};
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, Signature, VerifiedVoucher};
@@ -53,7 +54,7 @@ pub struct SentRefund {
     pub amount: Amount,
 }
 
-/// The voucher that paid last: it covers everything charged so far.
+/// The voucher with the highest ceiling of those that paid: it covers everything charged so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LatestVoucher {
     /// Its ceiling.
@@ -77,6 +78,9 @@ pub struct Snapshot {
     pub charged: Amount,
     /// The voucher that covers it.
     pub latest: Option<LatestVoucher>,
+    /// Where ceilings above what was charged were used while several requests were in flight: the highest of them. No
+    /// voucher at or below it is taken any more.
+    pub spent_up_to: Option<Amount>,
     /// A refund that was signed and may still be paid.
     pub open_refund: Option<SentRefund>,
     /// Since when something is charged and not claimed, Unix seconds.
@@ -104,21 +108,12 @@ pub enum Violation {
     /// I4, second half.
     #[error("I4: a request is held while a refund is in progress")]
     HoldAndRefund,
-}
-
-/// Which hold of a channel; later holds have higher numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HoldNumber(u64);
-
-/// A request that is being served on credit of a voucher.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OpenHold {
-    /// Which one.
-    pub number: HoldNumber,
-    /// The most it will be charged.
-    pub price: Amount,
-    /// The voucher that pays for it.
-    pub voucher: LatestVoucher,
+    /// I5, what is remembered of spent ceilings.
+    #[error("I5: ceilings are spent up to what was charged or less, or above the latest voucher")]
+    SpentBeyondVoucher,
+    /// I5, while several requests are in flight.
+    #[error("I5: two requests are paid with the same piece of the line")]
+    SegmentsOverlap,
 }
 
 /// A channel's books.
@@ -128,7 +123,24 @@ pub struct OpenHold {
 /// * I2: `view.total_claimed <= charged`;
 /// * I3: `charged <= latest.max_claimable`, or there is no latest voucher and `charged == view.total_claimed`: whatever
 ///   was charged and not yet claimed can be claimed;
-/// * I4: `charged + hold.price <= hold.voucher.max_claimable`, and a hold and a refund exclude each other.
+/// * I4: for each open hold, `charged` and the prices of the holds up to its ceiling are at most the higher of its
+///   ceiling and the latest voucher's, so whichever of them are posted is covered; and a hold and a refund exclude each
+///   other;
+/// * I5: the segments of open holds and the spent ones (see below) are disjoint; and
+///   `charged < spent_up_to <= latest.max_claimable`, or nothing is spent above `charged`.
+///
+/// # Several requests in flight
+///
+/// A voucher with ceiling M that pays a price p stands for the segment (M - p, M] of the channel's line, and each piece of
+/// the line pays for one request. All segments in use lie above what was charged when the first of them was taken, and
+/// below the highest ceiling; a charge is at most as long as its segment; so the highest voucher covers all charges,
+/// however many fail and in whatever order they end.
+///
+/// A voucher *in turn* is the price above [`Channel::base`]: what was charged, or what the vouchers in flight reach. One
+/// that was signed *ahead* may have any segment that is free and not too far up; what it skips stays free for those
+/// that are still on their way. When nothing is in flight, a voucher in turn ends this: what was skipped is too late
+/// then. What must never be taken again are ceilings that were used and lie above what was charged, because requests
+/// failed or cost less than their price; their highest is remembered, in the books too.
 ///
 /// `charged <= view.balance` is *not* among them: a payer whose withdrawal ran out, or a deposit that a reorganisation
 /// dropped, can leave less than was charged ([`Channel::shortfall`]). Such a channel serves nobody until a deposit covers
@@ -151,7 +163,8 @@ pub struct Channel {
     /// Since when something of it is not claimed, Unix seconds; 0 where everything is.
     unclaimed_since: u64,
     latest: Option<LatestVoucher>,
-    hold: Option<Box<OpenHold>>,
+    /// Requests that are being served, or must be remembered.
+    flight: Option<Box<Flight>>,
     rare: Option<Box<Rare>>,
     next_hold: u64,
 }
@@ -164,6 +177,8 @@ struct Rare {
     open_refund: Option<SentRefund>,
     /// The refund in progress.
     refunding: Option<Refunding>,
+    /// The highest ceiling that is spent, where that is above what was charged.
+    spent_up_to: Option<Amount>,
 }
 
 /// A refund in progress, and what was signed for it so far.
@@ -190,6 +205,18 @@ pub struct Limits {
     pub max_wallet_exposure: Amount,
     /// How many requests of one channel are served at once; 1 means one after the other.
     pub max_in_flight: u32,
+}
+
+impl Limits {
+    /// How many requests of a channel may be in flight; one always may.
+    fn in_flight(self) -> usize {
+        usize::try_from(self.max_in_flight.max(1)).unwrap_or(usize::MAX)
+    }
+
+    /// How a voucher is judged: those signed ahead are nothing special where requests come one after the other.
+    fn order(self, signed: Order) -> Order {
+        if self.max_in_flight > 1 { signed } else { Order::InTurn }
+    }
 }
 
 /// Five minutes, which is a third of the shortest withdraw delay there is, a dollar of a token with six decimals, and one
@@ -321,6 +348,12 @@ pub enum Reject {
     /// The voucher's ceiling is not what was charged plus the price.
     #[error("the voucher's ceiling is not what was charged plus the price")]
     AmountMismatch,
+    /// What the voucher, signed ahead, would pay with is in use, or was.
+    #[error("the voucher's piece of the channel's line is used, or comes too late")]
+    Spent,
+    /// The voucher was signed further ahead than requests may be in flight.
+    #[error("the voucher is signed too far ahead")]
+    TooFarAhead,
     /// There is no deposit.
     #[error("the channel has no deposit")]
     NoDeposit,
@@ -375,6 +408,7 @@ impl Channel {
             viewed_at: now,
             charged: view.total_claimed,
             latest: None,
+            spent_up_to: None,
             open_refund: None,
             unclaimed_since: None,
         };
@@ -394,7 +428,8 @@ impl Channel {
     }
 
     fn of(snapshot: Snapshot) -> Self {
-        let Snapshot { id, config, view, viewed_at, charged, latest, open_refund, unclaimed_since } = snapshot;
+        let Snapshot { id, config, view, viewed_at, charged, latest, spent_up_to, open_refund, unclaimed_since } =
+            snapshot;
         let mut channel = Self {
             id,
             payer: config.payer,
@@ -409,12 +444,12 @@ impl Channel {
             charged,
             unclaimed_since: unclaimed_since.unwrap_or(0),
             latest,
-            hold: None,
+            flight: None,
             rare: None,
             next_hold: 0,
         };
         channel.set_view(view);
-        channel.set_rare(|rare| rare.open_refund = open_refund);
+        channel.set_rare(|rare| (rare.open_refund, rare.spent_up_to) = (open_refund, spent_up_to));
         // Books that were written before this was, or by a clock that was wrong.
         channel.date_unclaimed(viewed_at);
         channel
@@ -429,6 +464,7 @@ impl Channel {
             viewed_at: self.viewed_at,
             charged: self.charged,
             latest: self.latest.clone(),
+            spent_up_to: self.spent_up_to(),
             open_refund: larger(self.rare().open_refund, self.signed_refund()),
             unclaimed_since: self.unclaimed_since(),
         }
@@ -472,14 +508,60 @@ impl Channel {
         self.latest.as_ref()
     }
 
-    /// How many requests are being served.
-    pub fn in_flight(&self) -> usize {
-        usize::from(self.hold.is_some())
+    /// The voucher with the highest ceiling that is known, those of requests in flight included: no base is above it, as
+    /// long as there is one.
+    pub fn highest(&self) -> Option<&LatestVoucher> {
+        let held = self.holds().last().map(|hold| &hold.voucher);
+        held.into_iter().chain(&self.latest).max_by_key(|voucher| voucher.max_claimable)
     }
 
-    /// What the next voucher in turn must be the price above: what its client is told by a corrective.
-    pub fn base(&self, _price: Amount) -> Amount {
-        self.charged
+    /// How many requests are being served.
+    pub fn in_flight(&self) -> usize {
+        self.holds().len()
+    }
+
+    /// What the requests being served may cost together; nothing if that is beyond all bounds.
+    fn held(&self) -> Option<Amount> {
+        self.holds().iter().try_fold(Amount::ZERO, |sum, hold| sum.checked_add(hold.price))
+    }
+
+    fn holds(&self) -> &[OpenHold] {
+        self.flight.as_ref().map_or(&[], |flight| flight.holds())
+    }
+
+    /// The highest ceiling that is spent, where that is above what was charged.
+    pub fn spent_up_to(&self) -> Option<Amount> {
+        self.rare.as_ref().and_then(|rare| rare.spent_up_to)
+    }
+
+    /// What the next voucher in turn must be the price above: what its client is told by a corrective. That is what was
+    /// charged, or so little more that no ceiling is used again; and while requests are in flight, what they reach.
+    pub fn base(&self, price: Amount) -> Amount {
+        if self.in_flight() > 0 {
+            return self.top();
+        }
+        let unused = self.spent_up_to().and_then(|spent| spent.checked_add(Amount::new(1)));
+        self.charged.max(unused.map_or(Amount::ZERO, |unused| unused.saturating_sub(price)))
+    }
+
+    /// The highest ceiling in use, or used so that it counts.
+    fn top(&self) -> Amount {
+        let flown = match self.flight.as_deref() {
+            Some(Flight::Several(several)) => several.top(),
+            Some(Flight::Alone(hold)) => self.floor().max(hold.voucher.max_claimable),
+            None => self.floor(),
+        };
+        flown.max(self.charged).max(self.spent_up_to().unwrap_or_default())
+    }
+
+    /// Where vouchers signed ahead may begin. A ceiling that was charged in turn can be above what was charged, and is the
+    /// latest voucher's at most.
+    fn floor(&self) -> Amount {
+        if let Some(Flight::Several(several)) = self.flight.as_deref() {
+            return several.floor();
+        }
+        let latest = self.latest.as_ref().map_or(Amount::ZERO, |latest| latest.max_claimable);
+        self.charged.max(latest).max(self.spent_up_to().unwrap_or_default())
     }
 
     /// Whether a refund is in progress.
@@ -496,9 +578,16 @@ impl Channel {
     }
 
     fn set_rare(&mut self, set: impl FnOnce(&mut Rare)) {
-        let mut rare = self.rare();
-        set(&mut rare);
-        self.rare = (rare != Rare::default()).then(|| Box::new(rare));
+        let Some(rare) = self.rare.as_deref_mut() else {
+            let mut rare = Rare::default();
+            set(&mut rare);
+            self.rare = (rare != Rare::default()).then(|| Box::new(rare));
+            return;
+        };
+        set(rare);
+        if *rare == Rare::default() {
+            self.rare = None;
+        }
     }
 
     fn set_view(&mut self, view: View) {
@@ -608,19 +697,23 @@ impl Channel {
         &self,
         max_claimable: Amount,
         price: Amount,
-        _order: Order,
+        order: Order,
         limits: Limits,
         now: u64,
     ) -> Result<(), Reject> {
         if price.is_zero() {
             return Err(Reject::ZeroPrice);
         }
-        // While a request or a refund is in progress the base is about to change, so nothing else is judged.
-        if self.hold.is_some() || self.is_refunding() {
+        // Where as much is in progress as may be the base is about to change, so nothing else is judged.
+        if self.in_flight() >= limits.in_flight() || self.is_refunding() {
             return Err(Reject::Busy);
         }
-        if self.base(price).checked_add(price) != Some(max_claimable) {
-            return Err(Reject::AmountMismatch);
+        match limits.order(order) {
+            Order::InTurn if self.base(price).checked_add(price) != Some(max_claimable) => {
+                return Err(Reject::AmountMismatch);
+            }
+            Order::InTurn => {}
+            Order::Ahead => self.judge_ahead(max_claimable, price, limits)?,
         }
         if self.view_too_old(now) {
             return Err(Reject::ViewTooOld);
@@ -638,11 +731,23 @@ impl Channel {
         if max_claimable > self.ceiling() {
             return Err(Reject::ExceedsWithdrawal);
         }
-        let exposed = self.unclaimed().checked_add(price);
+        let exposed = self.held().and_then(|held| self.unclaimed().checked_add(held)?.checked_add(price));
         if self.is_of_wallet() && exposed.is_none_or(|exposed| exposed > limits.max_wallet_exposure) {
             return Err(Reject::WalletExposed);
         }
         Ok(())
+    }
+
+    /// Whether the piece of the line that a voucher signed ahead stands for is free.
+    fn judge_ahead(&self, max_claimable: Amount, price: Amount, limits: Limits) -> Result<(), Reject> {
+        let start = max_claimable.checked_sub(price).ok_or(Reject::Spent)?;
+        let segment = Segment { start, end: max_claimable };
+        if start < self.floor() || self.flight.as_ref().is_some_and(|flight| flight.uses(segment)) {
+            return Err(Reject::Spent);
+        }
+        let others = u128::from(limits.max_in_flight.saturating_sub(1));
+        let furthest = price.checked_mul(others).and_then(|ahead| self.top().checked_add(ahead));
+        if furthest.is_some_and(|furthest| start > furthest) { Err(Reject::TooFarAhead) } else { Ok(()) }
     }
 
     fn decide_hold(
@@ -661,6 +766,7 @@ impl Channel {
             number: HoldNumber(self.next_hold),
             price,
             voucher: LatestVoucher { max_claimable: voucher.max_claimable(), signature: voucher.signature().clone() },
+            order: limits.order(order),
         }))
     }
 
@@ -677,7 +783,7 @@ impl Channel {
         if voucher.channel() != self.id {
             return Err(Reject::OtherChannel);
         }
-        if self.hold.is_some() || self.is_refunding() {
+        if self.in_flight() > 0 || self.is_refunding() {
             return Err(Reject::Busy);
         }
         if voucher.max_claimable() != self.charged {
@@ -696,8 +802,8 @@ impl Channel {
 
     /// A withdrawal is the payer's own way to the same end, and a refund that may still be paid comes first.
     fn decide_return(&self, now: u64) -> Result<Event, Reject> {
-        let Rare { withdrawal, open_refund, refunding } = self.rare();
-        if self.hold.is_some() || refunding.is_some() || open_refund.is_some() {
+        let Rare { withdrawal, open_refund, refunding, .. } = self.rare();
+        if self.in_flight() > 0 || refunding.is_some() || open_refund.is_some() {
             return Err(Reject::Busy);
         }
         if withdrawal.is_some() {
@@ -727,7 +833,7 @@ impl Channel {
     }
 
     fn holding(&self, number: HoldNumber) -> Result<&OpenHold, Reject> {
-        self.hold.as_deref().filter(|hold| hold.number == number).ok_or(Reject::NoSuchHold)
+        self.holds().iter().find(|hold| hold.number == number).ok_or(Reject::NoSuchHold)
     }
 
     /// Applies an event that [`Channel::decide`] returned for this very state. Anything else is a bug, and the
@@ -735,21 +841,22 @@ impl Channel {
     pub fn evolve(&mut self, event: &Event) {
         match event {
             Event::Held(hold) => {
-                assert!(self.hold.is_none(), "a channel has one open hold at most");
                 self.next_hold = hold.number.0.checked_add(1).expect("2^64 requests do not happen");
-                self.hold = Some(Box::new(hold.clone()));
+                self.take_up(hold.clone());
             }
             Event::Posted { hold, charge, charged, at } => {
-                let open = self.hold.take().expect("a post has an open hold");
-                assert!(open.number == *hold && *charge <= open.price, "a post resolves its own hold within its price");
+                let open = self.close(*hold, true).expect("a post has an open hold");
+                assert!(*charge <= open.price, "a post resolves its own hold within its price");
                 assert_eq!(self.charged.checked_add(*charge), Some(*charged), "a charge adds up");
                 self.charged = *charged;
-                self.latest = Some(open.voucher);
+                if self.latest.as_ref().is_none_or(|latest| latest.max_claimable <= open.voucher.max_claimable) {
+                    self.latest = Some(open.voucher);
+                }
+                self.forget_spent();
                 self.date_unclaimed(*at);
             }
             Event::Voided { hold } => {
-                let open = self.hold.take().expect("a void has an open hold");
-                assert_eq!(open.number, *hold, "a void resolves its own hold");
+                self.close(*hold, false).expect("a void has an open hold");
             }
             Event::Observed { view, at } => self.apply_view(*view, *at),
             Event::RefundBegun { amount } => {
@@ -767,6 +874,58 @@ impl Channel {
             }),
         }
         self.assert_invariants();
+    }
+
+    /// Opens a hold. One in turn that finds nothing in flight is alone, and what was skipped before is too late.
+    fn take_up(&mut self, hold: OpenHold) {
+        if hold.order == Order::InTurn && self.in_flight() == 0 {
+            self.flight = Some(Box::new(Flight::Alone(hold)));
+            return;
+        }
+        // A request that was alone has used nothing yet, so the floor is where it was before.
+        let floor = self.floor();
+        let flight = self.flight.get_or_insert_with(|| Box::new(Flight::Several(Several::above(floor))));
+        flight.join(hold, floor);
+    }
+
+    /// Ends a hold, whose segment was used or is free again.
+    fn close(&mut self, number: HoldNumber, used: bool) -> Option<OpenHold> {
+        let open = match self.flight.as_deref_mut()? {
+            Flight::Alone(hold) if hold.number != number => return None,
+            Flight::Alone(_) => {
+                let Some(Flight::Alone(hold)) = self.flight.take().map(|flight| *flight) else { return None };
+                // Where its base was above what was charged, its ceiling could be the right one again.
+                if used && self.spent_up_to().is_some() && hold.segment().start > self.charged {
+                    self.spend_up_to(hold.voucher.max_claimable);
+                }
+                return Some(hold);
+            }
+            Flight::Several(several) => {
+                let open = several.take(number)?;
+                if used {
+                    several.spend(open.segment());
+                }
+                if several.is_over() {
+                    self.flight = None;
+                }
+                open
+            }
+        };
+        if used {
+            self.spend_up_to(open.voucher.max_claimable);
+        }
+        Some(open)
+    }
+
+    fn spend_up_to(&mut self, ceiling: Amount) {
+        self.set_rare(|rare| rare.spent_up_to = rare.spent_up_to.max(Some(ceiling)));
+    }
+
+    /// Ceilings up to what was charged need no memory.
+    fn forget_spent(&mut self) {
+        if self.spent_up_to().is_some_and(|spent| spent <= self.charged) {
+            self.set_rare(|rare| rare.spent_up_to = None);
+        }
     }
 
     /// The chain's word on claims is final: if more was claimed than we charged (by another instance with our
@@ -794,9 +953,18 @@ impl Channel {
             self.charged = view.total_claimed;
             // A hold made on the old base could charge above its voucher; the caller's request is already being
             // served, so the hold stays only if its voucher still covers it.
-            if self.hold.as_ref().is_some_and(|hold| !covers(hold, self.charged)) {
-                self.hold = None;
+            let over = match self.flight.as_deref_mut() {
+                Some(Flight::Alone(hold)) => hold.segment().start < self.charged,
+                Some(Flight::Several(several)) => {
+                    several.drop_below(self.charged);
+                    several.is_over()
+                }
+                None => false,
+            };
+            if over {
+                self.flight = None;
             }
+            self.forget_spent();
         }
         if self.latest.as_ref().is_some_and(|latest| latest.max_claimable < self.charged) {
             self.latest = None;
@@ -822,11 +990,22 @@ impl Channel {
             None if self.charged != self.total_claimed => return Some(Violation::ChargedWithoutVoucher),
             _ => {}
         }
-        match &self.hold {
-            Some(hold) if !covers(hold, self.charged) => Some(Violation::HoldNotCovered),
-            Some(_) if self.is_refunding() => Some(Violation::HoldAndRefund),
-            _ => None,
+        let highest = self.latest.as_ref().map_or(Amount::ZERO, |latest| latest.max_claimable);
+        if self.spent_up_to().is_some_and(|spent| spent <= self.charged || spent > highest) {
+            return Some(Violation::SpentBeyondVoucher);
         }
+        if !self.holds().is_empty() && self.is_refunding() {
+            return Some(Violation::HoldAndRefund);
+        }
+        let mut sum = self.charged;
+        for hold in self.holds() {
+            let covered = highest.max(hold.voucher.max_claimable);
+            sum = match sum.checked_add(hold.price).filter(|sum| *sum <= covered) {
+                Some(sum) => sum,
+                None => return Some(Violation::HoldNotCovered),
+            };
+        }
+        self.flight.as_ref().and_then(|flight| flight.violation())
     }
 
     fn assert_invariants(&self) {
@@ -834,8 +1013,4 @@ impl Channel {
             panic!("channel {}: {violation}", self.id);
         }
     }
-}
-
-fn covers(hold: &OpenHold, charged: Amount) -> bool {
-    charged.checked_add(hold.price).is_some_and(|sum| sum <= hold.voucher.max_claimable)
 }

@@ -12,7 +12,8 @@
 pub mod a_paid_request {
     //! From the 402 to the receipt.
     //!
-    //! A request comes down the stack of [`proxy::stack`](crate::proxy::stack): id, log, panic, CORS, payment, upstream.
+    //! A request comes down the stack of [`proxy::stack`](crate::proxy::stack): id, log, CORS, panic, crowd, payment,
+    //! upstream.
     //! In the payment layer ([`gate`](crate::gate)):
     //!
     //! 1. One snapshot of the price list serves the whole request. The path is read

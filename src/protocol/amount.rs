@@ -1,8 +1,8 @@
 //! Money in the token's smallest unit.
 //!
 //! **Owns** arithmetic on money and its two text forms. **Promises** that no operation wraps, rounds or loses a unit:
-//! every one is checked, and a human price that is no whole number of units is refused. **Does not** know which token
-//! it counts.
+//! every one is checked or stops at an end of the range, as its name says, and a human price that is no whole number of
+//! units is refused. **Does not** know which token it counts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -59,6 +59,12 @@ impl Amount {
     /// The sum, or `None` where it would not fit.
     pub fn checked_add(self, other: Self) -> Option<Self> {
         self.0.checked_add(other.0).map(Self)
+    }
+
+    /// The sum, or the most there is where it would not fit: for totals that are shown or compared with a limit, never for
+    /// what is owed.
+    pub fn saturating_add(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
     }
 
     /// The difference, or `None` where `other` is larger.

@@ -17,6 +17,7 @@ pub mod code;
 pub mod contracts;
 pub mod deposit;
 pub mod eip712;
+pub mod hot;
 pub mod networks;
 pub mod signature;
 pub mod voucher;

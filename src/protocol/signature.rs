@@ -7,7 +7,9 @@
 
 use std::fmt;
 
+use k256::Scalar;
 use k256::ecdsa::{RecoveryId, Signature as EcdsaSignature, SigningKey, VerifyingKey};
+use k256::elliptic_curve::scalar::IsHigh as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
@@ -76,6 +78,19 @@ impl Signature {
 
     /// The account whose key made this signature over `digest`.
     pub fn recover(&self, digest: Hash) -> Result<Address, SignatureError> {
+        self.recover_key(digest).map(|key| address_of(&key))
+    }
+
+    /// The key that made this signature over `digest`.
+    pub(super) fn recover_key(&self, digest: Hash) -> Result<VerifyingKey, SignatureError> {
+        let Strict { r, s, odd } = self.strict()?;
+        let signature = EcdsaSignature::from_scalars(r, s).map_err(|_| SignatureError::NoKey)?;
+        VerifyingKey::recover_from_prehash(&digest.0, &signature, RecoveryId::new(odd, false))
+            .map_err(|_| SignatureError::NoKey)
+    }
+
+    /// Its numbers, if they have the one form the contract reads.
+    pub(super) fn strict(&self) -> Result<Strict, SignatureError> {
         let Form::Key([rs @ .., v]) = &self.0 else { return Err(SignatureError::Length(self.as_bytes().len())) };
         let odd = match v {
             27 => false,
@@ -83,13 +98,20 @@ impl Signature {
             other => return Err(SignatureError::RecoveryByte(*other)),
         };
         let signature = EcdsaSignature::from_slice(rs).map_err(|_| SignatureError::NoKey)?;
-        if signature.normalize_s() != signature {
+        let (r, s) = signature.split_scalars();
+        if s.is_high().into() {
             return Err(SignatureError::HighS);
         }
-        let key = VerifyingKey::recover_from_prehash(&digest.0, &signature, RecoveryId::new(odd, false))
-            .map_err(|_| SignatureError::NoKey)?;
-        Ok(address_of(&key))
+        Ok(Strict { r: *r, s: *s, odd })
     }
+}
+
+/// What a signature says: `r` and `s` are neither zero nor above the group order, `s` is in its lower half, and the
+/// point with x = `r` has an odd y or not.
+pub(super) struct Strict {
+    pub(super) r: Scalar,
+    pub(super) s: Scalar,
+    pub(super) odd: bool,
 }
 
 impl fmt::Debug for Signature {
@@ -169,7 +191,7 @@ impl fmt::Debug for LocalKey {
 }
 
 /// The last 20 bytes of the hash of the uncompressed public key.
-fn address_of(key: &VerifyingKey) -> Address {
+pub(super) fn address_of(key: &VerifyingKey) -> Address {
     let point = key.to_sec1_point(false);
     let hash = keccak256(point.as_bytes().get(1..).expect("an uncompressed point begins with its tag"));
     let mut address = [0u8; 20];

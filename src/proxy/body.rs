@@ -10,10 +10,9 @@ use http::{Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tower::BoxError;
 
+use super::headers;
 use super::slow::Pause;
-use super::{ResponseBody, headers};
 
 /// How much of an unwanted body is read and thrown away, in bytes. A client that wrote more finds its connection
 /// closed.
@@ -36,6 +35,12 @@ pub(super) fn guard(request: Request<Incoming>, max_pause: Duration) -> Request<
     // and reading would invite it to.
     let drain = request.version() <= Version::HTTP_11 && !request.headers().contains_key(EXPECT);
     request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause: Pause::up_to(max_pause) })
+}
+
+/// No body.
+#[cfg(test)]
+pub(super) fn none() -> RequestBody {
+    RequestBody { incoming: None, drain: false, pause: Pause::up_to(Duration::MAX) }
 }
 
 /// Why a request's body is not whole.
@@ -105,13 +110,4 @@ async fn drain(mut body: Incoming) {
             None => return,
         }
     }
-}
-
-/// One type for all answers.
-pub(super) fn boxed<B>(body: B) -> ResponseBody
-where
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    body.map_err(Into::into).boxed_unsync()
 }

@@ -5,20 +5,15 @@
 //! fetch client sends `Access-Control-Expose-Headers` as a *request* header on paid retries, so whatever a preflight asks
 //! to send is allowed: no credentials are involved, the payment is in the header itself.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::future::{Either, Ready, ready};
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
     ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Full;
-use tower::{Layer, Service};
 
 /// The headers a script must be able to read to pay.
 const EXPOSED: &str = "PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-PAYMENT-RESPONSE, Retry-After, X-Request-Id";
@@ -50,7 +45,11 @@ impl Cors {
         }
     }
 
-    fn add(&self, headers: &mut HeaderMap, origin: Option<&HeaderValue>) {
+    /// Lets scripts of that origin read an answer.
+    pub(super) fn add(&self, headers: &mut HeaderMap, origin: Option<&HeaderValue>) {
+        if matches!(self, Self::Off) {
+            return;
+        }
         if matches!(self, Self::Only(_)) && !varies_by_origin(headers) {
             headers.append(VARY, HeaderValue::from_static("Origin"));
         }
@@ -62,72 +61,27 @@ impl Cors {
         headers.append(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
     }
 
-    fn preflight(&self, request: &HeaderMap) -> Response<Full<Bytes>> {
-        let mut response = Response::new(Full::default());
+    /// The answer to a request, if it only asks what a script may send.
+    pub(super) fn preflight<B>(&self, request: &Request<B>) -> Option<Response<Bytes>> {
+        let asked = request.headers();
+        let asks = request.method() == Method::OPTIONS
+            && asked.contains_key(ORIGIN)
+            && asked.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+        if !asks || matches!(self, Self::Off) {
+            return None;
+        }
+        let mut response = Response::new(Bytes::new());
         *response.status_mut() = StatusCode::NO_CONTENT;
         let headers = response.headers_mut();
-        self.add(headers, request.get(ORIGIN));
-        let copy = |from, otherwise| request.get(from).cloned().unwrap_or(HeaderValue::from_static(otherwise));
+        let copy = |from, otherwise| asked.get(from).cloned().unwrap_or(HeaderValue::from_static(otherwise));
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, copy(ACCESS_CONTROL_REQUEST_METHOD, "GET"));
         headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, copy(ACCESS_CONTROL_REQUEST_HEADERS, USUAL_REQUEST_HEADERS));
         headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from(PREFLIGHT_MAX_AGE_S));
-        response
+        Some(response)
     }
 }
 
 fn varies_by_origin(headers: &HeaderMap) -> bool {
     let names = headers.get_all(VARY).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
     names.map(str::trim).any(|name| name == "*" || name.eq_ignore_ascii_case("origin"))
-}
-
-impl<S> Layer<S> for Cors {
-    type Service = CorsService<S>;
-
-    fn layer(&self, inner: S) -> CorsService<S> {
-        CorsService { cors: self.clone(), inner }
-    }
-}
-
-/// A service with CORS around it.
-#[derive(Debug, Clone)]
-pub struct CorsService<S> {
-    cors: Cors,
-    inner: S,
-}
-
-impl<S, B, R> Service<Request<B>> for CorsService<S>
-where
-    S: Service<Request<B>, Response = Response<R>>,
-    S::Future: Send + 'static,
-    R: 'static,
-{
-    type Response = Response<http_body_util::Either<R, Full<Bytes>>>;
-    type Error = S::Error;
-    type Future = Either<
-        Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>,
-        Ready<Result<Self::Response, S::Error>>,
-    >;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let headers = request.headers();
-        let origin = headers.get(ORIGIN).cloned();
-        let asks = origin.is_some() && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
-        if asks && request.method() == Method::OPTIONS && !matches!(self.cors, Cors::Off) {
-            let preflight = self.cors.preflight(headers).map(http_body_util::Either::Right);
-            return Either::Right(ready(Ok(preflight)));
-        }
-        let cors = self.cors.clone();
-        let answer = self.inner.call(request);
-        Either::Left(Box::pin(async move {
-            let mut response = answer.await?;
-            if !matches!(cors, Cors::Off) {
-                cors.add(response.headers_mut(), origin.as_ref());
-            }
-            Ok(response.map(http_body_util::Either::Left))
-        }))
-    }
 }

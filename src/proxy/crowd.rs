@@ -9,31 +9,19 @@
 //! A quote costs little more than the refusal, but one given now would be paid now, and refused then: so in a crowd there
 //! are no quotes either. Quotes themselves make no crowd: they wait for nobody. Free routes do, where the upstream is slow.
 //!
-//! It also holds back what the gate wants to be held back ([`HoldBack`]), for [`HOLD_BACK`]: a peer that forges vouchers,
+//! It also holds back what the gate wants to be held back ([`HoldBack`](crate::gate::HoldBack)), for [`HOLD_BACK`]: a peer that forges vouchers,
 //! and waits for each answer, is as slow as that then. What is held back has no place in the crowd, and is never more than
 //! [`MAX_HELD_BACK`]; more is answered at once.
 
-use std::convert::Infallible;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::RETRY_AFTER;
-use http::{HeaderValue, Request, Response, StatusCode, Version};
-use http_body_util::{Either, Full};
-use hyper::body::Incoming;
-use pin_project_lite::pin_project;
-use tokio::time::Sleep;
-use tower::{Layer, Service};
+use http::{HeaderValue, Response, StatusCode};
 
-use super::Bounds;
-use super::body;
-use super::slow::Wanted;
-use crate::gate::{Gate, HoldBack, refusal};
+use crate::gate::refusal;
 
 /// Of how many parts of the room the requests that pay nothing may fill all but one.
 const UNPAID_SHARE: usize = 4;
@@ -42,16 +30,14 @@ const UNPAID_SHARE: usize = 4;
 const RETRY_AFTER_S: u64 = 1;
 
 /// How long an answer is held back.
-pub(super) const HOLD_BACK: Duration = Duration::from_secs(1);
+const HOLD_BACK: Duration = Duration::from_secs(1);
 
 /// How many answers are held back at once.
-pub(super) const MAX_HELD_BACK: usize = 4_096;
+const MAX_HELD_BACK: usize = 4_096;
 
-/// Bounds the requests that are served at once by what is behind it. All its clones count together.
+/// Bounds the requests that are served at once. All its clones count together.
 #[derive(Debug, Clone)]
 pub(super) struct Crowd {
-    gate: Gate,
-    answer_time: Duration,
     inside: Arc<Count>,
     held_back: Arc<Count>,
 }
@@ -65,146 +51,62 @@ struct Count {
 
 /// One of them, until it is dropped.
 #[derive(Debug)]
-struct Place(Arc<Count>);
+pub(super) struct Place<'a>(&'a Count);
 
 impl Count {
-    fn up_to(most: usize) -> Arc<Self> {
-        Arc::new(Self { now: AtomicUsize::new(0), most })
+    fn up_to(most: usize) -> Self {
+        Self { now: AtomicUsize::new(0), most }
     }
 
     /// A place, if there is room for it. The last part is for those that may fill it up, asked only when it comes to that.
-    fn enter(self: &Arc<Self>, may_fill_up: impl FnOnce() -> bool) -> Option<Place> {
+    fn enter(&self, may_fill_up: impl FnOnce() -> bool) -> Option<Place<'_>> {
         let before = self.now.fetch_add(1, Ordering::Relaxed);
         // From here on it is counted, and no longer once this is dropped.
-        let place = Place(Arc::clone(self));
+        let place = Place(self);
         let shared = self.most - self.most / UNPAID_SHARE;
         (before < shared || (before < self.most && may_fill_up())).then_some(place)
     }
 }
 
-impl Drop for Place {
+impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.now.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Crowd {
-    /// Within these bounds. What pays is said by the gate.
-    pub(super) fn within(bounds: Bounds, gate: Gate) -> Self {
-        let Bounds { max_requests, answer_time, .. } = bounds;
-        Self { gate, answer_time, inside: Count::up_to(max_requests), held_back: Count::up_to(MAX_HELD_BACK) }
-    }
-}
-
-impl<S> Layer<S> for Crowd {
-    type Service = InCrowd<S>;
-
-    fn layer(&self, inner: S) -> InCrowd<S> {
-        InCrowd { crowd: self.clone(), inner }
-    }
-}
-
-/// A service that is called by so many requests at once.
-#[derive(Debug, Clone)]
-pub(super) struct InCrowd<S> {
-    crowd: Crowd,
-    inner: S,
-}
-
-impl<S, B> Service<Request<Incoming>> for InCrowd<S>
-where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
-{
-    type Response = Response<Either<Wanted<B>, Full<Bytes>>>;
-    type Error = Infallible;
-    type Future = Served<S::Future, B>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(context)
+    /// So many at once.
+    pub(super) fn up_to(max_requests: usize) -> Self {
+        Self { inside: Arc::new(Count::up_to(max_requests)), held_back: Arc::new(Count::up_to(MAX_HELD_BACK)) }
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let Crowd { gate, answer_time, inside, held_back } = &self.crowd;
-        // On HTTP/1 the connection is watched; here it is well while one of its streams stands still.
-        let watch = (request.version() == Version::HTTP_2).then_some(*answer_time);
-        match inside.enter(|| gate.is_paying(&request)) {
-            Some(place) => {
-                let (place, held_back) = (Some(place), Arc::clone(held_back));
-                Served::Serving { answer: self.inner.call(request), place, held_back, watch }
-            }
-            None => {
-                // Its client may be writing still, and wants to use the connection again.
-                drop(body::guard(request, Duration::MAX));
-                Served::Refused { answer: Some(overloaded()) }
-            }
+    /// A place for a request until the head of its answer leaves, if there is room for it. `is_paying` is asked only where
+    /// there is none for others.
+    pub(super) fn enter(&self, is_paying: impl FnOnce() -> bool) -> Option<Place<'_>> {
+        self.inside.enter(is_paying)
+    }
+
+    /// Waits before an answer that is to be held back, unless too many wait already.
+    pub(super) async fn hold_back(&self) {
+        if let Some(_place) = self.held_back.enter(|| true) {
+            tokio::time::sleep(HOLD_BACK).await;
         }
     }
 }
 
-fn overloaded() -> Response<Bytes> {
+/// The answer to a request there is no room for.
+pub(super) fn overloaded() -> Response<Bytes> {
     let message = "too many requests are being served; nothing was charged, and the same payment is good again";
     let mut response = refusal(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
     response
 }
 
-pin_project! {
-    /// The answer to a request that has its place in the crowd, or has none.
-    #[project = Projection]
-    pub(super) enum Served<F, B> {
-        Serving { #[pin] answer: F, place: Option<Place>, held_back: Arc<Count>, watch: Option<Duration> },
-        HeldBack { answer: Option<Response<B>>, time: Pin<Box<Sleep>>, place: Place },
-        Refused { answer: Option<Response<Bytes>> },
-    }
-}
-
-impl<F, B> Future for Served<F, B>
-where
-    F: Future<Output = Result<Response<B>, Infallible>>,
-{
-    type Output = Result<Response<Either<Wanted<B>, Full<Bytes>>>, Infallible>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        loop {
-            let next = match self.as_mut().project() {
-                Projection::Serving { answer, place, held_back, watch } => {
-                    let Ok(answer) = ready!(answer.poll(context));
-                    drop(place.take());
-                    let hold_back = answer.extensions().get::<HoldBack>().is_some();
-                    match hold_back.then(|| held_back.enter(|| true)).flatten() {
-                        Some(place) => {
-                            let time = Box::pin(tokio::time::sleep(HOLD_BACK));
-                            Self::HeldBack { answer: Some(answer), time, place }
-                        }
-                        None => {
-                            let wanted = |body| match *watch {
-                                Some(limit) => Wanted::within(body, limit),
-                                None => Wanted::unwatched(body),
-                            };
-                            return Poll::Ready(Ok(answer.map(wanted).map(Either::Left)));
-                        }
-                    }
-                }
-                Projection::HeldBack { answer, time, .. } => {
-                    ready!(time.as_mut().poll(context));
-                    let answer = answer.take().expect("a future that has ended is not polled again");
-                    return Poll::Ready(Ok(answer.map(Wanted::unwatched).map(Either::Left)));
-                }
-                Projection::Refused { answer } => {
-                    let answer = answer.take().expect("a future that has ended is not polled again");
-                    return Poll::Ready(Ok(answer.map(|body| Either::Right(Full::new(body)))));
-                }
-            };
-            self.set(next);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn fill(count: &Arc<Count>, paying: bool) -> Vec<Place> {
+    fn fill(count: &Count, paying: bool) -> Vec<Place<'_>> {
         std::iter::from_fn(|| count.enter(|| paying)).collect()
     }
 

@@ -4,20 +4,17 @@
 //! replaced by what we saw. Headers by which some frameworks let a client change method or path are removed: the route
 //! that was priced must be the one that is served.
 
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures_util::future::{Either, Ready, ready};
 use http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
-use http_body_util::Full;
-use tower::Service;
 
-use super::Peer;
+use super::Caller;
 use crate::gate::{as_variable, refusal, strip_ours};
 
 /// Headers that are about one connection.
-const HOP_BY_HOP: [HeaderName; 6] = [
+static HOP_BY_HOP: [HeaderName; 6] = [
     CONNECTION,
     TE,
     TRANSFER_ENCODING,
@@ -52,6 +49,10 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 /// Removes what is about one connection: the known headers, and those the `Connection` header names. It cannot name ours:
 /// a client would hide from the upstream who pays.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // One look at each name there is costs less than a search for each of these.
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -66,24 +67,79 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Ends what is about the client's connection, before anything is added that a client must not be able to name in
-/// `Connection`; and a request id that is none.
-pub(super) fn accept<B>(request: &mut Request<B>) {
-    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+/// `Connection`.
+pub(super) fn accept(headers: &mut HeaderMap) -> Framing {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let understood = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
     let framing = Framing { understood: understood && codings.next().is_none() };
-    request.extensions_mut().insert(framing);
-    let headers = request.headers_mut();
     strip_hop_by_hop(headers);
-    let mut ids = headers.get_all(X_REQUEST_ID).iter();
-    if !ids.next().is_some_and(is_request_id) || ids.next().is_some() {
-        headers.remove(X_REQUEST_ID);
-    }
+    framing
 }
 
 /// Whether a request's transfer coding was `chunked` and nothing else, which is all that is decoded.
 #[derive(Debug, Clone, Copy)]
-struct Framing {
+pub(super) struct Framing {
     understood: bool,
+}
+
+/// How many digits an id has that is made here: one half says whose it is, the other counts.
+const REQUEST_ID_DIGITS: usize = 32;
+
+/// Makes the ids of requests that come without one. Both halves begin at random: an id is found once in all logs, and does
+/// not tell how many requests there were.
+#[derive(Debug)]
+pub(super) struct RequestIds {
+    maker: [u8; REQUEST_ID_DIGITS],
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    pub(super) fn new() -> Self {
+        let random = || getrandom::u64().expect("the system has random bytes: keys are made of them");
+        let mut maker = [b'0'; REQUEST_ID_DIGITS];
+        for (place, digit) in maker.iter_mut().zip(digits(random())) {
+            *place = digit;
+        }
+        Self { maker, next: AtomicU64::new(random()) }
+    }
+
+    /// The request's id, which it has from here on: the one it came with, if it is one, or another.
+    pub(super) fn identify(&self, headers: &mut HeaderMap) -> HeaderValue {
+        let mut given = headers.get_all(X_REQUEST_ID).iter();
+        if let (Some(id), None) = (given.next().filter(|id| is_request_id(id)), given.next()) {
+            return id.clone();
+        }
+        let id = self.next();
+        headers.insert(X_REQUEST_ID, id.clone());
+        id
+    }
+
+    fn next(&self) -> HeaderValue {
+        let mut id = self.maker;
+        // From the end, so that its least digits are the last ones.
+        for (place, digit) in id.iter_mut().rev().zip(digits(self.next.fetch_add(1, Ordering::Relaxed))) {
+            *place = digit;
+        }
+        HeaderValue::from_bytes(&id).expect("hex digits are header text")
+    }
+}
+
+/// Sixteen hex digits, the least first.
+fn digits(number: u64) -> impl Iterator<Item = u8> {
+    number.to_le_bytes().into_iter().flat_map(|byte| [byte & 0x0f, byte >> 4]).map(|digit| match digit {
+        0..=9 => b'0' + digit,
+        _ => b'a' + digit - 10,
+    })
+}
+
+/// An id as the log has it.
+pub(super) fn text(id: &HeaderValue) -> &str {
+    id.to_str().unwrap_or_default()
+}
+
+/// Says in an answer which request it answers, unless the upstream has.
+pub(super) fn name(answer: &mut HeaderMap, id: HeaderValue) {
+    answer.entry(X_REQUEST_ID).or_insert(id);
 }
 
 /// It goes into logs, ours and the upstream's, so it is short and plain.
@@ -95,8 +151,11 @@ fn is_request_id(id: &HeaderValue) -> bool {
 /// Removes what a client says of itself, and what could make another request of the one that was priced.
 fn strip_claims(headers: &mut HeaderMap) {
     let claim = |name: &&HeaderName| {
-        let name = as_variable(name.as_str());
-        name.starts_with("x-forwarded-") || CLAIMS.contains(&name.as_ref())
+        // By its first letter already, most names are none.
+        matches!(name.as_str().as_bytes().first(), Some(b'f' | b't' | b'x')) && {
+            let name = as_variable(name.as_str());
+            name.starts_with("x-forwarded-") || CLAIMS.contains(&name.as_ref())
+        }
     };
     let claims: Vec<HeaderName> = headers.keys().filter(claim).cloned().collect();
     for name in claims {
@@ -112,69 +171,32 @@ pub(super) fn strip_untrusted(trailers: &mut HeaderMap) {
 
 /// HTTP/2 clients may send each cookie in a header of its own; HTTP/1 has one header for all (RFC 9113, 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
     let cookies: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if cookies.len() > 1
-        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(b"; ".as_slice()))
-    {
+    if let Ok(joined) = HeaderValue::from_bytes(&cookies.join(b"; ".as_slice())) {
         headers.insert(COOKIE, joined);
     }
 }
 
-/// Makes a client's request ready for the upstream. `scheme` is the one clients use.
-pub(super) fn prepare<B>(request: &mut Request<B>, scheme: &HeaderValue) {
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.ip().to_canonical().to_string());
+/// Makes a client's request ready for the upstream, whose name is `host`. `scheme` is the one clients use.
+pub(super) fn prepare<B>(request: &mut Request<B>, caller: &Caller, host: &HeaderValue, scheme: &HeaderValue) {
     // Where the target names a host, that is the host, whatever the header says (RFC 9112, 3.2.2; RFC 9113, 8.3.1).
     let target = request.uri().authority().and_then(|authority| HeaderValue::try_from(authority.as_str()).ok());
     let headers = request.headers_mut();
     strip_claims(headers);
     join_cookies(headers);
-    let header = headers.remove(HOST);
-    if let Some(peer) = peer.and_then(|peer| HeaderValue::try_from(peer).ok()) {
-        headers.insert(X_FORWARDED_FOR, peer);
-    }
+    let header = headers.insert(HOST, host.clone());
+    headers.insert(X_FORWARDED_FOR, caller.name.clone());
     if let Some(host) = target.or(header) {
         headers.insert(X_FORWARDED_HOST, host);
     }
     headers.insert(X_FORWARDED_PROTO, scheme.clone());
 }
 
-/// Answers requests that make no sense here, before anything else looks at them.
-#[derive(Debug, Clone)]
-pub(super) struct RefuseOdd<S> {
-    inner: S,
-}
-
-impl<S> RefuseOdd<S> {
-    pub(super) fn new(inner: S) -> Self {
-        Self { inner }
-    }
-}
-
-impl<S, B, R> Service<Request<B>> for RefuseOdd<S>
-where
-    S: Service<Request<B>, Response = Response<R>>,
-{
-    type Response = Response<http_body_util::Either<R, Full<Bytes>>>;
-    type Error = S::Error;
-    type Future = Either<
-        futures_util::future::MapOk<S::Future, fn(Response<R>) -> Self::Response>,
-        Ready<Result<Self::Response, S::Error>>,
-    >;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        if let Some(refusal) = oddity(&request) {
-            return Either::Right(ready(Ok(refusal.map(|body| http_body_util::Either::Right(Full::new(body))))));
-        }
-        let left: fn(Response<R>) -> Self::Response = |response| response.map(http_body_util::Either::Left);
-        Either::Left(futures_util::TryFutureExt::map_ok(self.inner.call(request), left))
-    }
-}
-
-fn oddity<B>(request: &Request<B>) -> Option<Response<Bytes>> {
+/// The answer to a request that makes no sense here, before anything else looks at it.
+pub(super) fn oddity<B>(request: &Request<B>, framing: Framing) -> Option<Response<Bytes>> {
     // `CONNECT` asks for a tunnel, `TRACE` for its own headers back.
     if [Method::CONNECT, Method::TRACE].contains(request.method()) {
         let message = "CONNECT and TRACE are not proxied";
@@ -188,7 +210,7 @@ fn oddity<B>(request: &Request<B>) -> Option<Response<Bytes>> {
     if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
         return Some(refusal(StatusCode::BAD_REQUEST, "bad_host", "send exactly one Host header"));
     }
-    if request.extensions().get::<Framing>().is_some_and(|framing| !framing.understood) {
+    if !framing.understood {
         let message = "no transfer coding but chunked is understood";
         return Some(refusal(StatusCode::NOT_IMPLEMENTED, "unknown_transfer_coding", message));
     }
@@ -231,12 +253,23 @@ mod tests {
             .header("x-http-method-override", "DELETE")
             .body(())
             .unwrap();
-        request.extensions_mut().insert(Peer("127.0.0.1:9".parse().unwrap()));
-        prepare(&mut request, &HeaderValue::from_static("https"));
+        let caller = Caller::new("[::ffff:127.0.0.1]:9".parse().unwrap());
+        let [host, scheme] = ["upstream.example", "https"].map(HeaderValue::from_static);
+        prepare(&mut request, &caller, &host, &scheme);
         let headers = request.headers();
+        assert_eq!(headers.get("host").unwrap(), "upstream.example");
         assert_eq!(headers.get("x-forwarded-for").unwrap(), "127.0.0.1");
         assert_eq!(headers.get("x-forwarded-host").unwrap(), "api.example");
         assert_eq!(headers.get("x-forwarded-proto").unwrap(), "https");
-        assert_eq!(headers.len(), 3);
+        assert_eq!(headers.len(), 4);
+    }
+
+    #[test]
+    fn ids_are_plain_and_no_two_are_equal() {
+        let makers = [RequestIds::new(), RequestIds::new()];
+        let ids: Vec<_> = (0..1_000).flat_map(|_| makers.each_ref().map(RequestIds::next)).collect();
+        assert!(ids.iter().all(|id| is_request_id(id) && id.len() == REQUEST_ID_DIGITS));
+        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
+        assert_eq!(digits(0x0123_4567_89ab_cdef).collect::<Vec<_>>(), b"fedcba9876543210");
     }
 }

@@ -1,50 +1,40 @@
-//! The listener: connections in, HTTP/1.1 and HTTP/2 (by prior knowledge) on the same port.
+//! The listener: one port, and a thread for each core that serves it.
 //!
-//! **Promises** a named bound for connections, header time and header size, and an orderly end: no new connections,
-//! those at work finish, the deadline cuts off the rest.
+//! **Owns** the sockets and when the threads begin and end. **Promises** a named bound for connections over all threads,
+//! and an orderly end: no new connections, those at work finish, the deadline cuts off the rest. If one thread breaks, all
+//! stop in the same order: half a proxy would answer half of its clients. **Does not** speak HTTP; each core does.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::Request;
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use futures_util::future::join_all;
+use tokio::net::TcpSocket;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tower::ServiceBuilder;
 
+use super::Stack;
+use super::cores::{Core, Door};
 use super::peers::Peers;
-use super::slow::{MAX_WRITE_PAUSE, Taken};
-use super::{Peer, Stack};
-use crate::causes::causes;
-use crate::gate;
+use super::slow::MAX_WRITE_PAUSE;
 
-/// How many connections are served at once; further ones wait in the kernel's queue.
+/// How many connections are served at once, by all cores together; further ones wait in the kernel's queue, or accepted,
+/// one a core.
 pub const MAX_CONNECTIONS: usize = 16_384;
 
 /// How long a client may take to send the head of a request.
 pub const MAX_HEADER_TIME: Duration = Duration::from_secs(15);
-/// How large the head of a request may be, bytes: the payment header's limit and as much again three times over.
-const MAX_HEADER_BYTES: usize = 64 * 1024;
-/// How many requests one HTTP/2 connection may have open.
-const MAX_H2_STREAMS: u32 = 256;
-/// How often a peer of HTTP/2 is asked whether it is still there; without an answer in 20 s it is not.
-const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
-/// How long to wait when the system has no file descriptor left for a connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How many connections the kernel keeps for each core until they are accepted; it may have a lower bound of its own.
+const BACKLOG: u32 = 1_024;
 
 /// A bound port.
 #[derive(Debug)]
 pub struct Listener {
-    socket: TcpListener,
+    /// One for each core.
+    sockets: Vec<TcpListener>,
     header_time: Duration,
     write_pause: Duration,
     max_connections: usize,
@@ -52,11 +42,35 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds the port.
+    /// Binds the port for one core.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = TcpListener::bind(address).await?;
+        Self::bind_cores(address, NonZeroUsize::MIN).await
+    }
+
+    /// Binds the port for so many cores. Each has a socket of its own, and the kernel deals the connections out; where it
+    /// does not, all accept from one.
+    ///
+    /// # Errors
+    /// The port is taken, by another process of ours too, or not ours.
+    pub async fn bind_cores(address: SocketAddr, cores: NonZeroUsize) -> io::Result<Self> {
+        let sockets = if cores > NonZeroUsize::MIN && DEALS_OUT {
+            // Sockets that share a port share it with whoever may, so the port must be found free by one that does not.
+            // One that the kernel chooses is.
+            if address.port() != 0 {
+                drop(bind(address, false)?);
+            }
+            let first = listen(bind(address, true)?)?;
+            // With port 0 the first one was given a port; the others want the same.
+            let given = first.local_addr()?;
+            let others = (1..cores.get()).map(|_| listen(bind(given, true)?));
+            std::iter::once(Ok(first)).chain(others).collect::<io::Result<_>>()?
+        } else {
+            let only = listen(bind(address, false)?)?;
+            let others = (1..cores.get()).map(|_| only.try_clone()).collect::<io::Result<Vec<_>>>()?;
+            std::iter::once(only).chain(others).collect()
+        };
         Ok(Self {
-            socket,
+            sockets,
             header_time: MAX_HEADER_TIME,
             write_pause: MAX_WRITE_PAUSE,
             max_connections: MAX_CONNECTIONS,
@@ -66,7 +80,7 @@ impl Listener {
 
     /// Where it listens; with port 0 asked for, the port that was given.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        self.sockets.first().map_or_else(|| Err(io::ErrorKind::NotConnected.into()), TcpListener::local_addr)
     }
 
     /// How long a client may take to send the head of a request, from the moment it connects or its last answer ended;
@@ -75,7 +89,7 @@ impl Listener {
         Self { header_time: limit, ..self }
     }
 
-    /// How many connections are served at once; [`MAX_CONNECTIONS`] unless said.
+    /// How many connections are served at once, by all cores together; [`MAX_CONNECTIONS`] unless said.
     pub fn max_connections(self, limit: usize) -> Self {
         Self { max_connections: limit, ..self }
     }
@@ -92,101 +106,94 @@ impl Listener {
         Self { write_pause: limit, ..self }
     }
 
-    /// Serves until `stop`, then lets requests in progress finish for `drain` at most. `at_deadline` is called when
-    /// some did not, before they are cut off.
+    /// Serves on threads of its own until `stop`, then lets requests in progress finish for `drain` at most. `at_deadline`
+    /// is called when some did not, before they are cut off. Cancels `stop` itself if a thread breaks.
     pub async fn serve(self, stack: Stack, stop: CancellationToken, drain: Duration, at_deadline: impl FnOnce()) {
-        let connections = Arc::new(Semaphore::new(self.max_connections));
-        let peers = self.per_peer.map_or_else(|| Peers::sharing(self.max_connections), Peers::up_to);
-        let graceful = GracefulShutdown::new();
         let cut_off = CancellationToken::new();
-        let tasks = TaskTracker::new();
-        loop {
-            let next = async {
-                let permit = Arc::clone(&connections).acquire_owned().await;
-                (permit, self.socket.accept().await)
-            };
-            let (permit, (stream, peer)) = tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                (permit, accepted) = next => match accepted {
-                    Ok(accepted) => (permit, accepted),
-                    // A client that left before it was served; that is no reason to make the next one wait.
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-                    Err(error) => {
-                        tracing::warn!(%error, "a connection could not be accepted");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                        continue;
-                    }
-                },
-            };
-            let Some(seat) = peers.sit(peer.ip()) else {
-                tracing::debug!("a connection of a peer that has too many was closed");
-                continue;
-            };
-            let watcher = graceful.watcher();
-            let (stack, cut_off, header_time) = (stack.clone(), cut_off.clone(), self.header_time);
-            // Small answers leave at once.
-            let _ = stream.set_nodelay(true);
-            let stream = Taken::within(stream, self.write_pause);
-            tasks.spawn(async move {
-                let heard = Arc::new(AtomicBool::new(false));
-                let silent = still_silent(header_time, Arc::clone(&heard));
-                let connection = watcher.watch(connection(stream, peer, stack, header_time, heard));
-                tokio::select! {
-                    ended = connection => if let Err(error) = ended {
-                        tracing::debug!(error = %causes(&*error), "a connection ended badly");
-                    },
-                    () = silent => tracing::debug!("a connection without a request was closed"),
-                    () = cut_off.cancelled() => {}
-                }
-                drop((permit, seat));
+        let door = Door {
+            header_time: self.header_time,
+            write_pause: self.write_pause,
+            places: Arc::new(Semaphore::new(self.max_connections)),
+            peers: self.per_peer.map_or_else(|| Peers::sharing(self.max_connections), Peers::up_to),
+        };
+        let mut at_work = Vec::with_capacity(self.sockets.len());
+        for (number, socket) in self.sockets.into_iter().enumerate() {
+            let core = Core::new(stack.apart(), door.clone(), stop.clone(), cut_off.clone());
+            let (ended, end) = oneshot::channel::<()>();
+            let thread = std::thread::Builder::new().name(format!("peaje-core-{number}"));
+            let started = thread.spawn(move || {
+                core.run(socket);
+                // Whoever waits is told by its end too, if this is never reached.
+                drop(ended);
             });
+            match started {
+                Ok(_) => at_work.push(end),
+                Err(error) => {
+                    tracing::error!(%error, "a thread that serves could not be started; the proxy stops");
+                    stop.cancel();
+                    break;
+                }
+            }
         }
-        drop(self.socket);
-        tasks.close();
-        if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
+        stop.cancelled().await;
+        let mut all = join_all(at_work);
+        if tokio::time::timeout(drain, &mut all).await.is_err() {
             at_deadline();
             cut_off.cancel();
+            all.await;
         }
-        tasks.wait().await;
     }
 }
 
-/// Ends if no request was heard in time. The protocol's own timer starts only once it is known which protocol it is, and
-/// HTTP/2 has none at all; a client that sends nothing would keep its place for ever.
-async fn still_silent(header_time: Duration, heard: Arc<AtomicBool>) {
-    tokio::time::sleep(header_time).await;
-    if heard.load(Ordering::Relaxed) {
-        std::future::pending().await
+/// Whether sockets that share a port get their connections from the kernel in equal parts.
+const DEALS_OUT: bool = cfg!(target_os = "linux");
+
+fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Connections of a former process that are not quite over do not keep the port.
+    socket.set_reuseaddr(true)?;
+    #[cfg(unix)]
+    if shared {
+        socket.set_reuseport(true)?;
     }
+    socket.bind(address)?;
+    Ok(socket)
 }
 
-fn connection(
-    stream: Taken<TcpStream>,
-    peer: SocketAddr,
-    stack: Stack,
-    header_time: Duration,
-    heard: Arc<AtomicBool>,
-) -> impl hyper_util::server::graceful::GracefulConnection<Error = Box<dyn std::error::Error + Send + Sync>> {
-    let service = ServiceBuilder::new()
-        .map_request(move |mut request: Request<Incoming>| {
-            heard.store(true, Ordering::Relaxed);
-            request.extensions_mut().insert(Peer(peer));
-            request.extensions_mut().insert(gate::Peer(peer.ip()));
-            request
-        })
-        .service(stack);
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(header_time)
-        .max_buf_size(MAX_HEADER_BYTES)
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_H2_STREAMS)
-        // HTTP/1 closes what is idle by its header time; a peer of HTTP/2 that is gone without a word is only found so.
-        .keep_alive_interval(H2_PING_INTERVAL)
-        .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
-    builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).into_owned()
+fn listen(socket: TcpSocket) -> io::Result<TcpListener> {
+    socket.listen(BACKLOG)?.into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+    fn cores(count: usize) -> NonZeroUsize {
+        NonZeroUsize::new(count).unwrap()
+    }
+
+    #[tokio::test]
+    async fn all_cores_listen_on_the_port_that_was_given() {
+        for count in [1, 3] {
+            let listener = Listener::bind_cores(LOCAL, cores(count)).await.unwrap();
+            let address = listener.address().unwrap();
+            assert_ne!(address.port(), 0);
+            assert_eq!(listener.sockets.len(), count);
+            assert!(listener.sockets.iter().all(|socket| socket.local_addr().unwrap() == address));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_is_taken_only_once_however_many_cores_share_it() {
+        for (first, second) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
+            let listener = Listener::bind_cores(LOCAL, cores(first)).await.unwrap();
+            let address = listener.address().unwrap();
+            let taken = Listener::bind_cores(address, cores(second)).await.unwrap_err();
+            assert_eq!(taken.kind(), io::ErrorKind::AddrInUse, "{first} {second}");
+            drop(listener);
+            Listener::bind_cores(address, cores(second)).await.unwrap();
+        }
+    }
 }

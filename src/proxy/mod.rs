@@ -1,37 +1,41 @@
 //! The reverse proxy around the gate.
 //!
-//! **Owns** the listener, the stack every request goes down, the upstream and its pool, the hygiene of headers, CORS,
-//! and the turning of errors into responses. **Promises** that bodies stream both ways without being collected, that
-//! hop-by-hop headers end here, that `X-Forwarded-*` names the peer we saw and never what it said, and that a client
-//! that sends a large body unpaid gets its 402 at once and a connection it can go on using. **Does not** price, charge
-//! or speak to a chain.
+//! **Owns** the listener and the threads that serve, the stack every request goes down, the upstream and its pools, the
+//! hygiene of headers, CORS, and the turning of errors into responses. **Promises** that bodies stream both ways without
+//! being collected, that hop-by-hop headers end here, that `X-Forwarded-*` names the peer we saw and never what it said,
+//! and that a client that sends a large body unpaid gets its 402 at once and a connection it can go on using. **Does
+//! not** price, charge or speak to a chain.
 
 mod body;
+mod cores;
 mod cors;
 mod crowd;
 mod headers;
 mod listener;
 mod peers;
+mod pool;
 mod slow;
 mod upstream;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use futures_util::FutureExt as _;
+use http::header::ORIGIN;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
-use tower::ServiceBuilder;
-use tower::util::BoxCloneSyncService;
-use tower_http::ServiceBuilderExt as _;
-use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::request_id::MakeRequestUuid;
-use tower_http::trace::TraceLayer;
+use tracing::Instrument as _;
 
-use crate::gate::{Gate, refusal};
+use crate::gate::{self, AnswerBody, Gate, HoldBack, refusal};
 use crowd::Crowd;
+use headers::RequestIds;
+use slow::Wanted;
+use upstream::UpstreamBody;
 
 pub use body::{BodyBroken, RequestBody};
 pub use cors::Cors;
@@ -39,15 +43,23 @@ pub use listener::{Listener, MAX_CONNECTIONS, MAX_HEADER_TIME};
 pub use slow::MAX_WRITE_PAUSE;
 pub use upstream::{NoUpstream, Upstream, UpstreamError, UpstreamSettings};
 
-/// The address a connection came from.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
+/// The body of every answer that leaves: the gate's or the upstream's, or the stack's own.
+type ResponseBody = Either<Wanted<AnswerBody<UpstreamBody>>, Full<Bytes>>;
 
-/// The body of every answer that leaves.
-pub type ResponseBody = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, tower::BoxError>;
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+struct Caller {
+    address: IpAddr,
+    /// The address as the upstream is told of it.
+    name: HeaderValue,
+}
 
-/// The whole stack, ready to serve connections.
-pub type Stack = BoxCloneSyncService<Request<Incoming>, Response<ResponseBody>, Infallible>;
+impl Caller {
+    fn new(peer: SocketAddr) -> Self {
+        let name = peer.ip().to_canonical().to_string();
+        Self { address: peer.ip(), name: HeaderValue::try_from(name).expect("an address is header text") }
+    }
+}
 
 /// What a crowd may take of the stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,68 +80,154 @@ impl Default for Bounds {
     }
 }
 
-/// Builds the stack. Read from the top, it is the way of a request.
+/// The whole stack, ready to serve connections. Cheap to clone; all clones share one pool of upstream connections.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    layers: Arc<Layers>,
+}
+
+#[derive(Debug)]
+struct Layers {
+    ids: RequestIds,
+    cors: Cors,
+    bounds: Bounds,
+    crowd: Crowd,
+    gate: Gate,
+    upstream: Upstream,
+}
+
+/// Builds the stack.
 pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors, bounds: Bounds) -> Stack {
-    let body_time = bounds.body_time;
     let upstream = upstream.seen_at(gate.policy().public_url());
-    let service = ServiceBuilder::new()
+    let (crowd, gate) = (Crowd::up_to(bounds.max_requests), gate.clone());
+    Stack { layers: Arc::new(Layers { ids: RequestIds::new(), cors, bounds, crowd, gate, upstream }) }
+}
+
+impl Stack {
+    /// The same stack for another core, which shares with the others what is one for all (the gate, the crowd) and nothing else.
+    fn apart(&self) -> Self {
+        let Layers { cors, bounds, crowd, gate, upstream, .. } = &*self.layers;
+        let (cors, crowd, gate) = (cors.clone(), crowd.clone(), gate.clone());
+        let layers = Layers { ids: RequestIds::new(), cors, bounds: *bounds, crowd, gate, upstream: upstream.apart() };
+        Self { layers: Arc::new(layers) }
+    }
+
+    /// What each thread that serves does once, before its first connection and inside its runtime.
+    fn attend(&self) {
+        self.layers.gate.accounts().journal().attend();
+    }
+
+    /// The way of a request, read from the top.
+    async fn serve(&self, mut request: Request<Incoming>, caller: &Caller) -> Response<ResponseBody> {
+        let Layers { ids, cors, .. } = &*self.layers;
         // The client's connection ends here, and with it the headers that are about it.
-        .map_request(|mut request: Request<Incoming>| {
-            headers::accept(&mut request);
-            request
-        })
+        let framing = headers::accept(request.headers_mut());
         // A request is found again in the logs of both sides by its id; one that came with it is kept, if it is short
         // and plain.
-        .set_x_request_id(MakeRequestUuid)
+        let id = ids.identify(request.headers_mut());
         // No path, query or header is logged: they carry what clients pay for. An upstream's 5xx is its own to log.
-        .layer(TraceLayer::new_for_http().make_span_with(span).on_request(()).on_response(on_response).on_failure(()))
-        .propagate_x_request_id()
-        // Browsers must be able to read every answer, the 402 and failures too, so CORS is around all that answers.
-        .layer(cors)
-        // A bug in serving one request is that request's 500.
-        .layer(CatchPanicLayer::custom(panicked))
+        let span = span(&request, &id);
+        let begun = tracing::enabled!(tracing::Level::DEBUG).then(Instant::now);
+        let mut response = async {
+            // Browsers must be able to read every answer, the 402 and failures too, so CORS is around all that answers.
+            let origin = request.headers().get(ORIGIN).cloned();
+            let mut response = match cors.preflight(&request) {
+                Some(preflight) => own(preflight),
+                // A bug in serving one request is that request's 500.
+                None => AssertUnwindSafe(self.answer(request, framing, caller, &id))
+                    .catch_unwind()
+                    .await
+                    .unwrap_or_else(|_| panicked(&id)),
+            };
+            cors.add(response.headers_mut(), origin.as_ref());
+            if let Some(begun) = begun {
+                let latency_us = begun.elapsed().as_micros();
+                tracing::debug!(status = response.status().as_u16(), latency_us, "answered");
+            }
+            response
+        }
+        .instrument(span)
+        .await;
+        headers::name(response.headers_mut(), id);
+        response
+    }
+
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        framing: headers::Framing,
+        caller: &Caller,
+        id: &HeaderValue,
+    ) -> Response<ResponseBody> {
+        let Layers { bounds, crowd, gate, upstream, .. } = &*self.layers;
         // What there is no room for is told so before anything is done for it.
-        .layer(Crowd::within(bounds, gate.clone()))
+        let Some(place) = crowd.enter(|| gate.is_paying(&request)) else {
+            // Its client may be writing still, and wants to use the connection again.
+            drop(body::guard(request, Duration::MAX));
+            return own(crowd::overloaded());
+        };
         // Requests that would turn the proxy into something else, or that two servers could read differently.
-        .layer(tower::layer::layer_fn(headers::RefuseOdd::new))
+        if let Some(refusal) = headers::oddity(&request, framing) {
+            return own(refusal);
+        }
         // An unpaid client's body is drained, so that it can read its 402 and stay connected.
-        .map_request(move |request| body::guard(request, body_time))
+        // On HTTP/1 the connection is watched; on HTTP/2 it is well while one of its streams stands still.
+        let watched = (request.version() == Version::HTTP_2).then_some(bounds.answer_time);
+        let request = body::guard(request, bounds.body_time);
         // Nothing below is reached unpaid.
-        .layer(gate.layer())
-        .service(upstream);
-    let service =
-        ServiceBuilder::new().map_response(|response: Response<_>| response.map(body::boxed)).service(service);
-    BoxCloneSyncService::new(service)
+        let below = async |request| Ok::<_, Infallible>(upstream.ask(request, caller, id).await);
+        let Ok(response) = gate.serve(request, Some(gate::Peer(caller.address)), below).await;
+        drop(place);
+        if response.extensions().get::<HoldBack>().is_some() {
+            Box::pin(crowd.hold_back()).await;
+        }
+        response.map(|body| {
+            Either::Left(match watched {
+                Some(limit) => Wanted::within(body, limit),
+                None => Wanted::unwatched(body),
+            })
+        })
+    }
 }
 
-fn span<B>(request: &Request<B>) -> tracing::Span {
-    let id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+fn own(response: Response<Bytes>) -> Response<ResponseBody> {
+    response.map(|body| Either::Right(Full::new(body)))
+}
+
+/// Names the request to what is logged meanwhile. To make a span costs as much as a layer of the stack, so there is one
+/// only for who wants to see every request; warnings and errors name the request themselves.
+fn span<B>(request: &Request<B>, id: &HeaderValue) -> tracing::Span {
     // Any token is a method, as long as a head may be; only the known ones are worth a line in the log.
     let known = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
-    let method = known.iter().find(|known| *known == request.method()).map_or("other", Method::as_str);
-    tracing::info_span!("request", method, id)
-}
-
-fn on_response<B>(response: &Response<B>, latency: Duration, _: &tracing::Span) {
-    tracing::debug!(status = response.status().as_u16(), latency_us = latency.as_micros(), "answered");
+    let method = || known.iter().find(|known| *known == request.method()).map_or("other", Method::as_str);
+    tracing::debug_span!("request", method = method(), id = headers::text(id))
 }
 
 /// What the panic said is for the log, where the process's panic hook has put it.
-fn panicked(_: Box<dyn std::any::Any + Send>) -> Response<Full<Bytes>> {
-    tracing::error!("serving a request panicked");
-    refusal(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the request could not be served").map(Full::new)
+fn panicked(id: &HeaderValue) -> Response<ResponseBody> {
+    tracing::error!(request = headers::text(id), "serving a request panicked");
+    own(refusal(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the request could not be served"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_request_takes_little_room() {
+        fn size<A, F>(_: &impl FnOnce(A) -> F) -> usize {
+            std::mem::size_of::<F>()
+        }
+        let stack = cores::tests::free("127.0.0.1:1".parse().unwrap());
+        let caller = Caller::new("127.0.0.1:1".parse().unwrap());
+        // Each connection has room for one request from its beginning on, and each request is written into it.
+        let size = size(&|request| stack.serve(request, &caller));
+        assert!(size <= 6 * 1024, "{size} bytes");
+    }
+
     #[tokio::test]
     async fn a_panic_tells_the_client_nothing() {
-        let service = ServiceBuilder::new()
-            .layer(CatchPanicLayer::custom(panicked))
-            .service_fn(async |_: Request<()>| -> Result<Response<Full<Bytes>>, Infallible> { panic!("secret") });
-        let response = tower::ServiceExt::oneshot(service, Request::new(())).await.unwrap();
+        let response = panicked(&HeaderValue::from_static("id"));
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert_eq!(response.headers()["content-type"], "application/json");
         let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();

@@ -16,6 +16,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
+use tokio_util::task::AbortOnDropHandle;
 use tower::BoxError;
 
 /// How long a client may take nothing of what it is being written, unless said.
@@ -118,36 +119,33 @@ pin_project! {
     ///
     /// A stream of HTTP/2 stands still when its client opens no window for it, while its connection is well. Then nobody
     /// asks the body for anything, so it cannot notice by itself; somebody beside it does. What is let go is the upstream's
-    /// connection; the stream's few bytes here stay for as long as its connection does, and there are never many.
+    /// connection; the stream's few bytes here stay for as long as its connection does, and there are never many. A window
+    /// that was never opened is one that does not open: the watch begins with the head.
     #[project = WantedProjection]
     #[derive(Debug)]
     pub(super) enum Wanted<B> {
         Unwatched { #[pin] body: B },
-        Watched { shared: Arc<Shared<B>> },
+        Watched { shared: Arc<Shared<B>>, watcher: AbortOnDropHandle<()> },
     }
 }
 
 /// A body, and how it is asked for.
 #[derive(Debug)]
-pub(super) struct Shared<B> {
-    limit: Duration,
-    state: Mutex<State<B>>,
-}
+pub(super) struct Shared<B>(Mutex<State<B>>);
 
 #[derive(Debug)]
 struct State<B> {
     /// Nothing, once it was let go.
-    body: Option<Pin<Box<B>>>,
+    body: Option<B>,
     /// How many frames of it were taken.
     taken: u64,
-    /// Whether the client has to take the last of them before it asks for more.
+    /// Whether the client has to take the last of them, or the head, before it asks for more.
     with_client: bool,
-    watched: bool,
 }
 
 impl<B> Shared<B> {
     fn state(&self) -> MutexGuard<'_, State<B>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -163,15 +161,23 @@ impl<B> Wanted<B> {
     }
 
     /// Let go when nobody asks for more of it for so long, or up to twice as long.
-    pub(super) fn within(body: B, limit: Duration) -> Self {
-        let state = State { body: Some(Box::pin(body)), taken: 0, with_client: false, watched: false };
-        Self::Watched { shared: Arc::new(Shared { limit, state: Mutex::new(state) }) }
+    pub(super) fn within(body: B, limit: Duration) -> Self
+    where
+        B: Body + Send + 'static,
+    {
+        if body.is_end_stream() {
+            return Self::unwatched(body);
+        }
+        let state = State { body: Some(body), taken: 0, with_client: true };
+        let shared = Arc::new(Shared(Mutex::new(state)));
+        let watcher = AbortOnDropHandle::new(tokio::spawn(watch(Arc::downgrade(&shared), limit)));
+        Self::Watched { shared, watcher }
     }
 }
 
 impl<B> Body for Wanted<B>
 where
-    B: Body<Data = Bytes> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
 {
     type Data = Bytes;
@@ -180,20 +186,16 @@ where
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let shared = match self.project() {
             WantedProjection::Unwatched { body } => return body.poll_frame(context).map_err(Into::into),
-            WantedProjection::Watched { shared } => shared,
+            WantedProjection::Watched { shared, .. } => shared,
         };
         let mut state = shared.state();
         state.with_client = false;
         let Some(body) = state.body.as_mut() else { return Poll::Ready(Some(Err(NotTaken.into()))) };
-        let frame = ready!(body.as_mut().poll_frame(context));
+        let frame = ready!(Pin::new(&mut *body).poll_frame(context));
         let more = matches!(frame, Some(Ok(_))) && !body.is_end_stream();
         if more {
             state.taken = state.taken.wrapping_add(1);
             state.with_client = true;
-            // Most bodies are one frame, and need nobody.
-            if !std::mem::replace(&mut state.watched, true) {
-                tokio::spawn(watch(Arc::downgrade(shared), shared.limit));
-            }
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
@@ -202,15 +204,15 @@ where
         match self {
             Self::Unwatched { body } => body.is_end_stream(),
             // One that was let go has not come to its end.
-            Self::Watched { shared } => shared.state().body.as_ref().is_some_and(|body| body.is_end_stream()),
+            Self::Watched { shared, .. } => shared.state().body.as_ref().is_some_and(Body::is_end_stream),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Unwatched { body } => body.size_hint(),
-            Self::Watched { shared } => {
-                shared.state().body.as_ref().map_or_else(SizeHint::default, |body| body.size_hint())
+            Self::Watched { shared, .. } => {
+                shared.state().body.as_ref().map_or_else(SizeHint::default, Body::size_hint)
             }
         }
     }

@@ -1,33 +1,26 @@
 //! The upstream: the API that is sold.
 //!
-//! **Owns** the connection pool and the failures of reaching it, each with its status. **Promises** that bodies stream
-//! through, and that an answer never takes longer to begin than the configured time. **Does not** retry what was sent.
+//! **Owns** the failures of reaching it, each with its status. **Promises** that bodies stream through, and that an answer
+//! never takes longer to begin than the configured time. **Does not** keep connections (the pool does), nor retry what was
+//! sent.
 
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
+use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tower::Service;
 
 use super::body::{BodyBroken, RequestBody};
-use super::headers;
+use super::pool::Pool;
+use super::{Caller, headers};
 use crate::causes::causes;
 use crate::gate::refusal;
 use crate::tls;
-
-/// How long an idle connection to the upstream is kept: less than the five seconds after which common servers close theirs,
-/// because a request that meets the close halfway cannot be sent again safely.
-const POOL_IDLE: Duration = Duration::from_secs(4);
 
 /// Where the upstream is and how patient we are with it.
 #[derive(Debug, Clone)]
@@ -83,12 +76,15 @@ pub enum NoUpstream {
     NoRoots,
 }
 
-/// The service at the bottom of the stack. Cloning shares the pool.
+/// The body of an answer: the upstream's, or ours where it gave none.
+pub(super) type UpstreamBody = Either<Incoming, Full<Bytes>>;
+
+/// The bottom of the stack. Cloning shares the pool.
 #[derive(Debug, Clone)]
 pub struct Upstream {
-    client: Client<HttpsConnector<HttpConnector>, RequestBody>,
-    scheme: Scheme,
-    authority: Authority,
+    pool: Arc<Pool>,
+    /// The upstream's own name, for its `Host` header.
+    host: HeaderValue,
     base: String,
     response_timeout: Duration,
     client_scheme: HeaderValue,
@@ -97,13 +93,22 @@ pub struct Upstream {
 impl Upstream {
     /// Makes a pool; nothing is connected yet.
     pub fn new(settings: &UpstreamSettings) -> Result<Self, NoUpstream> {
-        let parts = settings.url.clone().into_parts();
-        let scheme =
-            parts.scheme.filter(|scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme)).ok_or(NoUpstream::Url)?;
-        let authority = parts.authority.ok_or(NoUpstream::Url)?;
+        let url = &settings.url;
+        let scheme = url
+            .scheme()
+            .filter(|scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme))
+            .cloned()
+            .ok_or(NoUpstream::Url)?;
+        let name = url.host().ok_or(NoUpstream::Url)?;
         if scheme == Scheme::HTTPS && !tls::has_roots() {
             return Err(NoUpstream::NoRoots);
         }
+        let usual_port = if scheme == Scheme::HTTPS { 443 } else { 80 };
+        let host = match url.port_u16().filter(|port| *port != usual_port) {
+            Some(port) => HeaderValue::try_from(format!("{name}:{port}")),
+            None => HeaderValue::try_from(name),
+        };
+        let host = host.map_err(|_| NoUpstream::Url)?;
         let mut tcp = HttpConnector::new();
         tcp.set_connect_timeout(Some(settings.connect_timeout));
         tcp.set_nodelay(true);
@@ -113,13 +118,18 @@ impl Upstream {
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .build(connector);
-        let base = settings.url.path().trim_end_matches('/').to_owned();
-        let client_scheme = HeaderValue::from_static("http");
-        Ok(Self { client, scheme, authority, base, response_timeout: settings.response_timeout, client_scheme })
+        Ok(Self {
+            pool: Arc::new(Pool::new(connector, url.clone())),
+            host,
+            base: url.path().trim_end_matches('/').to_owned(),
+            response_timeout: settings.response_timeout,
+            client_scheme: HeaderValue::from_static("http"),
+        })
+    }
+
+    /// The same upstream with connections of its own.
+    pub(super) fn apart(&self) -> Self {
+        Self { pool: Arc::new(self.pool.apart()), ..self.clone() }
     }
 
     /// Tells the upstream with which scheme clients come. We speak no TLS ourselves: where it ends in front of us, only
@@ -129,24 +139,44 @@ impl Upstream {
         Self { client_scheme: HeaderValue::from_static(if https { "https" } else { "http" }), ..self }
     }
 
-    async fn forward(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, UpstreamError> {
-        headers::prepare(&mut request, &self.client_scheme);
-        *request.uri_mut() = self.target(request.uri()).ok_or(UpstreamError::Target)?;
+    /// The upstream's answer, or ours in its place. `id` is the request's, for the log.
+    pub(super) async fn ask(
+        &self,
+        request: Request<RequestBody>,
+        caller: &Caller,
+        id: &HeaderValue,
+    ) -> Response<UpstreamBody> {
+        match self.forward(request, caller, id).await {
+            Ok(response) => response.map(Either::Left),
+            Err(error) => respond(error).map(Either::Right),
+        }
+    }
+
+    async fn forward(
+        &self,
+        mut request: Request<RequestBody>,
+        caller: &Caller,
+        id: &HeaderValue,
+    ) -> Result<Response<Incoming>, UpstreamError> {
+        headers::prepare(&mut request, caller, &self.host, &self.client_scheme);
+        let target = self.target(request.uri())?;
+        *request.uri_mut() = target;
         *request.version_mut() = Version::HTTP_11;
-        let answer = tokio::time::timeout(self.response_timeout, self.client.request(request));
-        let mut response = answer.await.map_err(|_| UpstreamError::TimedOut)?.map_err(|error| {
+        let answer = tokio::time::timeout(self.response_timeout, self.pool.send(request)).await;
+        let mut response = answer.map_err(|_| UpstreamError::TimedOut)?.map_err(|error| {
             if let Some(broken) = of_the_clients(&error) {
                 return match broken {
                     BodyBroken::Off(_) => UpstreamError::Body,
                     BodyBroken::Paused => UpstreamError::BodyPaused,
                 };
             }
-            tracing::warn!(error = %causes(&error), "the upstream gave no answer");
+            tracing::warn!(request = headers::text(id), error = %causes(&error), "the upstream gave no answer");
             UpstreamError::Unreachable
         })?;
         if response.status().is_informational() {
             // No upgrade is ever asked for, so this is no answer, and what follows it no HTTP.
-            tracing::warn!(status = response.status().as_u16(), "the upstream switched protocols unasked");
+            let status = response.status().as_u16();
+            tracing::warn!(request = headers::text(id), status, "the upstream switched protocols unasked");
             return Err(UpstreamError::Unreachable);
         }
         // The version belongs to the connection: the client's says how its answer is framed.
@@ -155,39 +185,13 @@ impl Upstream {
         Ok(response)
     }
 
-    /// The same path and query at the upstream, behind its base path.
-    fn target(&self, uri: &Uri) -> Option<Uri> {
-        let path_and_query = match (self.base.as_str(), uri.path_and_query()) {
-            ("", Some(same)) => same.clone(),
-            (base, Some(rest)) => PathAndQuery::try_from(format!("{base}{rest}")).ok()?,
-            (_, None) => return None,
-        };
-        Uri::builder()
-            .scheme(self.scheme.clone())
-            .authority(self.authority.clone())
-            .path_and_query(path_and_query)
-            .build()
-            .ok()
-    }
-}
-
-impl Service<Request<RequestBody>> for Upstream {
-    type Response = Response<Either<Incoming, Full<Bytes>>>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
-        let upstream = self.clone();
-        Box::pin(async move {
-            Ok(match upstream.forward(request).await {
-                Ok(response) => response.map(Either::Left),
-                Err(error) => respond(error).map(Either::Right),
-            })
-        })
+    /// The same path and query behind the upstream's base path, in origin form.
+    fn target(&self, uri: &Uri) -> Result<Uri, UpstreamError> {
+        let asked = uri.path_and_query().ok_or(UpstreamError::Target)?;
+        if self.base.is_empty() {
+            return Ok(Uri::from(asked.clone()));
+        }
+        PathAndQuery::try_from(format!("{}{asked}", self.base)).map(Uri::from).map_err(|_| UpstreamError::Target)
     }
 }
 

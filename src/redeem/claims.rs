@@ -236,7 +236,7 @@ fn note_claims(mined: &Mined, work: &mut Work<'_>) {
     for event in &mined.events {
         if let Happening::Claimed { amount, .. } = event.what {
             work.report.channels += 1;
-            work.report.claimed = work.report.claimed.checked_add(amount).unwrap_or(Amount::MAX);
+            work.report.claimed = work.report.claimed.saturating_add(amount);
         }
     }
 }

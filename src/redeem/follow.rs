@@ -196,7 +196,10 @@ impl<C: Chain> Follower<C> {
 
     /// Reads what is new; whether there are blocks that were not read yet.
     async fn look(&mut self) -> Result<bool, ChainError> {
-        let head = self.office.chain.head().await?;
+        let head = self.office.chain.head().await;
+        // Also where none of them answers: that is when somebody looks.
+        self.office.notes.note(|vitals| vitals.nodes = self.office.chain.nodes());
+        let head = head?;
         let lag = clock::now_s().saturating_sub(head.timestamp);
         self.office.notes.note(|vitals| vitals.chain_lag_s = Some(lag));
         let behind = self.look_at_blocks(&head, lag).await;

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use super::Office;
+use super::plan::in_units;
 use crate::chain::{Chain, GasPrice};
 use crate::clock;
 use crate::protocol::Amount;
@@ -94,10 +95,8 @@ async fn worth_its_gas<C: Chain>(office: &Office<C>) -> Option<Amount> {
 
 /// Rounded up; what is too much to say is the most there is.
 fn cost(GasPrice { base_wei, tip_wei, .. }: GasPrice, units_per_coin: u128) -> Amount {
-    const WEI_PER_COIN: u128 = 1_000_000_000_000_000_000;
     let wei = base_wei.checked_add(tip_wei).and_then(|wei| wei.checked_mul(REFUND_GAS));
-    let units = wei.and_then(|wei| wei.checked_mul(units_per_coin));
-    Amount::new(units.map_or(u128::MAX, |units| units.div_ceil(WEI_PER_COIN)))
+    wei.map_or(Amount::MAX, |wei| in_units(wei, units_per_coin))
 }
 
 #[cfg(test)]

@@ -190,7 +190,7 @@ impl<C: Chain> Office<C> {
 }
 
 /// How often a node that is behind is asked again.
-const MAX_LAGGING_READS: usize = 30;
+pub(super) const MAX_LAGGING_READS: usize = 30;
 
 /// How many orders for a round may wait. One is enough to be served; more are the same order.
 const MAX_ORDERS: usize = 16;
@@ -299,9 +299,7 @@ impl Redemption {
 
     /// How redemption is doing, if claims have failed for longer than they may; otherwise this costs nothing.
     pub fn stuck(&self) -> Option<Vitals> {
-        let failing_since = self.notes.note(|vitals| vitals.failing_since);
-        let waiting_since = self.flights.trouble().map(|(since, _)| since);
-        let failing_since = failing_since.into_iter().chain(waiting_since).min();
+        let failing_since = self.notes.failing_since(&self.flights);
         let stuck = Vitals { failing_since, ..Vitals::default() }.is_stuck(clock::now_s(), self.settings.stuck_after);
         stuck.then(|| self.vitals())
     }

@@ -417,7 +417,7 @@ impl<C: Chain> Pilot<'_, C> {
 /// What a transaction claimed, as the events say.
 pub(super) fn claimed_in(mined: &Mined) -> Amount {
     mined.events.iter().fold(Amount::ZERO, |sum, event| match event.what {
-        Happening::Claimed { amount, .. } => sum.checked_add(amount).unwrap_or(Amount::MAX),
+        Happening::Claimed { amount, .. } => sum.saturating_add(amount),
         _ => sum,
     })
 }

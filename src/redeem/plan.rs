@@ -457,7 +457,7 @@ fn cost(gas: u64, bytes: u64, price: &GasPrice) -> u128 {
 }
 
 /// What wei are worth, rounded up. Beyond 128 bits in between, less exactly and never too little.
-fn in_units(wei: u128, units_per_coin: u128) -> Amount {
+pub(super) fn in_units(wei: u128, units_per_coin: u128) -> Amount {
     const HALF_WAY: u128 = 1_000_000_000;
     let exact = wei.checked_mul(units_per_coin).map(|product| product.div_ceil(WEI_PER_COIN));
     let coarse = || wei.div_ceil(HALF_WAY).checked_mul(units_per_coin).map(|product| product.div_ceil(HALF_WAY));
@@ -465,20 +465,23 @@ fn in_units(wei: u128, units_per_coin: u128) -> Amount {
 }
 
 fn sum(amounts: impl Iterator<Item = Amount>) -> Amount {
-    amounts.fold(Amount::ZERO, |sum, amount| sum.checked_add(amount).unwrap_or(Amount::MAX))
+    amounts.fold(Amount::ZERO, Amount::saturating_add)
 }
 
 fn claimable(statement: &Statement) -> Option<ClaimRow> {
-    let mut row = statement.row.clone()?;
-    row.total_claimed = row.total_claimed.min(statement.view.balance);
-    (row.total_claimed > statement.view.total_claimed).then_some(row)
+    let total_claimed = claims_in_all(statement)?;
+    let row = statement.row.clone()?;
+    (total_claimed > statement.view.total_claimed).then_some(ClaimRow { total_claimed, ..row })
+}
+
+/// What a channel's row claims in all: what was charged, as far as it is still there. Nothing where it has no row.
+pub(super) fn claims_in_all(statement: &Statement) -> Option<Amount> {
+    statement.row.as_ref().map(|row| row.total_claimed.min(statement.view.balance))
 }
 
 /// What can be claimed of a channel, by these books.
 pub(super) fn due_on(statement: &Statement) -> Amount {
-    let claimed = statement.view.total_claimed;
-    let row = statement.row.as_ref().map(|row| row.total_claimed.min(statement.view.balance));
-    row.map_or(Amount::ZERO, |total| total.saturating_sub(claimed))
+    claims_in_all(statement).map_or(Amount::ZERO, |total| total.saturating_sub(statement.view.total_claimed))
 }
 
 /// What a batch adds to what was claimed before, by these books.

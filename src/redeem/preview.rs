@@ -4,13 +4,14 @@
 //! books as they are, where a round reads the channels first. **Does not** wait for a round that is in progress; its rows
 //! are in the preview until they are claimed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::plan::{Batch, Claimant, Foreign, Plan, Postponed, Rules, plan};
+use super::claims::claimant;
+use super::plan::{Batch, Foreign, Plan, Postponed, Rules, plan};
 use super::vitals::Quarantined;
 use super::{Office, wei};
 use crate::chain::{Chain, GasPrice};
@@ -133,9 +134,9 @@ async fn preview<C: Chain>(office: &Office<C>) -> Preview {
     let price = office.chain.gas_price().await.map_err(|error| error.to_string());
     let now = clock::now_s();
     let quarantine = office.notes.in_quarantine(now);
-    let claimant = Claimant { authorizer: office.authorizer.address(), sender: office.chain.sender() };
     let rules = &office.settings.rules;
-    let is_out = |channel: &_| quarantine.iter().any(|row| row.channel == *channel);
-    let planned = plan(&office.accounts().claimable(), claimant, rules, price.as_ref().ok(), &is_out, now);
+    let out: BTreeSet<_> = quarantine.iter().map(|row| row.channel).collect();
+    let is_out = |channel: &_| out.contains(channel);
+    let planned = plan(&office.accounts().claimable(), claimant(office), rules, price.as_ref().ok(), &is_out, now);
     Preview::of(planned, rules, price, &quarantine)
 }

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 
+use super::plan::claims_in_all;
 use super::vitals::Quarantined;
 use crate::gate::Statement;
 use crate::protocol::{Amount, ChannelId};
@@ -71,7 +72,7 @@ struct Standing {
 impl Standing {
     fn of(books: &Statement) -> Self {
         let max_claimable = books.row.as_ref().map_or(Amount::ZERO, |row| row.max_claimable);
-        let claims = books.row.as_ref().map_or(Amount::ZERO, |row| row.total_claimed.min(books.view.balance));
+        let claims = claims_in_all(books).unwrap_or(Amount::ZERO);
         let leaving = books.view.withdrawal.is_some();
         Self { balance: books.view.balance, claimed: books.view.total_claimed, max_claimable, claims, leaving }
     }

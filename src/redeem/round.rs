@@ -22,7 +22,7 @@ use super::quarantine::Quarantine;
 use super::record::CallError;
 use super::triggers::{Leftovers, Lookout};
 use super::vitals::Quarantined;
-use super::{Office, Rules, Settings};
+use super::{MAX_LAGGING_READS, Office, Rules, Settings};
 use crate::chain::{Call, Chain, ChainError, Happening};
 use crate::clock;
 use crate::gate::Statement;
@@ -35,9 +35,6 @@ const MAX_FAILURES_LOGGED: usize = 20;
 /// How soon a round that ended early is tried again, where the interval is longer. An interval may be hours, and a payer
 /// whose withdrawal is running does not wait that long.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
-
-/// How often a node that is behind the claims of this round is asked again before their settlement is left to the next.
-const MAX_LAGGING_READS: usize = 30;
 
 /// What a round did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +75,7 @@ impl Report {
     /// Whether everything that was due is claimed and settled, but for what waits because the rules say so.
     pub fn is_complete(&self) -> bool {
         let waits = self.postponed.iter().map(|row| row.due);
-        let waits = waits.fold(Amount::ZERO, |sum, due| sum.checked_add(due).unwrap_or(Amount::MAX));
+        let waits = waits.fold(Amount::ZERO, |sum, due| sum.saturating_add(due));
         self.problem.is_none() && self.failures.is_empty() && self.left <= waits
     }
 
@@ -261,8 +258,7 @@ async fn planned<C: Chain>(
     let price = office.chain.gas_price().await.ok();
     let in_flight = office.flights.claiming(Some(office.sender()), office.last_run.waits_for_claims());
     let is_in_flight = |books: &Statement| {
-        let most = books.row.as_ref().map(|row| row.total_claimed.min(books.view.balance));
-        in_flight.get(&books.id).zip(most).is_some_and(|(claimed, most)| *claimed >= most)
+        in_flight.get(&books.id).zip(plan::claims_in_all(books)).is_some_and(|(claimed, most)| *claimed >= most)
     };
     let (flying, mut books): (Vec<_>, Vec<_>) = office.accounts().claimable().into_iter().partition(is_in_flight);
     books.retain(|books| !tried.contains(&books.id));
@@ -325,7 +321,7 @@ async fn settle_with<C: Chain>(
     report.transactions.push(mined.on_chain());
     for event in &mined.events {
         if let Happening::Settled { amount, .. } = event.what {
-            report.settled = report.settled.checked_add(amount).unwrap_or(Amount::MAX);
+            report.settled = report.settled.saturating_add(amount);
         }
     }
     Ok(())

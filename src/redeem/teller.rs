@@ -218,7 +218,7 @@ impl<C: Chain> Teller<C> {
 
 fn refunded_in(mined: &Mined, id: ChannelId) -> Amount {
     mined.events.iter().fold(Amount::ZERO, |sum, event| match event.what {
-        Happening::Refunded { channel, amount } if channel == id => sum.checked_add(amount).unwrap_or(Amount::MAX),
+        Happening::Refunded { channel, amount } if channel == id => sum.saturating_add(amount),
         _ => sum,
     })
 }

@@ -91,7 +91,7 @@ impl Rules {
 /// left counts only as far as it grew since, or became old since.
 pub fn calls_for_a_round(books: &[Statement], rules: &Rules, now: u64, left: &Leftovers) -> Option<Trigger> {
     let more = |limit: Option<Amount>, units: Amount| limit.is_some_and(|limit| units > limit);
-    let add = |sum: Amount, units: Amount| sum.checked_add(units).unwrap_or(Amount::MAX);
+    let add = |sum: Amount, units: Amount| sum.saturating_add(units);
     let mut total = Amount::ZERO;
     let mut of_payers: BTreeMap<Address, Amount> = BTreeMap::new();
     for statement in books.iter().filter(|statement| !left.out.contains(&statement.id)) {

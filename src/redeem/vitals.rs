@@ -4,7 +4,7 @@
 //! **Promises** that looking costs no request to the chain, and that a payer alone cannot make claims count as stuck: a
 //! row that is in quarantine is told, and does not make the proxy unready. **Does not** act on any of it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Office;
 use super::flights::Flights;
-use crate::chain::Chain;
+use crate::chain::{Chain, NodeHealth};
 use crate::clock;
 use crate::gate::Accounts;
 use crate::protocol::{Amount, ChannelId, Hash};
@@ -50,6 +50,8 @@ pub struct Vitals {
     pub chain_silence_s: u64,
     /// How far the newest block is behind the clock, seconds.
     pub chain_lag_s: Option<u64>,
+    /// The nodes behind it, in the order of preference, when the follower last asked.
+    pub nodes: Vec<NodeHealth>,
 }
 
 /// A claim that was mined.
@@ -177,6 +179,11 @@ impl Notes {
         self.noted().pace.spent(wei, Instant::now());
     }
 
+    /// Since when claims have failed: those of a round, or those that wait for their transaction.
+    pub(super) fn failing_since(&self, flights: &Flights) -> Option<u64> {
+        earlier(self.noted().vitals.failing_since, flights.trouble().map(|(since, _)| since))
+    }
+
     fn noted(&self) -> MutexGuard<'_, Noted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -191,24 +198,29 @@ impl Notes {
         vitals.in_flight = flights.list();
         // A round that waits for its transaction has not failed yet, and claims nothing either.
         if let Some((since, trouble)) = flights.trouble() {
-            vitals.failing_since = Some(vitals.failing_since.map_or(since, |failing| failing.min(since)));
+            vitals.failing_since = earlier(vitals.failing_since, Some(since));
             vitals.problem.get_or_insert(trouble);
         }
         let now = clock::now_s();
-        let add = |sum: Amount, more: Amount| sum.checked_add(more).unwrap_or(Amount::MAX);
+        let mut quarantined: BTreeMap<_, _> = vitals.quarantined.iter_mut().map(|row| (row.channel, row)).collect();
+        let add = |sum: Amount, more: Amount| sum.saturating_add(more);
         for books in accounts.claimable() {
             vitals.unclaimed = add(vitals.unclaimed, books.unclaimed);
             vitals.shortfall = add(vitals.shortfall, books.shortfall);
             vitals.unclaimed_channels = vitals.unclaimed_channels.saturating_add(1);
             let waited = books.unclaimed_since.map(|since| now.saturating_sub(since));
             vitals.oldest_unclaimed_s = vitals.oldest_unclaimed_s.max(waited);
-            if let Some(row) = vitals.quarantined.iter_mut().find(|row| row.channel == books.id) {
+            if let Some(row) = quarantined.get_mut(&books.id) {
                 row.unclaimed = books.unclaimed;
             }
         }
         vitals.chain_silence_s = silence.as_secs();
         vitals
     }
+}
+
+fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
 }
 
 impl<C: Chain> Office<C> {

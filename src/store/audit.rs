@@ -560,7 +560,7 @@ impl Auditor {
 
 /// A sum that does not fit cannot be true, and stays wrong at the largest value.
 fn add(sum: &mut Amount, amount: Amount) {
-    *sum = sum.checked_add(amount).unwrap_or(Amount::MAX);
+    *sum = sum.saturating_add(amount);
 }
 
 fn count(length: usize) -> u64 {
@@ -612,6 +612,7 @@ mod tests {
             viewed_at: 0,
             charged: Amount::new(500),
             latest: Some(LatestVoucher { max_claimable: voucher.max_claimable, signature: voucher.signature }),
+            spent_up_to: None,
             open_refund: None,
             unclaimed_since: Some(1),
         }
@@ -693,6 +694,10 @@ mod tests {
     fn each_damage_of_a_channel_has_its_name() {
         let good = snapshot(1);
         assert_eq!(faults_of(good.clone()), []);
+
+        let mut spent = good.clone();
+        spent.spent_up_to = Some(spent.charged);
+        assert_eq!(faults_of(spent), [Fault::Invariant]);
 
         let mut other_terms = good.clone();
         other_terms.config.withdraw_delay = 901;

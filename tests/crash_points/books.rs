@@ -321,6 +321,7 @@ impl Proxy {
             viewed_at,
             charged: claimed,
             latest: None,
+            spent_up_to: None,
             open_refund: None,
             unclaimed_since: None,
         };
@@ -352,12 +353,16 @@ impl Proxy {
             7 => {
                 let to = from.checked_add(amount).unwrap();
                 (view.total_claimed, view.balance) = (to, view.balance.max(to));
-                (channel_of.charged, channel_of.latest) = (to, None);
+                (channel_of.charged, channel_of.latest, channel_of.spent_up_to) = (to, None, None);
                 Booking::Adjustment { from, to, at: self.now, why: Adjustment::ClaimedElsewhere }
             }
             _ => {
                 channel_of.charged = from.checked_add(amount).unwrap();
-                let max_claimable = channel_of.charged;
+                // Several were in flight, and one failed: its ceiling is spent.
+                let several = self.dice.once_in(3);
+                let failed = if several { Amount::new(1) } else { Amount::ZERO };
+                let max_claimable = channel_of.charged.checked_add(failed).unwrap();
+                channel_of.spent_up_to = several.then_some(max_claimable);
                 channel_of.latest = Some(LatestVoucher { max_claimable, signature: self.signature() });
                 let route = ROUTES[self.dice.below(ROUTES.len())].into();
                 Booking::Charge { route, amount, at: self.now }

@@ -243,6 +243,7 @@ impl Trial {
                 viewed_at: now_s(),
                 charged: Amount::new(charged),
                 latest: Some(LatestVoucher { max_claimable, signature: voucher.signature }),
+                spent_up_to: None,
                 open_refund: None,
                 unclaimed_since: Some(now_s()),
             };

@@ -136,7 +136,7 @@ impl Dossier {
         let read = reader.charges(&of_it, &mut |charge| {
             let sum = dossier.routes.entry(charge.route).or_default();
             sum.requests = sum.requests.saturating_add(charge.requests);
-            sum.amount = sum.amount.checked_add(charge.amount).unwrap_or(Amount::MAX);
+            sum.amount = sum.amount.saturating_add(charge.amount);
             sum.first = Some(sum.first.map_or(charge.minute, |first| first.min(charge.minute)));
             sum.last = sum.last.max(Some(charge.minute));
             Ok(())
@@ -163,7 +163,7 @@ impl Dossier {
 
 impl Dossier {
     fn charges(&self) -> Amount {
-        self.routes.values().fold(Amount::ZERO, |sum, route| sum.checked_add(route.amount).unwrap_or(Amount::MAX))
+        self.routes.values().fold(Amount::ZERO, |sum, route| sum.saturating_add(route.amount))
     }
 
     pub(super) fn to_json(&self, books: &Books) -> Value {
@@ -178,6 +178,8 @@ impl Dossier {
                 "refund_nonce": view.refund_nonce.to_string(),
                 // Its signature is worth this much, and is not shown.
                 "voucher": snapshot.latest.as_ref().map(|latest| json!({"max_claimable": latest.max_claimable})),
+                // Vouchers up to here are not taken again, although less was charged.
+                "spent_up_to": snapshot.spent_up_to,
                 "open_refund": snapshot.open_refund
                     .map(|refund| json!({"nonce": refund.nonce.to_string(), "amount": refund.amount})),
                 "last_deposit": self.row.last_deposit
@@ -243,6 +245,9 @@ impl Dossier {
         match &snapshot.latest {
             Some(latest) => fact("voucher", format!("covers {}", money(latest.max_claimable))),
             None => fact("voucher", "none that is not claimed".to_owned()),
+        }
+        if let Some(spent) = snapshot.spent_up_to {
+            fact("spent", format!("vouchers up to {} are not taken again", money(spent)));
         }
         if let Some(refund) = snapshot.open_refund {
             fact("refund", format!("{} was signed and may still be paid", money(refund.amount)));

@@ -271,7 +271,7 @@ impl Sum {
     fn add(&mut self, requests: u64, amount: Amount) {
         self.lines = self.lines.saturating_add(1);
         self.requests = self.requests.saturating_add(requests);
-        self.amount = self.amount.checked_add(amount).unwrap_or(Amount::MAX);
+        self.amount = self.amount.saturating_add(amount);
     }
 }
 
@@ -317,7 +317,7 @@ impl Export {
         }
         self.sum.add(0, line.to.saturating_sub(line.from));
         let less = line.from.saturating_sub(line.to);
-        self.sum.less = self.sum.less.checked_add(less).unwrap_or(Amount::MAX);
+        self.sum.less = self.sum.less.saturating_add(less);
         let text = adjustment_in(self.format, line, self.decimals);
         self.sink.line(&text)
     }
@@ -325,7 +325,7 @@ impl Export {
     fn transaction(&mut self, line: &TransactionLine) -> Result<(), StoreError> {
         self.sum.add(0, Amount::ZERO);
         let fee = line.fee_wei.map_or(Amount::ZERO, Amount::new);
-        self.sum.fee_wei = self.sum.fee_wei.checked_add(fee).unwrap_or(Amount::MAX);
+        self.sum.fee_wei = self.sum.fee_wei.saturating_add(fee);
         let text = transaction_in(self.format, line);
         self.sink.line(&text)
     }
@@ -507,7 +507,7 @@ fn whole_story(
         return Ok(None);
     }
     let (mut up, mut down, mut charged) = (Amount::ZERO, Amount::ZERO, Amount::ZERO);
-    let add = |sum: &mut Amount, amount| *sum = sum.checked_add(amount).unwrap_or(Amount::MAX);
+    let add = |sum: &mut Amount, amount| *sum = sum.saturating_add(amount);
     let read = books.reader.adjustments(filter, &mut |line| {
         add(&mut up, line.to.saturating_sub(line.from));
         add(&mut down, line.from.saturating_sub(line.to));

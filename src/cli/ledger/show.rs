@@ -197,7 +197,7 @@ struct Totals {
 
 impl Totals {
     fn add(&mut self, line: &Line) {
-        let add = |sum: &mut Amount, amount| *sum = sum.checked_add(amount).unwrap_or(Amount::MAX);
+        let add = |sum: &mut Amount, amount| *sum = sum.saturating_add(amount);
         self.channels = self.channels.saturating_add(1);
         add(&mut self.charged, line.charged);
         add(&mut self.claimed, line.claimed);
@@ -420,6 +420,7 @@ mod tests {
             viewed_at: 1_795_341_600,
             charged: Amount::new(500),
             latest: Some(latest),
+            spent_up_to: None,
             open_refund: None,
             unclaimed_since: None,
         };

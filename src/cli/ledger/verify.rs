@@ -383,7 +383,7 @@ impl Comparison {
             .saturating_add(u64::from(row.snapshot.view.block > view.block.saturating_add(MAX_BLOCKS_BEHIND)));
         let config = &row.snapshot.config;
         let (claimed, _) = self.claimed.entry((config.receiver, config.token)).or_default();
-        *claimed = claimed.checked_add(view.total_claimed).unwrap_or(Amount::MAX);
+        *claimed = claimed.saturating_add(view.total_claimed);
     }
 
     /// The contract credits a receiver with each claim, so it cannot have credited less than its channels' sum.
@@ -607,6 +607,7 @@ mod tests {
             viewed_at: 0,
             charged: Amount::new(500),
             latest: Some(LatestVoucher { max_claimable: Amount::new(600), signature }),
+            spent_up_to: None,
             open_refund: None,
             unclaimed_since: None,
         };

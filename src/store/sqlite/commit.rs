@@ -9,9 +9,11 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
 use super::failure::{damaged, refused, writing};
 use super::read;
 use super::row::{self, Cells, Decimal, Extra, Line, seal_of_channel, seal_of_cursor, seal_of_transaction};
+use crate::ledger::{SentRefund, Snapshot, View};
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Domain};
 use crate::store::{
-    Booking, ChannelEntry, ChannelRow, Cursor, Entry, Fate, Moved, Outcome, Purpose, StoreError, Transaction,
+    Booking, ChannelEntry, ChannelRow, Cursor, Entry, Fate, LastDeposit, Moved, Outcome, Purpose, StoreError,
+    Transaction,
 };
 
 /// How many terms and how many routes the writer remembers the numbers of. A provider has a few of each.
@@ -26,16 +28,22 @@ const FIND_CHANNEL: &str = "SELECT number, version, line_minute, line_route_numb
 const INSERT_CHANNEL: &str = "INSERT INTO channels (version, id, payer, payer_authorizer, salt, terms_number, charged, \
      max_claimable, signature, view_block, balance, total_claimed, withdrawal_amount, withdrawal_at, refund_nonce, \
      viewed_at, open_refund_nonce, open_refund_amount, last_deposit_salt, last_deposit_charged, line_minute, \
-     line_route_number, line_requests, line_amount, opened_at, changed_at, seal, unclaimed_since, number) \
+     line_route_number, line_requests, line_amount, opened_at, changed_at, seal, unclaimed_since, spent_up_to, number) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, \
-     ?24, ?25, ?26, ?27, ?28, ?29)";
+     ?24, ?25, ?26, ?27, ?28, ?29, ?30)";
 
 const REPLACE_CHANNEL: &str = "UPDATE channels SET version = ?1, payer = ?3, payer_authorizer = ?4, salt = ?5, \
      terms_number = ?6, charged = ?7, max_claimable = ?8, signature = ?9, view_block = ?10, balance = ?11, \
      total_claimed = ?12, withdrawal_amount = ?13, withdrawal_at = ?14, refund_nonce = ?15, viewed_at = ?16, \
      open_refund_nonce = ?17, open_refund_amount = ?18, last_deposit_salt = ?19, last_deposit_charged = ?20, \
      line_minute = ?21, line_route_number = ?22, line_requests = ?23, line_amount = ?24, opened_at = ?25, \
-     changed_at = ?26, seal = ?27, unclaimed_since = ?28 WHERE number = ?29 AND id = ?2";
+     changed_at = ?26, seal = ?27, unclaimed_since = ?28, spent_up_to = ?29 \
+     WHERE number = ?30 AND id = ?2 AND version = ?31";
+
+/// What a charge changes. Each value that is bound is copied, so those that are there already are not bound again.
+const CHARGE_CHANNEL: &str = "UPDATE channels SET version = ?1, charged = ?2, max_claimable = ?3, signature = ?4, \
+     line_minute = ?5, line_route_number = ?6, line_requests = ?7, line_amount = ?8, changed_at = ?9, seal = ?10, \
+     unclaimed_since = ?11, spent_up_to = ?12 WHERE number = ?13 AND version = ?14";
 
 /// `add_amounts` is ours: SQLite's own sums are of 64 bits, or floats.
 const ADD_LINE: &str = "INSERT INTO charges (minute, channel_number, route_number, requests, amount) \
@@ -99,34 +107,109 @@ impl<K: Key + Eq> Remembered<K> {
     }
 }
 
-/// The entries of one commit. The statements of the hot path are looked up once for all of them.
-pub(super) struct Batch<'c> {
-    connection: &'c Connection,
-    numbers: &'c mut Numbers,
-    domain: &'c Domain,
-    find_channel: CachedStatement<'c>,
-    replace_channel: CachedStatement<'c>,
-    add_line: CachedStatement<'c>,
+/// The rows that were written last, so that the next charge need not look for its row or write all of it. As with
+/// [`Numbers`], only a commit that fails can make it wrong. Whether the row on disk is still the one that is known here,
+/// the statement that writes over it looks: by its version.
+#[derive(Debug, Default)]
+pub(super) struct KnownRows(HashMap<ChannelId, Box<Known>>);
+
+/// How many rows are known at most: the hot ones, about 18 MB. When there are more, all are forgotten.
+const MAX_KNOWN_ROWS: usize = 32_768;
+
+/// What a channel's new row is built on.
+#[derive(Debug)]
+struct Known {
+    number: i64,
+    version: u64,
+    line: Option<Line>,
+    opened_at: u64,
+    /// Nothing where the row was only found.
+    rest: Option<Rest>,
 }
 
-impl<'c> Batch<'c> {
+/// What a charge leaves as it is.
+#[derive(Debug, PartialEq, Eq)]
+struct Rest {
+    config: ChannelConfig,
+    view: View,
+    viewed_at: u64,
+    open_refund: Option<SentRefund>,
+    last_deposit: Option<LastDeposit>,
+}
+
+impl Rest {
+    /// What is not here is written by every charge: a new field of a row does not compile until it is in one of the two.
+    fn of(row: &ChannelRow) -> Self {
+        let ChannelRow { snapshot, version: _, last_deposit } = row;
+        let Snapshot {
+            id: _,
+            config,
+            view,
+            viewed_at,
+            charged: _,
+            latest: _,
+            spent_up_to: _,
+            open_refund,
+            unclaimed_since: _,
+        } = snapshot;
+        Self {
+            config: *config,
+            view: *view,
+            viewed_at: *viewed_at,
+            open_refund: *open_refund,
+            last_deposit: *last_deposit,
+        }
+    }
+}
+
+/// A channel whose row is written at the end of the commit.
+struct Pending<'e> {
+    known: Box<Known>,
+    /// The version that is on disk.
+    on_disk: u64,
+    row: &'e ChannelRow,
+    changed_at: u64,
+}
+
+/// The entries of one commit. Of a channel that changes several times in it, the last row is written, once. The statements
+/// of the hot path are looked up once for all of them.
+pub(super) struct Batch<'c, 'e> {
+    connection: &'c Connection,
+    numbers: &'c mut Numbers,
+    known: &'c mut KnownRows,
+    domain: &'c Domain,
+    pending: Vec<Pending<'e>>,
+    /// By channel, the place in `pending`.
+    places: HashMap<ChannelId, usize>,
+    find_channel: Option<CachedStatement<'c>>,
+    replace_channel: Option<CachedStatement<'c>>,
+    charge_channel: Option<CachedStatement<'c>>,
+    add_line: Option<CachedStatement<'c>>,
+}
+
+impl<'c, 'e> Batch<'c, 'e> {
     pub(super) fn of(
         connection: &'c Connection,
         numbers: &'c mut Numbers,
+        known: &'c mut KnownRows,
         domain: &'c Domain,
-    ) -> Result<Self, StoreError> {
-        let prepare = |sql| connection.prepare_cached(sql).map_err(writing);
-        Ok(Self {
+        entries: usize,
+    ) -> Self {
+        Self {
             connection,
             numbers,
+            known,
             domain,
-            find_channel: prepare(FIND_CHANNEL)?,
-            replace_channel: prepare(REPLACE_CHANNEL)?,
-            add_line: prepare(ADD_LINE)?,
-        })
+            pending: Vec::with_capacity(entries),
+            places: HashMap::with_capacity(entries),
+            find_channel: None,
+            replace_channel: None,
+            charge_channel: None,
+            add_line: None,
+        }
     }
 
-    pub(super) fn add(&mut self, entry: &Entry) -> Result<(), StoreError> {
+    pub(super) fn add(&mut self, entry: &'e Entry) -> Result<(), StoreError> {
         match entry {
             Entry::Channel(entry) => self.channel(entry),
             Entry::Signed(transaction) => self.signed(transaction),
@@ -135,14 +218,29 @@ impl<'c> Batch<'c> {
         }
     }
 
-    fn channel(&mut self, entry: &ChannelEntry) -> Result<(), StoreError> {
+    /// Writes what was only collected. To be called after the last entry.
+    pub(super) fn finish(mut self) -> Result<(), StoreError> {
+        for pending in std::mem::take(&mut self.pending) {
+            self.replace(pending)?;
+        }
+        Ok(())
+    }
+
+    fn channel(&mut self, entry: &'e ChannelEntry) -> Result<(), StoreError> {
         let ChannelEntry { row, booking } = entry;
         let id = row.snapshot.id;
         let Some(expected) = row.version.checked_sub(1) else {
             return Err(refused("written", format!("channel {id}: a row's first version is 1, not 0")));
         };
-        let found = self.find(id)?;
-        let there = found.as_ref().map(|found| found.version);
+        let place = self.places.get(&id).copied();
+        let known = match place.and_then(|place| self.pending.get(place)) {
+            Some(pending) => Some((pending.known.number, pending.known.version, pending.known.line)),
+            None => match self.known.0.remove(&id) {
+                Some(known) => Some(self.collect(id, known, row)),
+                None => self.find(id)?.map(|known| self.collect(id, Box::new(known), row)),
+            },
+        };
+        let there = known.map(|(_, version, _)| version);
         if there.unwrap_or(0) != expected || there == Some(0) {
             return Err(StoreError::Conflict { channel: id, expected, found: there });
         }
@@ -150,12 +248,26 @@ impl<'c> Batch<'c> {
             Booking::Charge { at, .. } | Booking::Adjustment { at, .. } => *at,
             Booking::Nothing => row.snapshot.viewed_at,
         };
-        let (line, closed) = self.line(id, found.as_ref().and_then(|found| found.line), booking)?;
-        let opened_at = found.as_ref().map_or(changed_at, |found| found.opened_at);
-        let number = self.write(found.map(|found| found.number), row, Extra { line, opened_at, changed_at })?;
+        let (line, closed) = self.line(id, known.and_then(|(_, _, line)| line), booking)?;
+        let number = match known {
+            Some((number, ..)) => number,
+            None => {
+                let extra = Extra { line, opened_at: changed_at, changed_at };
+                let number = self.insert(row, extra)?;
+                let known =
+                    Known { number, version: row.version, line, opened_at: changed_at, rest: Some(Rest::of(row)) };
+                self.collect(id, Box::new(known), row);
+                number
+            }
+        };
+        let place = self.places.get(&id).copied();
+        if let Some(pending) = place.and_then(|place| self.pending.get_mut(place)) {
+            (pending.row, pending.changed_at) = (row, changed_at);
+            (pending.known.version, pending.known.line) = (row.version, line);
+        }
         if let Some(Line { minute, route_number, requests, amount }) = closed {
             let (minute, requests) = (minute.cast_signed(), requests.cast_signed());
-            self.add_line
+            ready(&mut self.add_line, self.connection, ADD_LINE)?
                 .execute(params![minute, number, route_number, requests, Decimal::from(amount)])
                 .map_err(writing)?;
         }
@@ -166,17 +278,27 @@ impl<'c> Batch<'c> {
         Ok(())
     }
 
+    /// Takes a channel into the commit as it is on disk; returns its number, version and line.
+    fn collect(&mut self, id: ChannelId, known: Box<Known>, row: &'e ChannelRow) -> (i64, u64, Option<Line>) {
+        let there = (known.number, known.version, known.line);
+        self.places.insert(id, self.pending.len());
+        self.pending.push(Pending { on_disk: known.version, known, row, changed_at: 0 });
+        there
+    }
+
     /// What is there of a channel.
-    fn find(&mut self, id: ChannelId) -> Result<Option<Found>, StoreError> {
-        let mut rows = self.find_channel.query(params![id.0]).map_err(writing)?;
+    fn find(&mut self, id: ChannelId) -> Result<Option<Known>, StoreError> {
+        let find = ready(&mut self.find_channel, self.connection, FIND_CHANNEL)?;
+        let mut rows = find.query(params![id.0]).map_err(writing)?;
         let Some(found) = rows.next().map_err(writing)? else { return Ok(None) };
         let mut cells = Cells::of("its row", found);
         let found = (|| {
-            Ok(Found {
+            Ok(Known {
                 number: cells.number("number")?.cast_signed(),
                 version: cells.number("version")?,
                 line: Line::read(&mut cells)?,
                 opened_at: cells.number("opened_at")?,
+                rest: None,
             })
         })();
         row::of(format_args!("channel {id}"), found).map(Some)
@@ -203,8 +325,67 @@ impl<'c> Batch<'c> {
         }
     }
 
-    /// Writes a channel's row, over the one with a number or as a new one; returns its number.
-    fn write(&mut self, number: Option<i64>, row: &ChannelRow, extra: Extra) -> Result<i64, StoreError> {
+    /// Writes the last row of a channel over the one that is there.
+    fn replace(&mut self, pending: Pending<'e>) -> Result<(), StoreError> {
+        let Pending { mut known, on_disk, row, changed_at } = pending;
+        let id = row.snapshot.id;
+        // One that was made in this commit and did not change again.
+        if known.version != on_disk {
+            let extra = Extra { line: known.line, opened_at: known.opened_at, changed_at };
+            let rest = Rest::of(row);
+            let changed = if known.rest.as_ref() == Some(&rest) {
+                self.charge(row, extra, known.number, on_disk)?
+            } else {
+                known.rest = Some(rest);
+                self.write(row, extra, Some((known.number, on_disk)))?
+            };
+            if changed != 1 {
+                let found = self.find(id)?.map(|found| found.version);
+                return Err(if found == Some(on_disk) {
+                    damaged(format!("channel {id}: the index of ids leads to another's row"))
+                } else {
+                    StoreError::Conflict { channel: id, expected: on_disk, found }
+                });
+            }
+        }
+        if self.known.0.len() >= MAX_KNOWN_ROWS {
+            self.known.0.clear();
+        }
+        self.known.0.insert(id, known);
+        Ok(())
+    }
+
+    /// Writes what a charge changes over the row of a number and version; returns how many there were.
+    fn charge(&mut self, row: &ChannelRow, extra: Extra, number: i64, on_disk: u64) -> Result<usize, StoreError> {
+        let Snapshot { charged, latest, spent_up_to, unclaimed_since, .. } = &row.snapshot;
+        let Extra { line, changed_at, .. } = extra;
+        let values = params![
+            row.version.cast_signed(),
+            Decimal::from(*charged),
+            latest.as_ref().map(|latest| Decimal::from(latest.max_claimable)),
+            latest.as_ref().map(|latest| latest.signature.as_bytes()),
+            line.map(|line| line.minute.cast_signed()),
+            line.map(|line| line.route_number),
+            line.map(|line| line.requests.cast_signed()),
+            line.map(|line| Decimal::from(line.amount)),
+            changed_at.cast_signed(),
+            i64::from(seal_of_channel(row, extra)),
+            unclaimed_since.map(u64::cast_signed),
+            spent_up_to.map(Decimal::from),
+            number,
+            on_disk.cast_signed(),
+        ];
+        ready(&mut self.charge_channel, self.connection, CHARGE_CHANNEL)?.execute(values).map_err(writing)
+    }
+
+    /// Writes a new row; returns its number.
+    fn insert(&mut self, row: &ChannelRow, extra: Extra) -> Result<i64, StoreError> {
+        self.write(row, extra, None)?;
+        Ok(self.connection.last_insert_rowid())
+    }
+
+    /// Writes a whole row, over the one of a number and version or as a new one; returns how many were written.
+    fn write(&mut self, row: &ChannelRow, extra: Extra, over: Option<(i64, u64)>) -> Result<usize, StoreError> {
         let ChannelRow { snapshot, version, last_deposit } = row;
         let Extra { line, opened_at, changed_at } = extra;
         let (config, view) = (&snapshot.config, &snapshot.view);
@@ -224,9 +405,9 @@ impl<'c> Batch<'c> {
             Decimal::from(view.total_claimed),
             view.withdrawal.map(|withdrawal| Decimal::from(withdrawal.amount)),
             view.withdrawal.map(|withdrawal| withdrawal.initiated_at.cast_signed()),
-            Decimal(view.refund_nonce),
+            Decimal::from(view.refund_nonce),
             snapshot.viewed_at.cast_signed(),
-            snapshot.open_refund.map(|refund| Decimal(refund.nonce)),
+            snapshot.open_refund.map(|refund| Decimal::from(refund.nonce)),
             snapshot.open_refund.map(|refund| Decimal::from(refund.amount)),
             last_deposit.map(|deposit| deposit.salt.0),
             last_deposit.map(|deposit| Decimal::from(deposit.charged)),
@@ -238,16 +419,19 @@ impl<'c> Batch<'c> {
             changed_at.cast_signed(),
             i64::from(seal_of_channel(row, extra)),
             snapshot.unclaimed_since.map(u64::cast_signed),
-            number,
+            snapshot.spent_up_to.map(Decimal::from),
+            over.map(|(number, _)| number),
+            over.map(|(_, version)| version.cast_signed()),
         ];
-        let Some(number) = number else {
-            self.execute(INSERT_CHANNEL, values)?;
-            return Ok(self.connection.last_insert_rowid());
-        };
-        match self.replace_channel.execute(values).map_err(writing)? {
-            1 => Ok(number),
-            _ => Err(damaged(format!("channel {}: the index of ids leads to another's row", snapshot.id))),
+        match over {
+            Some(_) => ready(&mut self.replace_channel, self.connection, REPLACE_CHANNEL)?.execute(values),
+            // The last value is of the condition only.
+            None => self
+                .connection
+                .prepare_cached(INSERT_CHANNEL)
+                .and_then(|mut statement| statement.execute(values.get(..values.len() - 1).unwrap_or_default())),
         }
+        .map_err(writing)
     }
 
     fn signed(&mut self, transaction: &Transaction) -> Result<(), StoreError> {
@@ -308,7 +492,7 @@ impl<'c> Batch<'c> {
             columns.channel_salt,
             columns.deposit_salt,
             columns.valid_before,
-            columns.refund_nonce.map(Decimal),
+            columns.refund_nonce.map(Decimal::from),
             i64::from(seal_of_transaction(transaction)),
         ];
         self.execute(ADD_TRANSACTION, values)?;
@@ -326,7 +510,13 @@ impl<'c> Batch<'c> {
         let (state, block, gas_used, fee_wei, moved) = match fate {
             Fate::Mined { block, success, gas_used, fee_wei, moved } => {
                 let state = if *success { read::MINED } else { read::REVERTED };
-                (state, Some(block.cast_signed()), Some(gas_used.cast_signed()), fee_wei.map(Decimal), moved.as_slice())
+                (
+                    state,
+                    Some(block.cast_signed()),
+                    Some(gas_used.cast_signed()),
+                    fee_wei.map(Decimal::from),
+                    moved.as_slice(),
+                )
             }
             Fate::NeverSent => (read::NEVER_SENT, None, None, None, [].as_slice()),
             Fate::Replaced => (read::REPLACED, None, None, None, [].as_slice()),
@@ -406,12 +596,16 @@ impl<'c> Batch<'c> {
     }
 }
 
-/// What a channel's new row is built on.
-struct Found {
-    number: i64,
-    version: u64,
-    line: Option<Line>,
-    opened_at: u64,
+/// A statement, made when it is first needed.
+fn ready<'a, 'c>(
+    place: &'a mut Option<CachedStatement<'c>>,
+    connection: &'c Connection,
+    sql: &'static str,
+) -> Result<&'a mut CachedStatement<'c>, StoreError> {
+    if place.is_none() {
+        *place = Some(connection.prepare_cached(sql).map_err(writing)?);
+    }
+    Ok(place.as_mut().expect("it was made above"))
 }
 
 /// What only some purposes have.

@@ -36,7 +36,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, params};
 
-use self::commit::{Batch, Numbers};
+use self::commit::{Batch, KnownRows, Numbers};
 use self::directory::DirectoryLock;
 use self::failure::{opening, reading, refused, repeat, writing};
 pub use self::reader::Reader;
@@ -91,6 +91,7 @@ pub struct SqliteStore {
     // Before the lock: fields are dropped in this order, and the last writes are made when the connection closes.
     connection: Connection,
     numbers: Numbers,
+    known: KnownRows,
     domain: Domain,
     latched: Option<StoreError>,
     _lock: Option<DirectoryLock>,
@@ -154,7 +155,14 @@ impl SqliteStore {
         schema::insist(&connection, "journal_mode", "wal")?;
         commit::register_functions(&connection).map_err(opening(path))?;
         let domain = Domain::settlement_at(identity.chain_id, identity.settlement);
-        Ok(Self { connection, numbers: Numbers::default(), domain, latched: None, _lock: lock })
+        Ok(Self {
+            connection,
+            numbers: Numbers::default(),
+            known: KnownRows::default(),
+            domain,
+            latched: None,
+            _lock: lock,
+        })
     }
 
     /// Looks at the structure of every page, where that does not take long. Whatever the start relies on is read anyway;
@@ -174,11 +182,12 @@ impl SqliteStore {
 
     fn try_commit(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
         self.execute("BEGIN IMMEDIATE")?;
-        let mut batch = Batch::of(&self.connection, &mut self.numbers, &self.domain)?;
+        let Self { connection, numbers, known, domain, .. } = self;
+        let mut batch = Batch::of(connection, numbers, known, domain, entries.len());
         for entry in entries {
             batch.add(entry)?;
         }
-        drop(batch);
+        batch.finish()?;
         self.execute("COMMIT")
     }
 

@@ -5,7 +5,7 @@
 
 use std::fmt::Display;
 
-use rusqlite::types::{ToSqlOutput, Value, ValueRef};
+use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, Row};
 
 use super::failure::{damaged, reading};
@@ -13,18 +13,58 @@ use crate::ledger::{LatestVoucher, SentRefund, Snapshot, View, Withdrawal};
 use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, Signature};
 use crate::store::{ChannelRow, ClaimedRow, LastDeposit, Purpose, StoreError, Transaction};
 
-/// A number of up to 128 bits, as decimal text.
-pub(super) struct Decimal(pub(super) u128);
+/// A number of up to 128 bits, as decimal text. It is made in place: a row has many of them.
+pub(super) struct Decimal {
+    digits: [u8; MAX_DIGITS],
+    /// Where they begin.
+    from: usize,
+}
+
+/// Of 2^128 - 1.
+const MAX_DIGITS: usize = 39;
+
+impl From<u128> for Decimal {
+    fn from(number: u128) -> Self {
+        let mut digits = [b'0'; MAX_DIGITS];
+        let mut from = MAX_DIGITS;
+        let mut places = digits.iter_mut().rev();
+        let mut put = |digit: u8| {
+            if let Some(place) = places.next() {
+                *place = b'0'.saturating_add(digit);
+                from = from.saturating_sub(1);
+            }
+        };
+        // Nearly all are short, and short division is much faster.
+        let mut long = number;
+        let mut short = loop {
+            match u64::try_from(long) {
+                Ok(short) => break short,
+                Err(_) => {
+                    put(u8::try_from(long % 10).unwrap_or_default());
+                    long /= 10;
+                }
+            }
+        };
+        loop {
+            put(u8::try_from(short % 10).unwrap_or_default());
+            short /= 10;
+            if short == 0 {
+                break;
+            }
+        }
+        Self { digits, from }
+    }
+}
 
 impl From<Amount> for Decimal {
     fn from(amount: Amount) -> Self {
-        Self(amount.units())
+        amount.units().into()
     }
 }
 
 impl rusqlite::ToSql for Decimal {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::Owned(Value::Text(self.0.to_string())))
+        Ok(ToSqlOutput::Borrowed(ValueRef::Text(self.digits.get(self.from..).unwrap_or_default())))
     }
 }
 
@@ -119,13 +159,15 @@ const SELECT_CHANNELS: &str = "SELECT c.id, c.version, c.payer, c.payer_authoriz
      t.receiver, t.receiver_authorizer, t.token, t.withdraw_delay, c.charged, c.max_claimable, c.signature, \
      c.view_block, c.balance, c.total_claimed, c.withdrawal_amount, c.withdrawal_at, c.refund_nonce, c.viewed_at, \
      c.open_refund_nonce, c.open_refund_amount, c.last_deposit_salt, c.last_deposit_charged, \
-     c.line_minute, c.line_route_number, c.line_requests, c.line_amount, c.opened_at, c.changed_at, c.seal, c.unclaimed_since \
+     c.line_minute, c.line_route_number, c.line_requests, c.line_amount, c.opened_at, c.changed_at, c.seal, c.unclaimed_since, \
+     c.spent_up_to \
      FROM channels c LEFT JOIN terms t ON t.number = c.terms_number";
 
 /// The query for [`channel`], from books of any version there was.
 pub(super) fn select_channels(connection: &Connection) -> Result<String, StoreError> {
     let version: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(reading)?;
-    Ok(if version >= 2 { SELECT_CHANNELS.to_owned() } else { SELECT_CHANNELS.replace("c.unclaimed_since", "NULL") })
+    let later = [(2, "c.unclaimed_since"), (3, "c.spent_up_to")].into_iter().filter(|(since, _)| version < *since);
+    Ok(later.fold(SELECT_CHANNELS.to_owned(), |query, (_, column)| query.replace(column, "NULL")))
 }
 
 /// What the books have of a channel beyond its row.
@@ -220,7 +262,8 @@ fn read_channel(id: ChannelId, mut cells: Cells<'_, '_>) -> Result<ChannelRow, S
     let view = View { block, balance, total_claimed, withdrawal, refund_nonce };
     let seal = cells.number("seal")?;
     let unclaimed_since = cells.maybe_number("unclaimed_since")?;
-    let snapshot = Snapshot { id, config, view, viewed_at, charged, latest, open_refund, unclaimed_since };
+    let spent_up_to = cells.maybe_decimal("spent_up_to")?;
+    let snapshot = Snapshot { id, config, view, viewed_at, charged, latest, spent_up_to, open_refund, unclaimed_since };
     let row = ChannelRow { snapshot, version, last_deposit };
     check_seal(seal, seal_of_channel(&row, extra))?;
     Ok(row)
@@ -245,8 +288,9 @@ pub(super) fn check_seal(found: u64, computed: u32) -> Result<(), StoreError> {
 pub(super) fn seal_of_channel(row: &ChannelRow, extra: Extra) -> u32 {
     let Extra { line, opened_at, changed_at } = extra;
     let ChannelRow { snapshot, version, last_deposit } = row;
-    // It came later than the seal, and says when to claim, not how much.
-    let Snapshot { id, config, view, viewed_at, charged, latest, open_refund, unclaimed_since: _ } = snapshot;
+    // `unclaimed_since` came later than the seal, and says when to claim, not how much.
+    let Snapshot { id, config, view, viewed_at, charged, latest, spent_up_to, open_refund, unclaimed_since: _ } =
+        snapshot;
     let View { block, balance, total_claimed, withdrawal, refund_nonce } = view;
     let mut seal = Seal::of(b"channel");
     seal.fixed(&id.0);
@@ -282,6 +326,11 @@ pub(super) fn seal_of_channel(row: &ChannelRow, extra: Extra) -> u32 {
     });
     seal.number(opened_at);
     seal.number(changed_at);
+    // It came later, too, and keeps payers from being charged twice for one voucher. Where there is none the row is sealed
+    // as it always was; where there is one nothing else can be at the end.
+    if let Some(spent_up_to) = spent_up_to {
+        seal.amount(*spent_up_to);
+    }
     seal.finish()
 }
 
@@ -395,4 +444,34 @@ pub(super) fn of<T>(what: impl Display, outcome: Result<T, StoreError>) -> Resul
         StoreError::Damaged { what: inner, source } => StoreError::Damaged { what: format!("{what}: {inner}"), source },
         other => other,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rusqlite::ToSql as _;
+
+    use super::*;
+
+    fn text(number: u128) -> String {
+        let decimal = Decimal::from(number);
+        let ToSqlOutput::Borrowed(ValueRef::Text(text)) = decimal.to_sql().unwrap() else { panic!("no text") };
+        String::from_utf8(text.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn decimals_at_the_edges_are_the_numbers_they_stand_for() {
+        let short = u128::from(u64::MAX);
+        for number in [0, 1, 9, 10, 11, 99, 100, short - 1, short, short + 1, short * 10 + 9, u128::MAX - 1, u128::MAX]
+        {
+            assert_eq!(text(number), number.to_string());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_decimal_is_the_number_it_stands_for(number: u128, shift in 0u32..128) {
+            prop_assert_eq!(text(number >> shift), (number >> shift).to_string());
+        }
+    }
 }

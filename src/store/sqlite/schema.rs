@@ -16,8 +16,11 @@ pub(super) const APPLICATION_ID: i32 = 0x7065_616a;
 pub(super) type Migration = (u32, &'static str);
 
 /// Every step, oldest first. What was released is never changed; what changes is one more step.
-pub(super) const MIGRATIONS: &[Migration] =
-    &[(1, include_str!("migrations/0001.sql")), (2, include_str!("migrations/0002.sql"))];
+pub(super) const MIGRATIONS: &[Migration] = &[
+    (1, include_str!("migrations/0001.sql")),
+    (2, include_str!("migrations/0002.sql")),
+    (3, include_str!("migrations/0003.sql")),
+];
 
 /// The highest version these steps lead to.
 pub(super) fn newest(migrations: &[Migration]) -> u32 {

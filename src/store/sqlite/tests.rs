@@ -30,6 +30,7 @@ fn entry(channel: u64, version: u64) -> Entry {
         viewed_at: 0,
         charged,
         latest: None,
+        spent_up_to: None,
         open_refund: None,
         unclaimed_since: None,
     };
@@ -57,6 +58,35 @@ fn books_of_version_1_are_brought_to_the_newest() {
     let mut store = SqliteStore::open(directory.path(), IDENTITY).unwrap();
     store.commit(&[entry(1, 1)]).unwrap();
     assert_eq!(version(&store.connection), schema::newest(schema::MIGRATIONS));
+}
+
+/// Its rows are sealed as they were, and nothing is spent above what was charged.
+#[test]
+fn books_of_version_2_are_read_and_brought_to_the_newest() {
+    let directory = TempDir::new().unwrap();
+    let Entry::Channel(old) = entry(1, 1) else { unreachable!() };
+    SqliteStore::open(directory.path(), IDENTITY).unwrap().commit(&[entry(1, 1)]).unwrap();
+    let connection = Connection::open(directory.path().join(directory::BOOKS_FILE)).unwrap();
+    connection.execute_batch("ALTER TABLE channels DROP COLUMN spent_up_to; PRAGMA user_version = 2;").unwrap();
+    let seal: u32 = connection.query_row("SELECT seal FROM channels", [], |row| row.get(0)).unwrap();
+    assert_eq!(seal, 2_052_649_853, "as version 2 sealed this row");
+    drop(connection);
+    let mut found = Vec::new();
+    let mut keep = |row: Result<ChannelRow, StoreError>| row.map(|row| found.push(row));
+    Reader::open(directory.path()).unwrap().channels_checked(&mut keep).unwrap();
+    let mut store = SqliteStore::open(directory.path(), IDENTITY).unwrap();
+    assert_eq!(version(&store.connection), schema::newest(schema::MIGRATIONS));
+    let mut next = old.clone();
+    next.row.version = 2;
+    next.row.snapshot.spent_up_to = Some(Amount::new(7));
+    store.commit(&[Entry::Channel(next.clone())]).unwrap();
+    store
+        .channels(&mut |row| {
+            found.push(row);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(found, [old.row, next.row]);
 }
 
 #[test]
