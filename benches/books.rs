@@ -158,6 +158,7 @@ fn row(number: usize, signature: &Signature) -> ChannelRow {
         viewed_at: 1_700_000_000,
         charged,
         latest: Some(LatestVoucher { max_claimable: charged, signature: signature.clone() }),
+        spent_up_to: None,
         open_refund: None,
         unclaimed_since: Some(1_700_000_000),
     };

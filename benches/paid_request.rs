@@ -20,9 +20,12 @@ use peaje::gate::path::PathPattern;
 use peaje::gate::policy::{Policy, Price, Route, Terms};
 use peaje::gate::{Desk, Gate};
 use peaje::ledger::View;
-use peaje::protocol::x402::{self, PAYMENT_SIGNATURE};
-use peaje::protocol::{Amount, ChannelConfig, Domain, LocalKey, SignedVoucher, Voucher};
-use serde_json::json;
+use peaje::protocol::x402::{
+    self, ChannelState, PAYMENT_SIGNATURE, Payment, Quote, QuoteDetails, Receipt, Resource, VERSION, WrittenOffer,
+    WrittenQuote,
+};
+use peaje::protocol::{Address, Amount, ChannelConfig, Domain, LocalKey, SignedVoucher, Voucher};
+use serde_json::{Map, json};
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 
 use payer::usual_terms;
@@ -44,9 +47,21 @@ fn main() {
         println!("{:<20} {verify:>8.1} us", "of which signature");
         let (paid_vs_verify, paid_vs_free) = (paid / verify, paid / free);
         println!("{:<20} {paid_vs_verify:>8.2} times the signature alone", "paid");
+        let [read, receipt, written_quote] = bench.wire(&headers);
+        println!("{:<20} {:>8.2} us, {:.2} the plain way", "header read", read.0, read.1);
+        println!("{:<20} {:>8.2} us, {:.2} the plain way", "receipt written", receipt.0, receipt.1);
+        println!("{:<20} {:>8.2} us, {:.2} the plain way", "quote written", written_quote.0, written_quote.1);
+        let [id, digest, checksum] = bench.hashes();
+        println!("{:<20} {id:>8.2} us", "channel id");
+        println!("{:<20} {digest:>8.2} us", "voucher digest");
+        println!("{:<20} {checksum:>8.2} us", "address checksum");
         let line = json!({
             "free_us": free, "quote_us": quote, "paid_us": paid, "verify_us": verify,
             "paid_vs_verify": paid_vs_verify, "paid_vs_free": paid_vs_free,
+            "read_us": read.0, "read_vs_plain": read.0 / read.1,
+            "receipt_us": receipt.0, "receipt_vs_plain": receipt.0 / receipt.1,
+            "written_quote_us": written_quote.0, "written_quote_vs_plain": written_quote.0 / written_quote.1,
+            "channel_id_us": id, "digest_us": digest, "checksum_us": checksum,
         });
         println!("{line}");
     });
@@ -128,6 +143,62 @@ impl Bench {
         median
     }
 
+    /// What the headers take: reading a payment and comparing it with its offer, a receipt, a quote. Each beside the same by
+    /// way of `serde`, which knows nothing beforehand. Median microseconds.
+    fn wire(&self, headers: &[String]) -> [(f64, f64); 3] {
+        let offer = WrittenOffer::new(self.terms.offer(PRICE));
+        let first = headers.iter().take(500).map(|header| header.as_bytes());
+        let read = each(first.clone(), |header| {
+            let payment = Payment::read_for(header, &offer).unwrap();
+            payment.accepted.answers(offer.offer()).then_some(payment)
+        });
+        let plain = each(first, |header| {
+            let payment = Payment::read(header).unwrap();
+            payment.accepted.answers(&self.terms.offer(PRICE)).then_some(payment)
+        });
+
+        let states = (1..500).map(|number| ChannelState {
+            channel_id: self.config.id(&self.terms.settlement()),
+            balance: Amount::new(1_000_000_000),
+            total_claimed: Amount::new(1_000 * number),
+            withdraw_requested_at: 0,
+            refund_nonce: 1,
+            charged_cumulative_amount: Amount::new(2_000 * number),
+        });
+        let states: Vec<_> = states.collect();
+        let (network, payer) = (self.terms.network(), self.config.payer);
+        let text = payer.text();
+        let receipt = each(states.iter(), |state| Receipt::encode_charged(&network, &text, PRICE, state));
+        let plain_receipt = each(states.iter(), |state| x402::encode(&Receipt::charged(&network, payer, PRICE, state)));
+
+        let resource = |url: &str| Resource { url: url.to_owned(), description: None, mime_type: None };
+        let written = WrittenQuote::new(&resource("https://api.example.com"), &offer, &Map::new());
+        let (error, path_and_query) = ("Payment required", "/paid?q=1");
+        let details = QuoteDetails { error, path_and_query, corrective: None };
+        let quote = each(0..500, |_| written.write(details, None));
+        let plain_quote = each(0..500, |_| {
+            let quote = Quote {
+                x402_version: VERSION,
+                error: Some(error.to_owned()),
+                resource: resource(&format!("https://api.example.com{path_and_query}")),
+                accepts: vec![self.terms.offer(PRICE)],
+                extensions: Map::new(),
+            };
+            (x402::encode(&quote), json!(quote).to_string())
+        });
+        [(read, plain), (receipt, plain_receipt), (quote, plain_quote)]
+    }
+
+    /// What the digests of a request take. Median microseconds.
+    fn hashes(&self) -> [f64; 3] {
+        let domain = self.terms.settlement();
+        let channel = self.config.id(&domain);
+        let id = each(0..500u64, |delay| ChannelConfig { withdraw_delay: delay, ..self.config }.id(&domain));
+        let digest = each(0..500, |units| Voucher { channel, max_claimable: Amount::new(units) }.digest(&domain));
+        let checksum = each(0..200, |byte| Address([byte; 20]).text());
+        [id, digest, checksum]
+    }
+
     /// Median microseconds to verify a voucher.
     fn verify(&self) -> f64 {
         let domain = self.terms.settlement();
@@ -145,6 +216,20 @@ impl Bench {
         };
         median((0..RUNS).map(|_| run()).collect())
     }
+}
+
+/// Median microseconds for each of these, over and over.
+fn each<T, R>(items: impl Iterator<Item = T> + Clone, work: impl Fn(T) -> R) -> f64 {
+    let run = || {
+        let begun = Instant::now();
+        let mut count = 0;
+        for item in items.clone() {
+            black_box(work(black_box(item)));
+            count += 1;
+        }
+        micros_each(begun, count)
+    };
+    median((0..10 * RUNS).map(|_| run()).collect())
 }
 
 fn micros_each(begun: Instant, count: usize) -> f64 {

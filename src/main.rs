@@ -3,11 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use mimalloc::MiMalloc;
 use peaje::cli::{Cli, Exit, Failure, Output};
-
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     // On a wrong command line this prints the usage and ends with code 2.

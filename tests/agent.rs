@@ -44,11 +44,11 @@ struct Seen {
     headers: HeaderMap,
     body: Bytes,
     /// The payment, if there was one; it is well-formed, or the test fails.
-    payment: Option<Payment>,
+    payment: Option<Payment<'static>>,
 }
 
 impl Seen {
-    fn paid(&self) -> &Payment {
+    fn paid(&self) -> &Payment<'static> {
         self.payment.as_ref().expect("this request should have been paid")
     }
 

@@ -9,6 +9,7 @@ mod payer;
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -92,7 +93,9 @@ impl Setup {
             response_timeout: PATIENCE,
         })
         .unwrap();
-        let mut listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        // What is counted is counted over all cores.
+        let cores = NonZeroUsize::new(2).unwrap();
+        let mut listener = Listener::bind_cores("127.0.0.1:0".parse().unwrap(), cores).await.unwrap();
         if let Some(limit) = self.write_pause {
             listener = listener.write_pause(limit);
         }

@@ -30,6 +30,7 @@ mod payers;
 mod report;
 mod scenarios;
 mod upstream;
+mod verify;
 mod wire;
 
 use std::process::ExitCode;

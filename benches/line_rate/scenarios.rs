@@ -20,7 +20,7 @@ use super::load::{self, Closed, Open, Run, Supply};
 use super::machine::{self, Running, Usage};
 use super::payers::{self, Channel, Lane, PRICE_TEXT, Purpose, Quote};
 use super::report::{Report, median, ratio};
-use super::{upstream, wire};
+use super::{upstream, verify, wire};
 
 /// Vouchers of each hot channel before anything is measured: what is done for hot channels only must be done by then.
 const WARM_VOUCHERS: usize = 12;
@@ -186,8 +186,17 @@ impl<'a> Stage<'a> {
         is_whole
     }
 
-    fn verify(&self, _report: &mut Report) {
-        println!("\nverify: not there yet");
+    fn verify(&self, report: &mut Report) {
+        let verify::Verify { k256_us, libsecp256k1_us, hot_us, verify_vs_k256, verify_vs_libsecp256k1 } = verify::run();
+        println!("\n{:<22} {:>12}", "one signature", "CPU");
+        for (name, us) in [("hot", hot_us), ("k256", k256_us), ("libsecp256k1", libsecp256k1_us)] {
+            println!("{name:<22} {us:>9.1} us");
+            report.set(&format!("verify_{name}_us"), us);
+        }
+        println!("{:<22} {verify_vs_k256:>9.2} times as fast as k256", "hot");
+        println!("{:<22} {verify_vs_libsecp256k1:>9.2} of libsecp256k1's time", "hot");
+        report.set("verify_vs_k256", verify_vs_k256);
+        report.set("verify_vs_libsecp256k1", verify_vs_libsecp256k1);
     }
 
     // ---- parts

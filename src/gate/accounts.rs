@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Place;
@@ -19,7 +19,7 @@ use crate::clock;
 use crate::ledger::{Channel, Command, Event, HoldNumber, Limits, Reject, SentRefund, Snapshot, TermsPool, View};
 use crate::protocol::claim::ClaimRow;
 use crate::protocol::x402::{ChannelState, Order, RefundRequest, VoucherState};
-use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, VerifiedVoucher};
+use crate::protocol::{Address, Amount, BoundConfig, ChannelConfig, ChannelId, Domain, Hash, VerifiedVoucher};
 use crate::store::{
     Adjustment, Booking, ChannelEntry, ChannelRow, Entry, Journal, LastDeposit, Latched, LedgerStore, Opening, Permit,
     StoreError, Ticket,
@@ -54,6 +54,8 @@ struct Inner {
     abandoning: AtomicBool,
     claim_wanted: Notify,
     ahead: Mutex<BTreeSet<ChannelId>>,
+    /// The domain under which [`Account::is_bound`] holds: that of the first payment.
+    settlement: OnceLock<Domain>,
 }
 
 #[derive(Debug)]
@@ -67,6 +69,9 @@ struct Account {
     used_at: u64,
     /// The peer its last paid request came from ([`super::Peer::key`]); 0 where none is known. Forgotten with the process.
     paid_from: u64,
+    /// Whether its id was seen to follow from its terms in this process. What stands in a file may have been changed there,
+    /// so its first payment is hashed all the same; afterwards neither can change.
+    is_bound: AtomicBool,
     /// What is remembered of its payer's behaviour; forgotten with the process.
     manners: Option<Box<Manners>>,
 }
@@ -90,6 +95,11 @@ impl Manners {
 }
 
 impl Account {
+    fn new(channel: Channel, version: u64, last_deposit: Option<LastDeposit>, used_at: u64) -> Self {
+        let is_bound = AtomicBool::new(false);
+        Self { channel, version, last_deposit, used_at, paid_from: 0, is_bound, manners: None }
+    }
+
     fn manners(&mut self) -> &mut Manners {
         self.manners.get_or_insert_default()
     }
@@ -143,8 +153,7 @@ impl Accounts {
                 .map_err(|violation| StoreError::Impossible { channel: id, violation })?
                 .pooled(&terms);
             let used_at = viewed_at;
-            channels
-                .insert(id, Box::new(Account { channel, version, last_deposit, used_at, paid_from: 0, manners: None }));
+            channels.insert(id, Box::new(Account::new(channel, version, last_deposit, used_at)));
             Ok(())
         })?;
         let opening = Opening { unfinished: store.unfinished()?, cursor: store.cursor()? };
@@ -154,7 +163,8 @@ impl Accounts {
 
     fn with(channels: DashMap<ChannelId, Box<Account>>, terms: TermsPool, journal: Journal) -> Self {
         let (abandoning, claim_wanted, ahead) = (AtomicBool::new(false), Notify::new(), Mutex::default());
-        Self { inner: Arc::new(Inner { channels, terms, journal, abandoning, claim_wanted, ahead }) }
+        let settlement = OnceLock::new();
+        Self { inner: Arc::new(Inner { channels, terms, journal, abandoning, claim_wanted, ahead, settlement }) }
     }
 
     /// Where what happens is written down.
@@ -185,9 +195,7 @@ impl Accounts {
         {
             let now = clock::now_s();
             let channel = Channel::open(id, *config, view, now)?.pooled(&self.inner.terms);
-            let account =
-                Account { channel, version: 0, last_deposit: None, used_at: now, paid_from: 0, manners: None };
-            let mut account = free.insert(Box::new(account));
+            let mut account = free.insert(Box::new(Account::new(channel, 0, None, now)));
             let booking = adjustment(Amount::ZERO, account.channel.charged(), Adjustment::Opened, now);
             self.inner.journal.note(account.entry(booking), None);
             return Ok(());
@@ -265,6 +273,25 @@ impl Accounts {
     /// Reads a channel.
     pub(super) fn read<R>(&self, id: &ChannelId, read: impl FnOnce(&Channel) -> R) -> Option<R> {
         self.inner.channels.get(id).map(|account| read(&account.channel))
+    }
+
+    /// The id that follows from these terms. It is hashed, unless it is the id of an account with the very same terms, of
+    /// which it was seen to follow before.
+    pub(super) fn bind(&self, id: &ChannelId, config: &ChannelConfig, settlement: &Domain) -> BoundConfig {
+        // A price list for another chain does not meet the books of this one; should it, nothing is known under its domain.
+        let ours = self.inner.settlement.get_or_init(|| *settlement) == settlement;
+        let known = |account: &Account| ours && account.channel.config() == *config;
+        let seen = |account: &Account| known(account) && account.is_bound.load(Ordering::Relaxed);
+        if self.inner.channels.get(id).is_some_and(|account| seen(&account)) {
+            return BoundConfig::again(*id, *config, *settlement);
+        }
+        let bound = config.bound(settlement);
+        if bound.id() == *id
+            && let Some(account) = self.inner.channels.get(id).filter(|account| known(account))
+        {
+            account.is_bound.store(true, Ordering::Relaxed);
+        }
+        bound
     }
 
     /// Lets a request through: the price is held on the channel until the hold is posted or voided. Nothing of it is
@@ -910,6 +937,29 @@ mod tests {
         let sum: u128 = served.iter().map(|(_, charge)| charge.units()).sum();
         assert_eq!(accounts.read(&id, Channel::charged), Some(Amount::new(sum)));
         assert_eq!(accounts.read(&id, Channel::in_flight), Some(0));
+    }
+
+    #[test]
+    fn terms_are_bound_to_the_id_that_follows_from_them_whatever_the_books_say() {
+        let accounts = Accounts::in_memory();
+        let (ours, other) = (Domain::settlement(1), Domain::settlement(2));
+        let config = config(1);
+        let true_id = config.id(&ours);
+        let stranger = ChannelConfig { salt: Hash([7; 32]), ..config };
+        let view = View { block: 1, balance: Amount::new(100), ..View::default() };
+        // Books that were tampered with: the terms are another channel's.
+        accounts.observe(id(1), &config, view).unwrap();
+        accounts.observe(true_id, &config, view).unwrap();
+        let is_bound = |id: &ChannelId| accounts.inner.channels.get(id).unwrap().is_bound.load(Ordering::Relaxed);
+        // The second time is by memory where there is one.
+        for _ in 0..2 {
+            assert_eq!(accounts.bind(&true_id, &config, &ours), config.bound(&ours));
+            assert_eq!(accounts.bind(&id(1), &config, &ours).id(), true_id);
+            assert_eq!(accounts.bind(&true_id, &stranger, &ours).id(), stranger.id(&ours));
+            assert_eq!(accounts.bind(&true_id, &config, &other).id(), config.id(&other));
+            assert_eq!(accounts.bind(&id(9), &stranger, &ours).id(), stranger.id(&ours), "no account");
+            assert_eq!((is_bound(&true_id), is_bound(&id(1))), (true, false));
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::accounts::{self, Hold, Payer};
 use super::answer::Refusal;
 use super::desk::{DepositEnd, Place, RefundError};
 use super::patience::Look;
-use super::policy::{Policy, Route, Terms, Transfer};
+use super::policy::{Listing, Policy, Terms, Transfer};
 use super::{Gate, Peer};
 use crate::clock;
 use crate::ledger::{Channel, Reject, View};
@@ -26,7 +26,8 @@ use crate::protocol::deposit::{
 use crate::protocol::voucher::{PayerEvidence, VoucherError};
 use crate::protocol::x402::{Action, ChannelState, Deposit, Order, Payment, Receipt, RefundRequest};
 use crate::protocol::{
-    Address, Amount, ChannelConfig, ChannelId, Code, Domain, Hash, Signature, SignedVoucher, VerifiedVoucher,
+    Address, Amount, BoundConfig, ChannelConfig, ChannelId, Code, Domain, Hash, Signature, SignedVoucher,
+    VerifiedVoucher,
 };
 
 /// The longest a request waits for its deposit or refund to be mined, seconds, unless the offer promises an answer
@@ -61,6 +62,7 @@ pub(super) struct Claimed<'a> {
     settlement: &'a Domain,
     pub(super) id: ChannelId,
     config: ChannelConfig,
+    bound: BoundConfig,
     pub(super) voucher: SignedVoucher,
     pub(super) order: Order,
     /// What is paid; nothing for a refund.
@@ -76,37 +78,34 @@ impl Gate {
     pub(super) async fn admit(
         &self,
         policy: &Policy,
-        offer: Option<(&Route, Amount)>,
-        payment: Payment,
+        offer: Option<&Listing>,
+        payment: Payment<'_>,
         peer: Option<Peer>,
     ) -> Result<Admission, Refusal> {
         let terms = policy.terms();
-        let Some((route, price)) = offer else { return Err(Code::NoMatchingRequirements.into()) };
+        let Some(Listing { route, price, offer, .. }) = offer else { return Err(Code::NoMatchingRequirements.into()) };
+        let (price, ours) = (*price, offer.offer());
         // What cannot be written down cannot be charged, and a deposit would only be locked up.
         if self.accounts.journal().latch().is_some() {
             return Err(Code::BooksUnavailable.into());
         }
         let refund = matches!(payment.action, Action::Refund(_));
-        let ours = terms.offer(price);
-        let answers = if refund { payment.accepted.answers_terms_of(&ours) } else { payment.accepted.answers(&ours) };
+        let answers = if refund { payment.accepted.answers_terms_of(ours) } else { payment.accepted.answers(ours) };
         if !answers {
             return Err(Code::NoMatchingRequirements.into());
         }
         check_extensions(&route.extensions, &payment.extensions)?;
         let settlement = policy.settlement();
-        let id = check_terms(terms, settlement, &payment.config, payment.voucher.channel)?;
         let Payment { config, voucher, order, .. } = payment;
-        let claimed = Claimed {
-            terms,
-            settlement,
-            id,
-            config,
-            voucher,
-            order,
-            due: (!refund).then_some(price),
-            route: &route.name,
-            look: Look::at(peer),
-        };
+        check_terms(terms, &config)?;
+        let bound = self.accounts.bind(&voucher.channel, &config, settlement);
+        let id = bound.id();
+        if id != voucher.channel {
+            return Err(Code::ChannelIdMismatch.into());
+        }
+        let (due, look) = ((!refund).then_some(price), Look::at(peer));
+        let route = &route.name;
+        let claimed = Claimed { terms, settlement, id, config, bound, voucher, order, due, route, look };
         self.bear(&claimed)?;
         let outcome = match payment.action {
             Action::Pay => self.pay(&claimed, price, None).await.map(Admission::Serve),
@@ -417,12 +416,12 @@ impl Gate {
 
     /// Curve work, and a question to the chain only where the payer's own account is the authorizer.
     async fn verify(&self, claimed: &Claimed<'_>) -> Result<VerifiedVoucher, Refusal> {
-        let Claimed { settlement, config, voucher, .. } = claimed;
+        let Claimed { settlement, config, bound, voucher, .. } = claimed;
         let verified = match config.authorizer() {
             Authorizer::Key(signer) => match self.hot_keys.table(signer) {
-                Some(table) => voucher.verify_hot(settlement, config, &table),
+                Some(table) => voucher.verify_hot(bound, &table),
                 None => {
-                    let verified = voucher.verify(settlement, config);
+                    let verified = voucher.verify_bound(bound);
                     // A channel that is in the books had a deposit; who has none does not get a table.
                     if verified.is_ok() && self.accounts.knows(&claimed.id) {
                         self.hot_keys.proved(signer, || (voucher.digest(settlement), voucher.signature.clone()));
@@ -433,7 +432,7 @@ impl Gate {
             Authorizer::Payer(payer) => {
                 self.ask(claimed)?;
                 let evidence = self.evidence(payer, voucher.digest(settlement), &voucher.signature).await?;
-                voucher.verify_by_payer(settlement, config, evidence)
+                voucher.verify_bound_by_payer(bound, evidence)
             }
         };
         verified.map_err(|error: VoucherError| Refusal::from(Code::VoucherSignature).with_detail(error.to_string()))
@@ -615,13 +614,8 @@ fn longest_wait(terms: &Terms) -> Duration {
     Duration::from_secs(MAX_CHAIN_WAIT_S.min(terms.max_timeout_s))
 }
 
-/// The terms of the channel must be the offer's, and its id must follow from them.
-fn check_terms(
-    terms: &Terms,
-    settlement: &Domain,
-    config: &ChannelConfig,
-    id: ChannelId,
-) -> Result<ChannelId, Refusal> {
+/// The terms of the channel must be the offer's.
+fn check_terms(terms: &Terms, config: &ChannelConfig) -> Result<(), Refusal> {
     let refuse = |code: Code| Err(code.into());
     if config.receiver != terms.pay_to {
         return refuse(Code::ReceiverMismatch);
@@ -638,10 +632,7 @@ fn check_terms(
     if config.withdraw_delay != terms.withdraw_delay_s {
         return refuse(Code::WithdrawDelayMismatch);
     }
-    if config.id(settlement) != id {
-        return refuse(Code::ChannelIdMismatch);
-    }
-    Ok(id)
+    Ok(())
 }
 
 /// What can be said of a deposit without curve or chain.

@@ -3,17 +3,23 @@
 //! **Owns** refusals and their rendering: quotes, correctives, errors, refund confirmations. **Promises** that messages
 //! to clients carry a stable code and no internals, and that no answer about a payment is cached. **Does not** judge.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use serde_json::json;
 
-use super::policy::{Policy, Route};
-use crate::protocol::x402::{self, ChannelState, Quote, Receipt, VoucherState};
-use crate::protocol::{Amount, Code};
+use super::policy::Listing;
+use crate::protocol::Code;
+use crate::protocol::x402::{self, ChannelState, QuoteDetails, Receipt, VoucherState};
 
 /// The error text of a quote nobody tried to pay yet; the official servers say the same.
 pub(super) const PAYMENT_REQUIRED: &str = "Payment required";
+
+const PAYMENT_REQUIRED_HEADER: HeaderName = HeaderName::from_static(x402::PAYMENT_REQUIRED);
+/// The receipt's header.
+pub(super) const PAYMENT_RESPONSE: HeaderName = HeaderName::from_static(x402::PAYMENT_RESPONSE);
 
 /// What some caches are told apart from all others.
 const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control");
@@ -23,7 +29,7 @@ const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control
 pub(super) struct Refusal {
     status: StatusCode,
     /// The stable text: a code, letter by letter, wherever there is one.
-    error: String,
+    error: Cow<'static, str>,
     /// What is wrong in words; never what a client could mistake for the code.
     detail: Option<String>,
     retry_after_s: Option<u64>,
@@ -38,7 +44,7 @@ impl From<Code> for Refusal {
         let status = StatusCode::from_u16(code.status()).expect("codes have valid statuses, as their tests check");
         Self {
             status,
-            error: code.to_string(),
+            error: Cow::Borrowed(code.as_str()),
             detail: None,
             retry_after_s: code.retry_after_s(),
             corrective: None,
@@ -50,12 +56,12 @@ impl From<Code> for Refusal {
 impl Refusal {
     /// A quote for somebody who has not paid.
     pub(super) fn unpaid() -> Self {
-        Self::quoting(PAYMENT_REQUIRED.to_owned())
+        Self::quoting(PAYMENT_REQUIRED)
     }
 
     /// A quote with an error text of its own.
-    pub(super) fn quoting(error: String) -> Self {
-        Self { error, ..Self::from(Code::NoMatchingRequirements) }
+    pub(super) fn quoting(error: impl Into<Cow<'static, str>>) -> Self {
+        Self { error: error.into(), ..Self::from(Code::NoMatchingRequirements) }
     }
 
     /// The corrective a stock client recovers from: the mismatch code, exactly, and the true state.
@@ -90,48 +96,31 @@ impl Refusal {
 
     /// The answer. A 402 carries the quote, so that the client can try again at once, except where a receipt already
     /// says that the settlement failed.
-    pub(super) fn into_response(
-        self,
-        policy: &Policy,
-        offer: Option<(&Route, Amount)>,
-        target: &str,
-    ) -> Response<Bytes> {
-        let failed_for_good = self.receipt.as_ref().is_some_and(|receipt| !receipt.success);
-        let quote = match offer {
-            Some((route, price)) if self.status == StatusCode::PAYMENT_REQUIRED && !failed_for_good => {
-                let mut quote = policy.quote(route, price, target, &self.error);
-                if let Some(corrective) = &self.corrective {
-                    add_corrective(&mut quote, &corrective.0, corrective.1.as_ref());
-                }
-                Some(quote)
+    pub(super) fn into_response(self, offer: Option<&Listing>, path_and_query: &str) -> Response<Bytes> {
+        let Self { status, error, detail, retry_after_s, corrective, receipt } = self;
+        let failed_for_good = receipt.as_ref().is_some_and(|receipt| !receipt.success);
+        let offer = offer.filter(|_| status == StatusCode::PAYMENT_REQUIRED && !failed_for_good);
+        let (quote, body) = match offer {
+            Some(listing) => {
+                let corrective = corrective.as_deref().map(|(state, voucher)| (state, voucher.as_ref()));
+                let details = QuoteDetails { error: &error, path_and_query, corrective };
+                let (header, body) = listing.quote.write(details, detail.as_deref());
+                (Some(header), Bytes::from(body))
             }
-            _ => None,
+            None => (None, refusal_body(&error, detail.as_deref())),
         };
-        let body = match &quote {
-            Some(quote) => quote_body(quote, self.detail.as_deref()),
-            None => refusal_body(&self.error, self.detail.as_deref()),
-        };
-        let mut response = json_response(self.status, body);
+        let mut response = json_response(status, body);
         let headers = response.headers_mut();
         if let Some(quote) = quote {
-            insert(headers, x402::PAYMENT_REQUIRED, &x402::encode(&quote));
+            insert(headers, PAYMENT_REQUIRED_HEADER, quote);
         }
-        if let Some(receipt) = self.receipt {
-            insert(headers, x402::PAYMENT_RESPONSE, &x402::encode(&*receipt));
+        if let Some(receipt) = receipt {
+            insert(headers, PAYMENT_RESPONSE, x402::encode(&*receipt));
         }
-        if let Some(seconds) = self.retry_after_s {
+        if let Some(seconds) = retry_after_s {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
-    }
-}
-
-fn add_corrective(quote: &mut Quote, state: &ChannelState, voucher: Option<&VoucherState>) {
-    for offer in &mut quote.accepts {
-        offer.extra.insert("channelState".to_owned(), json!(state));
-        if let Some(voucher) = voucher {
-            offer.extra.insert("voucherState".to_owned(), json!(voucher));
-        }
     }
 }
 
@@ -149,20 +138,11 @@ fn refusal_body(error: &str, message: Option<&str>) -> Bytes {
     Bytes::from(body.to_string())
 }
 
-/// The quote as a body, where people look. Headers are for programs, and have little room.
-fn quote_body(quote: &Quote, message: Option<&str>) -> Bytes {
-    let mut body = json!(quote);
-    if let (Some(body), Some(message)) = (body.as_object_mut(), message) {
-        body.insert("message".to_owned(), json!(message));
-    }
-    Bytes::from(body.to_string())
-}
-
 /// A refund that was paid.
 pub(super) fn refunded(receipt: &Receipt, state: &ChannelState) -> Response<Bytes> {
     let body = json!({"message": "Refund acknowledged", "channelId": state.channel_id});
     let mut response = json_response(StatusCode::OK, Bytes::from(body.to_string()));
-    insert(response.headers_mut(), x402::PAYMENT_RESPONSE, &x402::encode(receipt));
+    insert(response.headers_mut(), PAYMENT_RESPONSE, x402::encode(receipt));
     response
 }
 
@@ -211,9 +191,10 @@ fn json_response(status: StatusCode, body: Bytes) -> Response<Bytes> {
 }
 
 /// Puts a base64 header in.
-pub(super) fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
+pub(super) fn insert(headers: &mut HeaderMap, name: HeaderName, value: String) {
+    // A string is taken over as it is, where a slice would be copied.
     let value = HeaderValue::try_from(value).expect("base64 is header text");
-    headers.insert(HeaderName::from_static(name), value);
+    headers.insert(name, value);
 }
 
 /// A paid answer is the payer's: a shared cache must not serve it to the next client. What the upstream said stays,
@@ -221,9 +202,14 @@ pub(super) fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
 pub(super) fn make_private(headers: &mut HeaderMap) {
     // A cache that finds a header of its own obeys that one (RFC 9213, 2.2), whatever `Cache-Control` says.
     let targeted = |name: &&HeaderName| name.as_str().ends_with("-cache-control") || *name == SURROGATE_CONTROL;
+    // Nothing is allocated where there is none, as with nearly all answers.
     let targeted: Vec<HeaderName> = headers.keys().filter(targeted).cloned().collect();
     for name in targeted {
         headers.remove(name);
+    }
+    if !headers.contains_key(CACHE_CONTROL) {
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
+        return;
     }
     let said: Vec<String> = headers
         .get_all(CACHE_CONTROL)

@@ -11,8 +11,8 @@ use std::fmt;
 
 /// A request path that has one reading: its segments, percent-decoded, without a trailing slash.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CleanPath {
-    segments: Vec<Vec<u8>>,
+pub struct CleanPath<'a> {
+    segments: Vec<Cow<'a, [u8]>>,
 }
 
 /// Why a path has no single reading.
@@ -38,9 +38,9 @@ pub enum PathError {
     OtherRoute,
 }
 
-impl CleanPath {
+impl<'a> CleanPath<'a> {
     /// Reads the path component of a request target.
-    pub fn parse(raw: &str) -> Result<Self, PathError> {
+    pub fn parse(raw: &'a str) -> Result<Self, PathError> {
         let rest = raw.strip_prefix('/').ok_or(PathError::NotAbsolute)?;
         let rest = without_trailing_slash(rest);
         if rest.is_empty() {
@@ -51,15 +51,15 @@ impl CleanPath {
     }
 }
 
-impl CleanPath {
+impl CleanPath<'_> {
     /// The path as servers read it to which `;` begins a parameter that is no part of the path. Fails where what is left
     /// is no clean path: `/a/..;x/b` has a dot segment for them.
     pub(super) fn without_parameters(&self) -> Result<Cow<'_, Self>, PathError> {
         if !self.segments.iter().any(|segment| segment.contains(&b';')) {
             return Ok(Cow::Borrowed(self));
         }
-        let name = |segment: &Vec<u8>| segment.split(|byte| *byte == b';').next().unwrap_or_default().to_vec();
-        let segments = self.segments.iter().map(|segment| no_dots(name(segment))).collect::<Result<_, _>>()?;
+        let name = |segment: &[u8]| segment.split(|byte| *byte == b';').next().unwrap_or_default().to_vec();
+        let segments = self.segments.iter().map(|segment| no_dots(name(segment).into())).collect::<Result<_, _>>()?;
         Ok(Cow::Owned(Self { segments }))
     }
 }
@@ -69,27 +69,32 @@ fn without_trailing_slash(rest: &str) -> &str {
     rest.strip_suffix('/').filter(|rest| !rest.is_empty()).unwrap_or(rest)
 }
 
-fn segment(raw: &str) -> Result<Vec<u8>, PathError> {
+fn segment(raw: &str) -> Result<Cow<'_, [u8]>, PathError> {
+    let segment = if raw.contains('%') { Cow::Owned(unescaped(raw)?) } else { Cow::Borrowed(raw.as_bytes()) };
+    let separates = |byte: &u8| *byte == b'/' || *byte == b'\\' || byte.is_ascii_control();
+    if segment.iter().any(separates) {
+        return Err(PathError::Separator);
+    }
+    no_dots(segment)
+}
+
+fn unescaped(raw: &str) -> Result<Vec<u8>, PathError> {
     let mut out = Vec::with_capacity(raw.len());
     let mut bytes = raw.bytes();
     while let Some(byte) = bytes.next() {
-        let byte = match byte {
+        out.push(match byte {
             b'%' => match (bytes.next().and_then(hex), bytes.next().and_then(hex)) {
                 (Some(high), Some(low)) => (high << 4) | low,
                 _ => return Err(PathError::Escape),
             },
             plain => plain,
-        };
-        if byte == b'/' || byte == b'\\' || byte.is_ascii_control() {
-            return Err(PathError::Separator);
-        }
-        out.push(byte);
+        });
     }
-    no_dots(out)
+    Ok(out)
 }
 
-fn no_dots(segment: Vec<u8>) -> Result<Vec<u8>, PathError> {
-    match segment.as_slice() {
+fn no_dots(segment: Cow<'_, [u8]>) -> Result<Cow<'_, [u8]>, PathError> {
+    match &*segment {
         b"" => Err(PathError::EmptySegment),
         b"." | b".." => Err(PathError::DotSegment),
         _ => Ok(segment),
@@ -167,20 +172,20 @@ impl PathPattern {
         if raw.contains(['{', '}']) {
             return Err(PatternError::Braces);
         }
-        Ok(Part::Literal(segment(raw)?))
+        Ok(Part::Literal(segment(raw)?.into_owned()))
     }
 
     /// Whether the path is one of this pattern's.
-    pub fn matches(&self, path: &CleanPath) -> bool {
+    pub fn matches(&self, path: &CleanPath<'_>) -> bool {
         self.matches_by(path, |literal, segment| literal == segment)
     }
 
     /// Whether it is to a server that ignores case.
-    pub(super) fn matches_in_any_case(&self, path: &CleanPath) -> bool {
+    pub(super) fn matches_in_any_case(&self, path: &CleanPath<'_>) -> bool {
         self.matches_by(path, |literal, segment| literal.eq_ignore_ascii_case(segment))
     }
 
-    fn matches_by(&self, path: &CleanPath, equal: impl Fn(&[u8], &[u8]) -> bool) -> bool {
+    fn matches_by(&self, path: &CleanPath<'_>, equal: impl Fn(&[u8], &[u8]) -> bool) -> bool {
         let mut segments = path.segments.iter();
         for part in &self.parts {
             match part {
@@ -231,7 +236,7 @@ impl fmt::Display for PathPattern {
 mod tests {
     use super::*;
 
-    fn path(raw: &str) -> CleanPath {
+    fn path(raw: &str) -> CleanPath<'_> {
         CleanPath::parse(raw).unwrap()
     }
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::path::{CleanPath, PathError, PathPattern};
 use crate::protocol::deposit::EIP2612_SPONSORING;
 use crate::protocol::x402::{
-    MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Quote, Resource, SCHEME, TRANSFER_METHOD, VERSION, network_of,
+    MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TRANSFER_METHOD, WrittenOffer, WrittenQuote, network_of,
 };
 use crate::protocol::{Address, Amount, ChannelConfig, Domain, Hash, Token};
 
@@ -204,17 +204,52 @@ pub struct Policy {
     terms: Terms,
     /// Made of the terms once, because every payment needs it and it takes five hashes.
     settlement: Domain,
+    /// The network's name in headers.
+    network: String,
     public_url: String,
-    routes: Vec<Arc<Route>>,
+    entries: Vec<Entry>,
+}
+
+/// A route, and what it is quoted as.
+#[derive(Debug)]
+struct Entry {
+    route: Arc<Route>,
+    /// Where it costs something.
+    listing: Option<Listing>,
+}
+
+/// A route that costs something, with what its requests have in common made once.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    /// The route.
+    pub route: Arc<Route>,
+    /// What a request costs, above zero.
+    pub price: Amount,
+    /// The offer of a request.
+    pub offer: WrittenOffer,
+    /// The quote of a request.
+    pub quote: WrittenQuote,
+}
+
+impl Listing {
+    fn of(route: &Arc<Route>, terms: &Terms, origin: &str) -> Option<Self> {
+        let Price::Fixed(price) = route.price else { return None };
+        let offer = WrittenOffer::new(terms.offer(price));
+        let Route { description, mime_type, extensions, .. } = &**route;
+        let resource =
+            Resource { url: origin.to_owned(), description: description.clone(), mime_type: mime_type.clone() };
+        let quote = WrittenQuote::new(&resource, &offer, extensions);
+        Some(Self { route: Arc::clone(route), price, offer, quote })
+    }
 }
 
 /// What the policy says of a request.
 #[derive(Debug, Clone)]
-pub enum Verdict {
+pub enum Verdict<'p> {
     /// It costs nothing.
-    Free(Arc<Route>),
+    Free(&'p Route),
     /// It costs so much.
-    Paid(Arc<Route>, Amount),
+    Paid(&'p Listing),
     /// The path is known, for these other methods.
     OtherMethods(Vec<Method>),
     /// No route names it.
@@ -239,12 +274,11 @@ impl Policy {
         let mut routes: Vec<_> = routes.into_iter().map(with_terms).collect();
         // Among equal paths a route that names its methods is the more specific one.
         routes.sort_by_key(|route| (route.pattern.specificity(), route.methods.is_empty()));
-        Ok(Self {
-            settlement: terms.settlement(),
-            terms,
-            public_url: public_url.trim_end_matches('/').to_owned(),
-            routes,
-        })
+        let origin = public_url.trim_end_matches('/');
+        let entry = |route| Entry { listing: Listing::of(&route, &terms, origin), route };
+        let entries = routes.into_iter().map(entry).collect();
+        let (settlement, network) = (terms.settlement(), terms.network());
+        Ok(Self { settlement, network, public_url: origin.to_owned(), entries, terms })
     }
 
     /// The terms of every channel.
@@ -257,39 +291,44 @@ impl Policy {
         &self.settlement
     }
 
+    /// The network's name in headers.
+    pub fn network(&self) -> &str {
+        &self.network
+    }
+
     /// The origin clients see.
     pub fn public_url(&self) -> &str {
         &self.public_url
     }
 
     /// The routes, most specific first.
-    pub fn routes(&self) -> &[Arc<Route>] {
-        &self.routes
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.entries.iter().map(|entry| &entry.route)
     }
 
     /// What a request costs.
-    pub fn judge(&self, method: &Method, raw_path: &str) -> Verdict {
+    pub fn judge(&self, method: &Method, raw_path: &str) -> Verdict<'_> {
         let path = match CleanPath::parse(raw_path) {
             Ok(path) => path,
             Err(error) => return Verdict::Unclear(error),
         };
-        let siblings = self.siblings(&path);
-        let Some(first) = siblings.first() else { return Verdict::Unknown };
+        let mut siblings = self.siblings(&path).peekable();
+        let Some(Entry { route: first, .. }) = siblings.peek() else { return Verdict::Unknown };
         // An upstream that is laxer about paths than we are must not serve a dear route at the price of a wide one.
         let lax = match path.without_parameters() {
             Ok(lax) => lax,
             Err(error) => return Verdict::Unclear(error),
         };
-        let other = self.routes.iter().find(|route| route.pattern.matches_in_any_case(&lax));
+        let other = self.routes().find(|route| route.pattern.matches_in_any_case(&lax));
+        // Mostly it is the very same.
+        let other = other.filter(|other| !Arc::ptr_eq(other, first));
         if other.is_some_and(|other| other.pattern.specificity() < first.pattern.specificity()) {
             return Verdict::Unclear(PathError::OtherRoute);
         }
-        match siblings.iter().find(|route| route.takes(method)) {
-            Some(route) => match route.price {
-                Price::Free => Verdict::Free(Arc::clone(route)),
-                Price::Fixed(price) => Verdict::Paid(Arc::clone(route), price),
-            },
-            None => Verdict::OtherMethods(siblings.iter().flat_map(|route| route.methods.clone()).collect()),
+        match siblings.find(|entry| entry.route.takes(method)) {
+            Some(Entry { listing: Some(listing), .. }) => Verdict::Paid(listing),
+            Some(Entry { route, listing: None }) => Verdict::Free(route),
+            None => Verdict::OtherMethods(self.siblings(&path).flat_map(|entry| entry.route.methods.clone()).collect()),
         }
     }
 
@@ -297,40 +336,23 @@ impl Policy {
     pub fn methods_of(&self, raw_path: &str) -> Vec<Method> {
         let Ok(path) = CleanPath::parse(raw_path) else { return Vec::new() };
         let methods =
-            |route: &Arc<Route>| if route.methods.is_empty() { USUAL_METHODS.to_vec() } else { route.methods.clone() };
-        self.siblings(&path).into_iter().flat_map(methods).collect()
+            |route: &Route| if route.methods.is_empty() { USUAL_METHODS.to_vec() } else { route.methods.clone() };
+        self.siblings(&path).flat_map(|entry| methods(&entry.route)).collect()
     }
 
     /// The routes of the most specific path that matches. Only they decide: a method they do not list must not fall
     /// through to a wider, perhaps cheaper, route.
-    fn siblings(&self, path: &CleanPath) -> Vec<&Arc<Route>> {
-        let mut on_path = self.routes.iter().filter(|route| route.pattern.matches(path));
-        let Some(first) = on_path.next() else { return Vec::new() };
-        let others = on_path.take_while(|route| route.pattern.same_paths(&first.pattern));
-        std::iter::once(first).chain(others).collect()
+    fn siblings<'p>(&'p self, path: &CleanPath<'_>) -> impl Iterator<Item = &'p Entry> {
+        let mut on_path = self.entries.iter().filter(move |entry| entry.route.pattern.matches(path));
+        let first = on_path.next();
+        let same =
+            move |entry: &&Entry| first.is_some_and(|first| entry.route.pattern.same_paths(&first.route.pattern));
+        first.into_iter().chain(on_path.take_while(same))
     }
 
     /// The first route that costs something, for answers that need an offer without a paid path.
-    pub fn first_paid(&self) -> Option<(Arc<Route>, Amount)> {
-        self.routes.iter().find_map(|route| match route.price {
-            Price::Fixed(price) => Some((Arc::clone(route), price)),
-            Price::Free => None,
-        })
-    }
-
-    /// The quote for a request of a paid route. `path_and_query` is what the client asked for.
-    pub fn quote(&self, route: &Route, price: Amount, path_and_query: &str, error: &str) -> Quote {
-        Quote {
-            x402_version: VERSION,
-            error: Some(error.to_owned()),
-            resource: Resource {
-                url: format!("{}{path_and_query}", self.public_url),
-                description: route.description.clone(),
-                mime_type: route.mime_type.clone(),
-            },
-            accepts: vec![self.terms.offer(price)],
-            extensions: route.extensions.clone(),
-        }
+    pub fn first_paid(&self) -> Option<&Listing> {
+        self.entries.iter().find_map(|entry| entry.listing.as_ref())
     }
 }
 
@@ -369,6 +391,7 @@ fn ambiguities(routes: &[Route]) -> Vec<Ambiguity> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::x402::{Quote, QuoteDetails};
 
     fn terms() -> Terms {
         let token = crate::protocol::Network::by_name("base-sepolia").unwrap().tokens[0];
@@ -387,6 +410,12 @@ mod tests {
     fn route(pattern: &str, methods: &[Method], price: u128) -> Route {
         let price = if price == 0 { Price::Free } else { Price::Fixed(Amount::new(price)) };
         Route { methods: methods.to_vec(), ..Route::new(PathPattern::parse(pattern).unwrap(), price) }
+    }
+
+    fn quote(listing: &Listing, path_and_query: &str) -> Quote {
+        let details = QuoteDetails { error: "Payment required", path_and_query, corrective: None };
+        let (header, _) = listing.quote.write(details, None);
+        crate::protocol::x402::decode(header.as_bytes()).unwrap()
     }
 
     fn policy(routes: Vec<Route>) -> Policy {
@@ -415,7 +444,7 @@ mod tests {
         for (method, path, expected) in cases {
             let price = match policy.judge(&method, path) {
                 Verdict::Free(_) => Some(0),
-                Verdict::Paid(_, price) => Some(price.units()),
+                Verdict::Paid(listing) => Some(listing.price.units()),
                 Verdict::OtherMethods(methods) => {
                     assert_eq!(methods, [Method::GET]);
                     None
@@ -449,7 +478,7 @@ mod tests {
         for (path, expected) in taken {
             let price = match policy.judge(&Method::GET, path) {
                 Verdict::Free(_) => 0,
-                Verdict::Paid(_, price) => price.units(),
+                Verdict::Paid(listing) => listing.price.units(),
                 other => panic!("{path}: {other:?}"),
             };
             assert_eq!(price, expected, "{path}");
@@ -465,7 +494,7 @@ mod tests {
             route("/b", &[Method::PUT], 4),
         ]);
         let price = |method: Method, path: &str| match policy.judge(&method, path) {
-            Verdict::Paid(_, price) => Some(price.units()),
+            Verdict::Paid(listing) => Some(listing.price.units()),
             _ => None,
         };
         assert_eq!((price(Method::GET, "/a"), price(Method::POST, "/a")), (Some(1), Some(3)));
@@ -511,8 +540,7 @@ mod tests {
             let mut terms = terms();
             (terms.token.transfer, terms.token.sponsored) = (transfer, sponsored);
             let policy = Policy::new(terms, "https://api.example", vec![route("/a", &[], 10)]).unwrap();
-            let (route, price) = policy.first_paid().unwrap();
-            let quote = policy.quote(&route, price, "/a", "Payment required");
+            let quote = quote(policy.first_paid().unwrap(), "/a");
             assert_eq!(quote.accepts[0].extra.get("assetTransferMethod"), method);
             let info = quote.extensions.get("eip2612GasSponsoring").map(|extension| &extension["info"]);
             assert_eq!(info, method.filter(|_| sponsored).map(|_| json!({"version": "1"})).as_ref());
@@ -522,8 +550,8 @@ mod tests {
     #[test]
     fn a_quote_names_the_public_url() {
         let policy = policy(vec![route("/v1/*", &[], 10)]);
-        let Verdict::Paid(route, price) = policy.judge(&Method::GET, "/v1/x") else { panic!() };
-        let quote = policy.quote(&route, price, "/v1/x?q=1", "Payment required");
+        let Verdict::Paid(listing) = policy.judge(&Method::GET, "/v1/x") else { panic!() };
+        let quote = quote(listing, "/v1/x?q=1");
         assert_eq!(quote.resource.url, "https://api.example/v1/x?q=1");
         assert_eq!(quote.accepts.len(), 1);
     }

@@ -26,10 +26,10 @@ use super::accounts::{Charged, NotWritten, Payer};
 use super::admit::{Admission, Admitted};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
-use super::policy::{Policy, Verdict};
+use super::policy::{Listing, Policy, Verdict};
 use super::{Gate, Peer, meter};
 use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
-use crate::protocol::{Amount, Code, Hash};
+use crate::protocol::{Amount, ChannelId, Code, Hash};
 
 /// The account that paid, on the request that reaches the inner service.
 const X_PEAJE_PAYER: HeaderName = HeaderName::from_static("x-peaje-payer");
@@ -37,6 +37,11 @@ const X_PEAJE_PAYER: HeaderName = HeaderName::from_static("x-peaje-payer");
 const X_PEAJE_CHANNEL: HeaderName = HeaderName::from_static("x-peaje-channel");
 /// The most the request will be charged, atomic units.
 const X_PEAJE_CHARGED: HeaderName = HeaderName::from_static("x-peaje-charged");
+
+/// The payment's header.
+const PAYMENT_SIGNATURE: HeaderName = HeaderName::from_static(x402::PAYMENT_SIGNATURE);
+/// The payment's header in version 1.
+const X_PAYMENT: HeaderName = HeaderName::from_static(x402::X_PAYMENT);
 
 /// What begins the names of the headers that only Peaje may set.
 const OWN_PREFIX: &str = "x-peaje-";
@@ -122,11 +127,16 @@ impl Gate {
         F: Future<Output = Result<Response<R>, E>>,
     {
         let policy = self.policy();
-        let payment = read_payment(take_payments(request.headers_mut()));
-        let refund = matches!(&payment, Ok(Payment { action: x402::Action::Refund(_), .. }));
+        let sent = take_payment(request.headers_mut());
         let verdict = policy.judge(request.method(), request.uri().path());
+        let listing = match verdict {
+            Verdict::Paid(listing) => Some(listing),
+            _ => None,
+        };
+        let payment = read_payment(&sent, listing);
+        let refund = matches!(&payment, Ok(Payment { action: x402::Action::Refund(_), .. }));
         let offer = match verdict {
-            Verdict::Paid(route, price) if request.method() != Method::OPTIONS => Some((route, price)),
+            Verdict::Paid(listing) if request.method() != Method::OPTIONS => Some(listing),
             // A refund is taken on any path of the site: a client may have no other URL than a free one.
             _ if refund => policy.first_paid(),
             Verdict::Free(_) => {
@@ -142,8 +152,6 @@ impl Gate {
             Verdict::OtherMethods(methods) => return Ok(own(&request, answer::other_methods(&methods))),
             Verdict::Paid(..) => unreachable!("a paid route is either offered or an OPTIONS request"),
         };
-        let target = target_of(&request);
-        let offer = offer.as_ref().map(|(route, price)| (&**route, *price));
         let admission = match payment {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
             Ok(payment) => Box::pin(self.admit(&policy, offer, payment, peer)).await,
@@ -153,9 +161,9 @@ impl Gate {
             Ok(Admission::Serve(admitted)) => Box::pin(self.serve_paid(&policy, request, inner, admitted)).await,
             Ok(Admission::Refunded { receipt, state }) => Ok(own(&request, answer::refunded(&receipt, &state))),
             Err(refusal) => {
-                tracing::debug!(route = offer.map(|(route, _)| &*route.name), error = refusal.error(), "refused");
+                tracing::debug!(route = offer.map(|listing| &*listing.route.name), error = refusal.error(), "refused");
                 let hold_back = refusal.error() == Code::PaymentRateLimited.as_str();
-                let mut response = own(&request, refusal.into_response(&policy, offer, &target));
+                let mut response = own(&request, refusal.into_response(offer, target_of(&request)));
                 if hold_back {
                     response.extensions_mut().insert(HoldBack);
                 }
@@ -195,7 +203,9 @@ impl Gate {
         F: Future<Output = Result<Response<R>, E>>,
     {
         let Admitted { mut hold, payer, deposited } = admitted;
-        introduce(request.headers_mut(), payer, hold.price());
+        // Made once: its checksum takes a hash.
+        let payer_text = payer.address.text();
+        introduce(request.headers_mut(), &payer_text, payer.channel, hold.price());
         let head_only = request.method() == Method::HEAD;
         hold.sent();
         // A panic upstream of us is our failure, not the payer's: it voids, where a client that leaves posts.
@@ -214,7 +224,7 @@ impl Gate {
             }
         };
         let terms = policy.terms();
-        let network = terms.network();
+        let network = policy.network();
         let served = response.status() < StatusCode::BAD_REQUEST;
         let price = hold.price();
         let charge = if served { meter::charge(response.headers(), price, terms.token.decimals) } else { Amount::ZERO };
@@ -222,7 +232,7 @@ impl Gate {
         let receipt = if served {
             match hold.post(charge) {
                 Ok(posted) => match posted.written().await {
-                    Ok(charged) => Some(receipt(&network, payer, deposited, charged)),
+                    Ok(charged) => Some(receipt(network, payer, &payer_text, deposited, &charged)),
                     Err(not_written) => {
                         let response = not_charged(policy, payer, deposited, not_written);
                         return Ok(response.map(|body| AnswerBody::own(if head_only { Bytes::new() } else { body })));
@@ -239,11 +249,12 @@ impl Gate {
             // Nothing was charged and the same voucher is good again. A deposit landed all the same.
             let state = hold.void();
             deposited.zip(state).map(|((transaction, amount), state)| {
-                Receipt::deposited(&network, payer.address, transaction, amount, Amount::ZERO, &state)
+                let nothing = Amount::ZERO;
+                x402::encode(&Receipt::deposited(network, payer.address, transaction, amount, nothing, &state))
             })
         };
         if let Some(receipt) = receipt {
-            answer::insert(response.headers_mut(), x402::PAYMENT_RESPONSE, &x402::encode(&receipt));
+            answer::insert(response.headers_mut(), answer::PAYMENT_RESPONSE, receipt);
         }
         if served {
             answer::make_private(response.headers_mut());
@@ -252,13 +263,20 @@ impl Gate {
     }
 }
 
-/// What tells the payer of a charge that is in the books.
-fn receipt(network: &str, payer: Payer, deposited: Option<(Hash, Amount)>, charged: Charged) -> Receipt {
-    let Charged { charge, state } = charged;
+/// What tells the payer of a charge that is in the books, as a header's text.
+fn receipt(
+    network: &str,
+    payer: Payer,
+    payer_text: &[u8; 42],
+    deposited: Option<(Hash, Amount)>,
+    Charged { charge, state }: &Charged,
+) -> String {
     tracing::debug!(channel = %payer.channel, %charge, charged = %state.charged_cumulative_amount, "charged");
     match deposited {
-        Some((transaction, amount)) => Receipt::deposited(network, payer.address, transaction, amount, charge, &state),
-        None => Receipt::charged(network, payer.address, charge, &state),
+        Some((transaction, amount)) => {
+            x402::encode(&Receipt::deposited(network, payer.address, transaction, amount, *charge, state))
+        }
+        None => Receipt::encode_charged(network, payer_text, *charge, state),
     }
 }
 
@@ -273,34 +291,53 @@ fn not_charged(
     tracing::error!(channel = %payer.channel, reason = latched.reason(), "a served request could not be charged");
     let mut refusal = Refusal::from(Code::BooksUnavailable);
     if let Some((transaction, amount)) = deposited {
-        let network = policy.terms().network();
-        let nothing = Amount::ZERO;
+        let (network, nothing) = (policy.network(), Amount::ZERO);
         refusal =
-            refusal.with_receipt(Receipt::deposited(&network, payer.address, transaction, amount, nothing, &state));
+            refusal.with_receipt(Receipt::deposited(network, payer.address, transaction, amount, nothing, &state));
     }
-    refusal.into_response(policy, None, "")
+    refusal.into_response(None, "")
+}
+
+/// What came where a payment would be.
+#[derive(Debug)]
+enum Sent {
+    Nothing,
+    Payment(HeaderValue),
+    /// One of version 1.
+    OldPayment,
+    /// More than one.
+    Several,
 }
 
 /// Takes the payment headers off the request, and every header that only Peaje may set.
-fn take_payments(headers: &mut HeaderMap) -> Vec<(bool, HeaderValue)> {
-    let mut payments = Vec::new();
-    for (name, current) in [(x402::PAYMENT_SIGNATURE, true), (x402::X_PAYMENT, false)] {
-        payments.extend(headers.get_all(name).iter().map(|value| (current, value.clone())));
-    }
+fn take_payment(headers: &mut HeaderMap) -> Sent {
+    let several = |name| headers.get_all(name).iter().nth(1).is_some();
+    let (several, old) = (several(PAYMENT_SIGNATURE) || several(X_PAYMENT), headers.contains_key(X_PAYMENT));
+    let sent = match (headers.remove(PAYMENT_SIGNATURE), old) {
+        (Some(_), true) => Sent::Several,
+        (Some(_), false) | (None, true) if several => Sent::Several,
+        (Some(payment), false) => Sent::Payment(payment),
+        (None, true) => Sent::OldPayment,
+        (None, false) => Sent::Nothing,
+    };
     strip_ours(headers);
-    payments
+    sent
 }
 
 /// Removes the payment headers and those only Peaje may set, from what a client sends: headers and trailers.
 pub(crate) fn strip_ours(headers: &mut HeaderMap) {
-    let ours = |name: &&HeaderName| {
+    remove_where(headers, |name| {
         may_be_ours(name) && {
             let name = as_variable(name.as_str());
             name.starts_with(OWN_PREFIX) || PAYMENT_HEADERS.contains(&name.as_ref())
         }
-    };
-    let ours: Vec<HeaderName> = headers.keys().filter(ours).cloned().collect();
-    for name in ours {
+    });
+}
+
+/// Removes the headers of these names. Where there is none, as mostly, nothing is allocated.
+fn remove_where(headers: &mut HeaderMap, which: impl Fn(&HeaderName) -> bool) {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| which(name)).cloned().collect();
+    for name in names {
         headers.remove(name);
     }
 }
@@ -319,45 +356,45 @@ pub(crate) fn as_variable(name: &str) -> Cow<'_, str> {
 
 /// Removes the payment headers from what an upstream sends: headers and trailers.
 pub(super) fn strip_payment_headers(headers: &mut HeaderMap) {
-    if headers.keys().any(|name| may_be_ours(name) && PAYMENT_HEADERS.contains(&name.as_str())) {
-        for name in PAYMENT_HEADERS {
-            headers.remove(name);
-        }
-    }
+    remove_where(headers, |name| may_be_ours(name) && PAYMENT_HEADERS.contains(&name.as_str()));
 }
 
 /// The one payment header there may be. Two could disagree about who pays, so neither is taken.
-fn read_payment(payments: Vec<(bool, HeaderValue)>) -> Result<Payment, Refusal> {
-    let mut payments = payments.into_iter();
-    match (payments.next(), payments.next()) {
-        (None, _) => Err(Refusal::unpaid()),
-        (Some(_), Some(_)) => {
-            Err(Refusal::from(Code::DuplicatePayment).with_detail("send exactly one PAYMENT-SIGNATURE header"))
+fn read_payment<'p>(sent: &Sent, offered: Option<&'p Listing>) -> Result<Payment<'p>, Refusal> {
+    let value = match sent {
+        Sent::Nothing => return Err(Refusal::unpaid()),
+        Sent::Several => {
+            return Err(Refusal::from(Code::DuplicatePayment).with_detail("send exactly one PAYMENT-SIGNATURE header"));
         }
-        (Some((false, _)), None) => Err(Refusal::quoting("Unsupported x402 version: 1".to_owned())),
-        (Some((true, value)), None) => Payment::read(value.as_bytes()).map_err(|error| match &error {
-            PaymentError::Version(_) => Refusal::quoting(error.to_string()),
-            PaymentError::Payload { detail, .. } => Refusal::from(error.code()).with_detail(detail.clone()),
-            PaymentError::Header(header) => Refusal::from(error.code()).with_detail(header.to_string()),
-            PaymentError::Accepted => Refusal::from(error.code()),
-        }),
-    }
+        Sent::OldPayment => return Err(Refusal::quoting("Unsupported x402 version: 1")),
+        Sent::Payment(value) => value.as_bytes(),
+    };
+    let payment = match offered {
+        Some(listing) => Payment::read_for(value, &listing.offer),
+        None => Payment::read(value),
+    };
+    payment.map_err(|error| match &error {
+        PaymentError::Version(_) => Refusal::quoting(error.to_string()),
+        PaymentError::Payload { detail, .. } => Refusal::from(error.code()).with_detail(detail.clone()),
+        PaymentError::Header(header) => Refusal::from(error.code()).with_detail(header.to_string()),
+        PaymentError::Accepted => Refusal::from(error.code()),
+    })
 }
 
 /// Tells the inner service who pays.
-fn introduce(headers: &mut HeaderMap, payer: Payer, price: Amount) {
-    let texts = [
-        (X_PEAJE_PAYER, payer.address.to_string()),
-        (X_PEAJE_CHANNEL, payer.channel.to_string()),
-        (X_PEAJE_CHARGED, price.to_string()),
-    ];
-    for (name, text) in texts {
-        headers.insert(name, HeaderValue::try_from(text).expect("hex and digits are header text"));
-    }
+fn introduce(headers: &mut HeaderMap, payer_text: &[u8; 42], channel: ChannelId, price: Amount) {
+    let of_text = |text: &[u8]| HeaderValue::from_bytes(text).expect("hex is header text");
+    headers.insert(X_PEAJE_PAYER, of_text(payer_text));
+    headers.insert(X_PEAJE_CHANNEL, of_text(&channel.lower_text()));
+    let price = match u64::try_from(price.units()) {
+        Ok(units) => HeaderValue::from(units),
+        Err(_) => HeaderValue::try_from(price.to_string()).expect("digits are header text"),
+    };
+    headers.insert(X_PEAJE_CHARGED, price);
 }
 
-fn target_of<B>(request: &Request<B>) -> String {
-    request.uri().path_and_query().map_or_else(|| "/".to_owned(), |target| target.as_str().to_owned())
+fn target_of<B>(request: &Request<B>) -> &str {
+    request.uri().path_and_query().map_or("/", |target| target.as_str())
 }
 
 /// An answer of our own; one to `HEAD` has no body.
@@ -366,5 +403,51 @@ fn own<B, R>(request: &Request<B>, response: Response<Bytes>) -> Response<Answer
         response.map(|_| AnswerBody::own(Bytes::new()))
     } else {
         response.map(AnswerBody::own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn everything_that_is_stripped_begins_with_a_letter_that_is_looked_for() {
+        let names = PAYMENT_HEADERS.into_iter().chain([OWN_PREFIX]);
+        assert!(names.map(HeaderName::from_static).all(|name| may_be_ours(&name)));
+    }
+
+    #[test]
+    fn one_payment_is_taken_and_nothing_of_ours_is_left() {
+        let taken = |pairs: &[(&str, &str)]| {
+            let mut headers = headers(pairs);
+            headers.insert("x_peaje-payer", HeaderValue::from_static("0x0"));
+            headers.insert("accept", HeaderValue::from_static("*/*"));
+            let sent = take_payment(&mut headers);
+            assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["accept"]);
+            sent
+        };
+        let (new, old) = ((x402::PAYMENT_SIGNATURE, "a"), (x402::X_PAYMENT, "b"));
+        assert!(matches!(taken(&[]), Sent::Nothing));
+        assert!(matches!(taken(&[new]), Sent::Payment(value) if value == "a"));
+        assert!(matches!(taken(&[old]), Sent::OldPayment));
+        for several in [[new, new], [new, old], [old, new], [old, old]] {
+            assert!(matches!(taken(&several), Sent::Several), "{several:?}");
+        }
+    }
+
+    #[test]
+    fn an_upstream_says_nothing_in_the_protocols_name() {
+        let mut answer =
+            headers(&[("payment-response", "a"), ("payment-response", "b"), ("server", "s"), ("x-own", "x")]);
+        strip_payment_headers(&mut answer);
+        assert_eq!(answer, headers(&[("server", "s"), ("x-own", "x")]));
     }
 }

@@ -1,6 +1,6 @@
 //! Fixed-size byte strings with a strict text form: addresses, channel ids, digests.
 //!
-//! **Owns** hexadecimal in and out. **Promises** that a value was read from exactly the right number of digits, and
+//! **Owns** hexadecimal in and out, by tables: a payment header has some 460 digits. **Promises** that a value was read from exactly the right number of digits, and
 //! that a [`ChannelId`] can be used as a storage key (only `0x` and 64 hex digits ever parse).
 
 use std::fmt;
@@ -39,22 +39,16 @@ pub fn decode_hex(text: &str) -> Result<Vec<u8>, HexError> {
     if !digits.len().is_multiple_of(2) {
         return Err(HexError::Length { expected: digits.len().saturating_add(1), found: digits.len() });
     }
-    let mut out = Vec::with_capacity(digits.len() / 2);
-    for pair in digits.chunks_exact(2) {
-        out.push(byte_of(pair)?);
-    }
-    Ok(out)
+    let mut out = vec![0; digits.len() / 2];
+    if decode_digits(digits, &mut out) { Ok(out) } else { Err(HexError::Digit) }
 }
 
 /// Writes `0x` and lower-case hex digits.
 pub fn encode_hex(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(2 + bytes.len() * 2);
-    out.push_str("0x");
-    for byte in bytes {
-        out.push(hex_digit(byte >> 4));
-        out.push(hex_digit(byte & 0x0f));
-    }
-    out
+    let mut out = Vec::with_capacity(2 + bytes.len() * 2);
+    out.extend_from_slice(b"0x");
+    bytes.iter().for_each(|byte| out.extend_from_slice(&digits_of(*byte)));
+    String::from_utf8(out).expect("hex digits are ASCII")
 }
 
 /// Reads `0x` and exactly `2 N` hex digits of either case.
@@ -64,10 +58,7 @@ pub fn decode_fixed<const N: usize>(text: &str) -> Result<[u8; N], HexError> {
         return Err(HexError::Length { expected: N * 2, found: digits.len() });
     }
     let mut out = [0u8; N];
-    for (slot, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
-        *slot = byte_of(pair)?;
-    }
-    Ok(out)
+    if decode_digits(digits, &mut out) { Ok(out) } else { Err(HexError::Digit) }
 }
 
 /// Reads a decimal number of up to 256 bits in its one canonical form, as a big-endian word.
@@ -106,28 +97,65 @@ pub fn encode_decimal(word: &Hash) -> String {
     digits.iter().rev().collect()
 }
 
-fn byte_of(pair: &[u8]) -> Result<u8, HexError> {
-    match pair {
-        [high, low] => Ok((nibble(*high)? << 4) | nibble(*low)?),
-        _ => Err(HexError::Digit),
+/// Reads two digits for each byte of `out`, and says whether all of them were hex digits. Both have the same length, in
+/// bytes.
+pub(super) fn decode_digits(digits: &[u8], out: &mut [u8]) -> bool {
+    let mut odd = 0;
+    for (slot, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
+        let [high, low] = pair else { return false };
+        let (high, low) = (nibble(*high), nibble(*low));
+        // No value of a digit has a bit in the upper half.
+        odd |= high | low;
+        *slot = (high << 4) | (low & 0x0f);
     }
+    odd & 0xf0 == 0
 }
 
-fn nibble(digit: u8) -> Result<u8, HexError> {
-    match digit {
-        b'0'..=b'9' => Ok(digit - b'0'),
-        b'a'..=b'f' => Ok(digit - b'a' + 10),
-        b'A'..=b'F' => Ok(digit - b'A' + 10),
-        _ => Err(HexError::Digit),
+/// What stands in [`NIBBLES`] for a character that is no hex digit.
+const NO_DIGIT: u8 = 0xff;
+
+/// The value of every hex digit.
+static NIBBLES: [u8; 256] = {
+    let mut table = [NO_DIGIT; 256];
+    let (mut rest, mut digit): (&mut [u8], u8) = (&mut table, 0);
+    // Const code has neither iterators nor ranges.
+    while let Some((slot, tail)) = rest.split_first_mut() {
+        *slot = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            b'A'..=b'F' => digit - b'A' + 10,
+            _ => NO_DIGIT,
+        };
+        digit = digit.wrapping_add(1);
+        rest = tail;
     }
+    table
+};
+
+fn nibble(digit: u8) -> u8 {
+    NIBBLES.get(usize::from(digit)).copied().unwrap_or(NO_DIGIT)
 }
 
-fn hex_digit(nibble: u8) -> char {
-    char::from(if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 })
+/// The two lower-case digits of a byte.
+fn digits_of(byte: u8) -> [u8; 2] {
+    [hex_digit(byte >> 4), hex_digit(byte & 0x0f)]
+}
+
+fn hex_digit(nibble: u8) -> u8 {
+    b"0123456789abcdef".get(usize::from(nibble)).copied().unwrap_or(b'0')
+}
+
+/// Fills `text` with `0x` and the digits of `bytes`.
+fn write_text(bytes: &[u8], text: &mut [u8]) {
+    let (prefix, digits) = text.split_at_mut(2);
+    prefix.copy_from_slice(b"0x");
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
+        pair.copy_from_slice(&digits_of(*byte));
+    }
 }
 
 macro_rules! byte_string {
-    ($(#[$doc:meta])* $name:ident, $len:literal) => {
+    ($(#[$doc:meta])* $name:ident, $len:literal, $text_len:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
         pub struct $name(pub [u8; $len]);
@@ -139,6 +167,13 @@ macro_rules! byte_string {
             /// Whether every byte is zero.
             pub fn is_zero(&self) -> bool {
                 self.0.iter().all(|byte| *byte == 0)
+            }
+
+            /// `0x` and lower-case hex digits, in ASCII.
+            pub fn lower_text(&self) -> [u8; $text_len] {
+                let mut text = [0; $text_len];
+                write_text(&self.0, &mut text);
+                text
             }
 
             /// The bytes, most significant first.
@@ -179,48 +214,59 @@ macro_rules! byte_string {
 byte_string!(
     /// An account or contract of the chain, 20 bytes. Text is the EIP-55 checksummed form; any case is read.
     Address,
-    20
+    20,
+    42
 );
 byte_string!(
     /// The id of a payment channel: the EIP-712 digest of its configuration, so it is bound to one chain and one
     /// settlement contract. Text is lower-case hex.
     ChannelId,
-    32
+    32,
+    66
 );
 byte_string!(
     /// A 32-byte hash, salt or transaction id. Text is lower-case hex.
     Hash,
-    32
+    32,
+    66
 );
+
+impl Address {
+    /// The text, in ASCII: the mixed-case checksum of EIP-55, where a letter is upper case if the hash of the lower-case
+    /// digits has a nibble of 8 or more. Takes a hash.
+    pub fn text(&self) -> [u8; 42] {
+        let mut text = self.lower_text();
+        let (_, digits) = text.split_at_mut(2);
+        let hash = keccak256(digits);
+        let nibbles = hash.0.iter().flat_map(|byte| [byte >> 4, byte & 0x0f]);
+        for (digit, nibble) in digits.iter_mut().zip(nibbles) {
+            if nibble >= 8 {
+                digit.make_ascii_uppercase();
+            }
+        }
+        text
+    }
+}
+
+fn show(text: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    f.write_str(std::str::from_utf8(text).expect("hex digits are ASCII"))
+}
 
 impl fmt::Display for ChannelId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&encode_hex(&self.0))
+        show(&self.lower_text(), f)
     }
 }
 
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&encode_hex(&self.0))
+        show(&self.lower_text(), f)
     }
 }
 
 impl fmt::Display for Address {
-    /// The mixed-case checksum of EIP-55: a letter is upper case where the hash of the lower-case digits has a nibble
-    /// of 8 or more.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lower = encode_hex(&self.0);
-        let digits = lower.trim_start_matches("0x");
-        let hash = keccak256(digits.as_bytes());
-        let nibbles = hash.0.iter().flat_map(|byte| [byte >> 4, byte & 0x0f]);
-        let mut out = String::with_capacity(42);
-        out.push_str("0x");
-        out.extend(digits.chars().zip(nibbles).map(
-            |(digit, nibble)| {
-                if nibble >= 8 { digit.to_ascii_uppercase() } else { digit }
-            },
-        ));
-        f.write_str(&out)
+        show(&self.text(), f)
     }
 }
 
@@ -248,6 +294,19 @@ mod tests {
         for bad in ["../x".to_owned(), format!("0x{}", "a".repeat(63)), format!("0x{}", "g".repeat(64)), "a".repeat(64)]
         {
             assert!(bad.parse::<ChannelId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_byte_survives_its_two_digits_and_no_other_character_is_one() {
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(decode_hex(&encode_hex(&all)), Ok(all.clone()));
+        assert_eq!(decode_hex(&encode_hex(&all).to_uppercase().replace("0X", "0x")), Ok(all.clone()));
+        for other in all {
+            let expected = other.is_ascii_hexdigit();
+            let mut byte = [0];
+            assert_eq!(decode_digits(&[other, b'0'], &mut byte), expected, "{other}");
+            assert_eq!(decode_digits(&[b'f', other], &mut byte), expected, "{other}");
         }
     }
 

@@ -47,7 +47,46 @@ pub enum Authorizer {
     Payer(Address),
 }
 
+/// A channel's terms, the settlement domain, and the id that follows from both: the proof that a voucher for that id is a
+/// voucher on those terms. Made by hashing ([`ChannelConfig::bound`]), or again by whoever saw it made for the very same
+/// terms and domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BoundConfig {
+    id: ChannelId,
+    config: ChannelConfig,
+    settlement: Domain,
+}
+
+impl BoundConfig {
+    /// The same once more. The caller has seen [`ChannelConfig::bound`] give this id for these terms and this domain in this
+    /// process, and knows that neither has changed.
+    pub(crate) fn again(id: ChannelId, config: ChannelConfig, settlement: Domain) -> Self {
+        debug_assert_eq!(config.id(&settlement), id, "the caller has seen it");
+        Self { id, config, settlement }
+    }
+
+    /// The channel.
+    pub fn id(&self) -> ChannelId {
+        self.id
+    }
+
+    /// Its terms.
+    pub fn config(&self) -> &ChannelConfig {
+        &self.config
+    }
+
+    /// The domain its vouchers are signed under.
+    pub fn settlement(&self) -> &Domain {
+        &self.settlement
+    }
+}
+
 impl ChannelConfig {
+    /// These terms with their id.
+    pub fn bound(self, settlement: &Domain) -> BoundConfig {
+        BoundConfig { id: self.id(settlement), config: self, settlement: *settlement }
+    }
+
     /// The channel's id: the EIP-712 digest of these terms under the settlement domain. A comment in the contract's
     /// header says `keccak256(abi.encode(config))`; its code, which decides, says this.
     pub fn id(&self, settlement: &Domain) -> ChannelId {

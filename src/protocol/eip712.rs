@@ -83,31 +83,45 @@ impl Domain {
     }
 }
 
+/// The most words a message here has, its type hash included.
+const MAX_WORDS: usize = 8;
+
 /// Solidity's `abi.encode` for a struct of one-word fields, begun with its type hash.
-pub(super) struct Words(Vec<u8>);
+pub(super) struct Words {
+    bytes: [u8; 32 * MAX_WORDS],
+    /// How many bytes of them are written.
+    length: usize,
+}
 
 impl Words {
     pub(super) fn new(type_hash: Hash) -> Self {
-        let mut bytes = Vec::with_capacity(32 * 8);
-        bytes.extend_from_slice(&type_hash.0);
-        Self(bytes)
+        let mut words = Self { bytes: [0; 32 * MAX_WORDS], length: 0 };
+        words.hash(type_hash);
+        words
     }
 
     pub(super) fn hash(&mut self, word: Hash) {
-        self.0.extend_from_slice(&word.0);
+        self.push(&word.0);
     }
 
     pub(super) fn number(&mut self, value: u128) {
-        self.0.extend_from_slice(&[0; 16]);
-        self.0.extend_from_slice(&value.to_be_bytes());
+        self.push(&value.to_be_bytes());
     }
 
     pub(super) fn address(&mut self, value: Address) {
-        self.0.extend_from_slice(&[0; 12]);
-        self.0.extend_from_slice(&value.0);
+        self.push(&value.0);
+    }
+
+    /// One word, with zeros before it.
+    fn push(&mut self, value: &[u8]) {
+        let end = self.length + 32;
+        let word =
+            self.bytes.get_mut(end - value.len()..end).expect("no message here has more words than there is room");
+        word.copy_from_slice(value);
+        self.length = end;
     }
 
     pub(super) fn finish(self) -> Hash {
-        keccak256(&self.0)
+        keccak256(self.bytes.get(..self.length).expect("what was written fits"))
     }
 }

@@ -25,7 +25,7 @@ pub mod x402;
 
 pub use amount::Amount;
 pub use bytes::{Address, ChannelId, Hash};
-pub use channel::ChannelConfig;
+pub use channel::{BoundConfig, ChannelConfig};
 pub use code::Code;
 pub use eip712::Domain;
 pub use networks::{Network, Token};

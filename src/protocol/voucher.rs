@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::amount::Amount;
 use super::bytes::{Address, ChannelId, Hash};
-use super::channel::{Authorizer, ChannelConfig};
+use super::channel::{Authorizer, BoundConfig, ChannelConfig};
 use super::eip712::{Domain, TypeHash, Words};
 use super::hot::{KeyTable, NotSigned};
 use super::signature::{LocalKey, Signature, SignatureError};
@@ -108,24 +108,24 @@ impl SignedVoucher {
     /// Checks that the voucher is of the channel with these terms, and its signature by the key that signs that
     /// channel's vouchers; no chain is needed.
     pub fn verify(&self, settlement: &Domain, config: &ChannelConfig) -> Result<VerifiedVoucher, VoucherError> {
-        self.of_channel(settlement, config)?;
-        match config.authorizer() {
-            Authorizer::Key(signer) => self.verify_key(settlement, signer),
+        self.verify_bound(&config.bound(settlement))
+    }
+
+    /// The same where the id of the channel with these terms is known.
+    pub fn verify_bound(&self, bound: &BoundConfig) -> Result<VerifiedVoucher, VoucherError> {
+        self.of_channel(bound)?;
+        match bound.config().authorizer() {
+            Authorizer::Key(signer) => self.verify_key(bound.settlement(), signer),
             Authorizer::Payer(_) => Err(VoucherError::AsksPayer),
         }
     }
 
-    /// [`Self::verify`] by the table of a key that signs often: the same verdict in a fifth of the time. A table of another
+    /// [`Self::verify_bound`] by the table of a key that signs often: the same verdict in a fifth of the time. A table of another
     /// key than the channel's finds the voucher signed by another key.
-    pub fn verify_hot(
-        &self,
-        settlement: &Domain,
-        config: &ChannelConfig,
-        table: &KeyTable,
-    ) -> Result<VerifiedVoucher, VoucherError> {
-        self.of_channel(settlement, config)?;
-        match config.authorizer() {
-            Authorizer::Key(signer) => self.verify_key_hot(settlement, signer, table),
+    pub fn verify_hot(&self, bound: &BoundConfig, table: &KeyTable) -> Result<VerifiedVoucher, VoucherError> {
+        self.of_channel(bound)?;
+        match bound.config().authorizer() {
+            Authorizer::Key(signer) => self.verify_key_hot(bound.settlement(), signer, table),
             Authorizer::Payer(_) => Err(VoucherError::AsksPayer),
         }
     }
@@ -137,18 +137,27 @@ impl SignedVoucher {
         config: &ChannelConfig,
         evidence: PayerEvidence,
     ) -> Result<VerifiedVoucher, VoucherError> {
-        self.of_channel(settlement, config)?;
-        match (config.authorizer(), evidence) {
-            (Authorizer::Key(signer), _) => self.verify_key(settlement, signer),
-            (Authorizer::Payer(payer), PayerEvidence::NoCode) => self.verify_key(settlement, payer),
+        self.verify_bound_by_payer(&config.bound(settlement), evidence)
+    }
+
+    /// The same where the id of the channel with these terms is known.
+    pub fn verify_bound_by_payer(
+        &self,
+        bound: &BoundConfig,
+        evidence: PayerEvidence,
+    ) -> Result<VerifiedVoucher, VoucherError> {
+        self.of_channel(bound)?;
+        match (bound.config().authorizer(), evidence) {
+            (Authorizer::Key(signer), _) => self.verify_key(bound.settlement(), signer),
+            (Authorizer::Payer(payer), PayerEvidence::NoCode) => self.verify_key(bound.settlement(), payer),
             (Authorizer::Payer(_), PayerEvidence::Approved) => Ok(self.proven()),
             (Authorizer::Payer(_), PayerEvidence::Refused) => Err(VoucherError::WalletRefused),
         }
     }
 
     /// Without this a voucher for a channel of the victim's would verify under terms the attacker wrote.
-    fn of_channel(&self, settlement: &Domain, config: &ChannelConfig) -> Result<(), VoucherError> {
-        if config.id(settlement) == self.channel { Ok(()) } else { Err(VoucherError::OtherChannel) }
+    fn of_channel(&self, bound: &BoundConfig) -> Result<(), VoucherError> {
+        if bound.id() == self.channel { Ok(()) } else { Err(VoucherError::OtherChannel) }
     }
 
     fn verify_key(&self, settlement: &Domain, signer: Address) -> Result<VerifiedVoucher, VoucherError> {
@@ -240,19 +249,19 @@ mod tests {
         let config = channel(key.address());
         let voucher = Voucher { channel: config.id(&domain), max_claimable: Amount::new(9) };
         let signed = voucher.sign(&domain, &key);
-        assert_eq!(signed.verify_hot(&domain, &config, &table), signed.verify(&domain, &config));
-        assert!(signed.verify_hot(&domain, &config, &table).is_ok());
-        assert_eq!(signed.verify_hot(&domain, &config, &others), Err(VoucherError::OtherSigner));
+        assert_eq!(signed.verify_hot(&config.bound(&domain), &table), signed.verify(&domain, &config));
+        assert!(signed.verify_hot(&config.bound(&domain), &table).is_ok());
+        assert_eq!(signed.verify_hot(&config.bound(&domain), &others), Err(VoucherError::OtherSigner));
         let elsewhere = ChannelConfig { salt: Hash([1; 32]), ..config };
-        assert_eq!(signed.verify_hot(&domain, &elsewhere, &table), Err(VoucherError::OtherChannel));
+        assert_eq!(signed.verify_hot(&elsewhere.bound(&domain), &table), Err(VoucherError::OtherChannel));
         let forged = voucher.sign(&domain, &other);
-        assert_eq!(forged.verify_hot(&domain, &config, &table), Err(VoucherError::OtherSigner));
-        assert_eq!(forged.verify_hot(&domain, &config, &others), Err(VoucherError::OtherSigner));
+        assert_eq!(forged.verify_hot(&config.bound(&domain), &table), Err(VoucherError::OtherSigner));
+        assert_eq!(forged.verify_hot(&config.bound(&domain), &others), Err(VoucherError::OtherSigner));
         let malformed = SignedVoucher { signature: Signature::from_bytes([1; 64]).unwrap(), ..signed };
-        assert_eq!(malformed.verify_hot(&domain, &config, &table), Err(SignatureError::Length(64).into()));
+        assert_eq!(malformed.verify_hot(&config.bound(&domain), &table), Err(SignatureError::Length(64).into()));
         let by_payer = channel(Address::ZERO);
         let unasked = Voucher { channel: by_payer.id(&domain), max_claimable: Amount::new(9) }.sign(&domain, &key);
-        assert_eq!(unasked.verify_hot(&domain, &by_payer, &table), Err(VoucherError::AsksPayer));
+        assert_eq!(unasked.verify_hot(&by_payer.bound(&domain), &table), Err(VoucherError::AsksPayer));
     }
 
     #[test]

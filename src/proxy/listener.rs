@@ -108,8 +108,12 @@ impl Listener {
 
     /// Serves on threads of its own until `stop`, then lets requests in progress finish for `drain` at most. `at_deadline`
     /// is called when some did not, before they are cut off. Cancels `stop` itself if a thread breaks.
+    ///
+    /// # Cancellation
+    /// The threads stop, and cut off what they serve.
     pub async fn serve(self, stack: Stack, stop: CancellationToken, drain: Duration, at_deadline: impl FnOnce()) {
         let cut_off = CancellationToken::new();
+        let _guards = (stop.clone().drop_guard(), cut_off.clone().drop_guard());
         let door = Door {
             header_time: self.header_time,
             write_pause: self.write_pause,

@@ -225,6 +225,17 @@ mod tests {
         assert!(size <= 6 * 1024, "{size} bytes");
     }
 
+    #[test]
+    fn the_crowd_is_one_for_all_cores() {
+        let one = cores::tests::free("127.0.0.1:1".parse().unwrap());
+        let other = one.apart();
+        let places: Vec<_> = std::iter::from_fn(|| one.layers.crowd.enter(|| true)).collect();
+        assert_eq!(places.len(), one.layers.bounds.max_requests);
+        assert!(other.layers.crowd.enter(|| true).is_none());
+        drop(places);
+        assert!(other.layers.crowd.enter(|| false).is_some());
+    }
+
     #[tokio::test]
     async fn a_panic_tells_the_client_nothing() {
         let response = panicked(&HeaderValue::from_static("id"));

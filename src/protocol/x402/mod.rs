@@ -9,9 +9,12 @@
 //! **Owns** their JSON and base64, their size limit, and the question whether a payment answers an offer. **Promises**
 //! a refusal with a code for anything else than a well-formed header. **Does not** judge a payment's money.
 
+mod direct;
 mod header;
+mod json;
 mod offer;
 mod payment;
+mod quote;
 mod receipt;
 
 pub use header::{
@@ -19,8 +22,9 @@ pub use header::{
     X_PAYMENT_RESPONSE, decode, encode,
 };
 pub use offer::{
-    Accepted, ChannelState, MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Quote, Resource, SCHEME, TRANSFER_METHOD, VERSION,
-    VoucherState, chain_id_of, network_of,
+    Accepted, ChannelState, Echo, MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Quote, Resource, SCHEME, TRANSFER_METHOD,
+    VERSION, VoucherState, WrittenOffer, chain_id_of, network_of,
 };
 pub use payment::{Action, Deposit, Order, Payment, PaymentError, RefundRequest};
+pub use quote::{QuoteDetails, WrittenQuote};
 pub use receipt::Receipt;

@@ -3,8 +3,9 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::direct;
 use super::header::{self, HeaderError};
-use super::offer::{Accepted, SCHEME, VERSION};
+use super::offer::{Accepted, Echo, SCHEME, VERSION, WrittenOffer};
 use crate::protocol::amount::Amount;
 use crate::protocol::bytes::{Address, ChannelId, Hash, decode_decimal};
 use crate::protocol::channel::ChannelConfig;
@@ -15,9 +16,9 @@ use crate::protocol::voucher::SignedVoucher;
 
 /// The `PAYMENT-SIGNATURE` header, read and well-formed; nothing in it is verified.
 #[derive(Debug, Clone)]
-pub struct Payment {
+pub struct Payment<'o> {
     /// The offer it answers.
-    pub accepted: Accepted,
+    pub accepted: Echo<'o>,
     /// Extensions the client echoes or adds.
     pub extensions: Map<String, Value>,
     /// The channel it draws on.
@@ -172,10 +173,13 @@ struct PermitPart {
     signature: Signature,
 }
 
-impl Payment {
+impl Payment<'static> {
     /// Reads the header. Checks in the order a client would want to hear about them: encoding, version, offer, payload.
     pub fn read(text: &[u8]) -> Result<Self, PaymentError> {
-        let envelope: Envelope = header::decode(text)?;
+        Self::of(header::decode(text)?)
+    }
+
+    fn of(envelope: Envelope) -> Result<Self, PaymentError> {
         if envelope.x402_version.as_u64() != Some(VERSION) {
             let shown: String = envelope.x402_version.to_string().chars().take(MAX_SHOWN_CHARS).collect();
             return Err(PaymentError::Version(shown));
@@ -195,12 +199,23 @@ impl Payment {
         };
         let ahead = matches!(kind, Kind::Voucher) && envelope.payload.get(SIGNED_AHEAD) == Some(&Value::Bool(true));
         let order = if ahead { Order::Ahead } else { Order::InTurn };
-        Ok(Self { accepted, extensions, config, voucher, action, order })
+        Ok(Self { accepted: Echo::Other(accepted), extensions, config, voucher, action, order })
+    }
+}
+
+impl<'o> Payment<'o> {
+    /// Reads the header of a request that this was offered for. The result is that of [`Payment::read`], errors included;
+    /// a plain voucher that answers the offer takes a small part of the time.
+    pub fn read_for(text: &[u8], offer: &'o WrittenOffer) -> Result<Self, PaymentError> {
+        header::with_json(text, |json| match direct::read(json, offer) {
+            Some(payment) => Ok(payment),
+            None => Payment::of(header::parse(json)?),
+        })?
     }
 }
 
 /// The key of a payload whose voucher was signed ahead.
-const SIGNED_AHEAD: &str = "signedAhead";
+pub(super) const SIGNED_AHEAD: &str = "signedAhead";
 
 /// How much of a client's own text goes into an error message, in characters.
 const MAX_SHOWN_CHARS: usize = 40;

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::header::encode_written;
+use super::json::{write_number, write_string};
 use super::offer::ChannelState;
 use crate::protocol::amount::Amount;
 use crate::protocol::bytes::{Address, Hash};
@@ -48,6 +50,21 @@ impl Receipt {
             error_message: None,
             extra: extra(Some(charge), state),
         }
+    }
+
+    /// The header's text of [`Receipt::charged`], written without making one. `payer` is an [`Address::text`].
+    pub fn encode_charged(network: &str, payer: &[u8; 42], charge: Amount, state: &ChannelState) -> String {
+        encode_written(|json| {
+            json.extend_from_slice(b"{\"success\":true,\"transaction\":\"\",\"network\":");
+            write_string(json, network);
+            json.extend_from_slice(b",\"payer\":\"");
+            json.extend_from_slice(payer);
+            json.extend_from_slice(b"\",\"amount\":\"\",\"extra\":{\"channelState\":");
+            state.write(json);
+            json.extend_from_slice(b",\"chargedAmount\":\"");
+            write_number(json, charge.units());
+            json.extend_from_slice(b"\"}}");
+        })
     }
 
     /// A request that came with a deposit of `deposited`, mined as `transaction`.
@@ -109,4 +126,33 @@ fn extra(charge: Option<Amount>, state: &ChannelState) -> Map<String, Value> {
     let state = serde_json::to_value(state).expect("a channel state has string keys");
     extra.insert("channelState".to_owned(), state);
     extra
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::bytes::ChannelId;
+    use crate::protocol::x402::encode;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_written_receipt_is_the_one_serde_writes(
+            (network, payer, id) in (any::<String>(), any::<[u8; 20]>(), any::<[u8; 32]>()),
+            (balance, claimed, charged, charge) in (any::<u128>(), any::<u128>(), any::<u128>(), any::<u128>()),
+            (withdraw_requested_at, refund_nonce) in (any::<u64>(), any::<u128>()),
+        ) {
+            let state = ChannelState {
+                channel_id: ChannelId(id),
+                balance: Amount::new(balance),
+                total_claimed: Amount::new(claimed),
+                withdraw_requested_at,
+                refund_nonce,
+                charged_cumulative_amount: Amount::new(charged),
+            };
+            let (payer, charge) = (Address(payer), Amount::new(charge));
+            let written = Receipt::encode_charged(&network, &payer.text(), charge, &state);
+            prop_assert_eq!(written, encode(&Receipt::charged(&network, payer, charge, &state)));
+        }
+    }
 }

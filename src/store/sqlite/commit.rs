@@ -114,7 +114,14 @@ impl<K: Key + Eq> Remembered<K> {
 pub(super) struct KnownRows(HashMap<ChannelId, Box<Known>>);
 
 /// How many rows are known at most: the hot ones, about 18 MB. When there are more, all are forgotten.
-const MAX_KNOWN_ROWS: usize = 32_768;
+pub(super) const MAX_KNOWN_ROWS: usize = 32_768;
+
+#[cfg(test)]
+impl KnownRows {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
 
 /// What a channel's new row is built on.
 #[derive(Debug)]

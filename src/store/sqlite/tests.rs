@@ -225,3 +225,89 @@ fn errors_say_what_can_be_done() {
         assert_eq!(name(repeat(&writing(error(code)))), writes, "{code}");
     }
 }
+
+/// The channel after a version, as `entry` makes it, with a view that changed with every third.
+fn varied(version: u64, route: &str, at: u64) -> Entry {
+    let Entry::Channel(mut entry) = entry(1, version) else { unreachable!("it is a channel's") };
+    entry.row.snapshot.view.block = version / 3;
+    entry.booking = Booking::Charge { route: route.into(), amount: Amount::new(1), at };
+    Entry::Channel(entry)
+}
+
+#[test]
+fn a_channel_that_changes_often_in_one_commit_is_as_its_last_row_says_and_adds_up() {
+    let directory = TempDir::new().unwrap();
+    let mut store = SqliteStore::open(directory.path(), IDENTITY).unwrap();
+    let mut version = 0;
+    // New, known in part (after the start below), and known whole; lines that end within a commit and between two.
+    for length in [1, 5, 1, 2, 1, 1, 9, 1] {
+        let entries: Vec<Entry> = (0..length)
+            .map(|_| {
+                version += 1;
+                varied(version, if version.is_multiple_of(4) { "other" } else { "r" }, version / 5 * 60)
+            })
+            .collect();
+        store.commit(&entries).unwrap();
+        if version == 6 {
+            drop(store);
+            store = SqliteStore::open(directory.path(), IDENTITY).unwrap();
+        }
+        let Some(Entry::Channel(last)) = entries.last() else { unreachable!("a group is not empty") };
+        let mut found = Vec::new();
+        store
+            .channels(&mut |row| {
+                found.push(row);
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(found, std::slice::from_ref(&last.row));
+        let sums: (i64, i64) = store
+            .connection
+            .query_row("SELECT sum(requests), sum(CAST(amount AS INTEGER)) FROM all_charges", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .unwrap();
+        assert_eq!(sums, (version.cast_signed(), version.cast_signed()));
+    }
+    let lines: u32 = store
+        .connection
+        .query_row("SELECT count(*) FROM (SELECT DISTINCT minute, route_number FROM all_charges)", [], |row| row.get(0))
+        .unwrap();
+    let expected: std::collections::BTreeSet<(u64, bool)> =
+        (1..=version).map(|version| (version / 5, version.is_multiple_of(4))).collect();
+    assert_eq!(usize::try_from(lines).unwrap(), expected.len());
+}
+
+#[test]
+fn a_known_row_that_somebody_else_wrote_over_refuses_the_commit() {
+    for version in [2_u64, 3, 4] {
+        let directory = TempDir::new().unwrap();
+        let mut store = SqliteStore::open(directory.path(), IDENTITY).unwrap();
+        store.commit(&[entry(1, 1)]).unwrap();
+        store.commit(&[entry(1, 2)]).unwrap();
+        let other = Connection::open(directory.path().join(directory::BOOKS_FILE)).unwrap();
+        other.execute("UPDATE channels SET version = ?1", params![version.cast_signed()]).unwrap();
+        let outcome = store.commit(&[entry(1, 3), entry(1, 4)]);
+        match version {
+            2 => outcome.unwrap(),
+            found => {
+                let error = outcome.unwrap_err();
+                let expected =
+                    matches!(error, StoreError::Conflict { expected: 2, found: Some(there), .. } if there == found);
+                assert!(expected, "{error:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_known_of_rows_is_bounded() {
+    let directory = TempDir::new().unwrap();
+    let mut store = SqliteStore::open(directory.path(), IDENTITY).unwrap();
+    let many = u64::try_from(commit::MAX_KNOWN_ROWS).unwrap() + 10;
+    let entries: Vec<Entry> = (0..many).map(|channel| entry(channel, 1)).collect();
+    store.commit(&entries).unwrap();
+    assert_eq!(store.known.len(), 10);
+    // Forgotten, and known.
+    store.commit(&[entry(0, 2), entry(many - 1, 2)]).unwrap();
+}
