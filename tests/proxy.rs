@@ -31,7 +31,7 @@ use peaje::gate::policy::{Policy, Price, Route};
 use peaje::gate::{DepositLimits, Desk, Gate, Limits};
 use peaje::ledger::View;
 use peaje::protocol::{Amount, ChannelId, LocalKey};
-use peaje::proxy::{Cors, Listener, Upstream, UpstreamSettings};
+use peaje::proxy::{Bounds, Cors, Listener, Upstream, UpstreamSettings};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -121,7 +121,7 @@ impl Setup {
             accounts.abandon();
             flag.store(true, Ordering::SeqCst);
         };
-        let stack = peaje::proxy::stack(&gate, upstream, self.cors);
+        let stack = peaje::proxy::stack(&gate, upstream, self.cors, Bounds::default());
         let task = tokio::spawn(listener.serve(stack, stop.clone(), self.drain, at_deadline));
         Site { address, gate, stop, task, cut_off }
     }

@@ -18,7 +18,7 @@ use crate::chain::Chain;
 use crate::config::{self, Config};
 use crate::gate::{Accounts, DepositLimits, Desk, Gate, Limits};
 use crate::protocol::{Amount, LocalKey};
-use crate::proxy::{Cors, Listener, Upstream, UpstreamSettings};
+use crate::proxy::{Bounds, Cors, Listener, Upstream, UpstreamSettings};
 use crate::redeem::{Redemption, Report, Rules, Sending, Settings, Watch};
 use crate::store::{Latched, LedgerStore, Opening, StoreError};
 
@@ -98,6 +98,8 @@ impl Site {
         let listener = Listener::bind_cores(config.server.listen, cores(config))
             .await
             .map_err(|source| SiteError::Listen { address: config.server.listen, source })?;
+        let listener =
+            listener.header_time(config.limits.header_timeout).max_connections(config.limits.max_connections);
         let address =
             listener.address().map_err(|source| SiteError::Listen { address: config.server.listen, source })?;
         let operators = match config.admin.listen {
@@ -111,7 +113,7 @@ impl Site {
         let gate = Gate::with_accounts(policy, desk, accounts).with_limits(limits(config));
         let gate = gate.with_hot_keys(config.limits.hot_keys_bytes);
         let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings(config), opening);
-        let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors));
+        let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors), bounds(config));
         let unready = CancellationToken::new();
         let stop_admin = CancellationToken::new();
         let operators = operators.map(|socket| {
@@ -239,11 +241,16 @@ fn limits(config: &Config) -> Limits {
     let config::Deposits { per_peer_per_hour, per_hour, .. } = config.deposits;
     Limits {
         deposits: DepositLimits { per_peer_per_hour, per_hour },
+        bad_signatures_per_minute: config.limits.bad_signatures_per_minute,
         withdraw_margin_s: config.channel.withdraw_margin.as_secs(),
         max_wallet_exposure: config.channel.max_wallet_exposure,
         max_waiting: config.channel.max_waiting,
         max_wait: config.channel.max_wait,
     }
+}
+
+fn bounds(config: &Config) -> Bounds {
+    Bounds { max_requests: config.limits.max_requests, body_time: config.limits.body_timeout, ..Bounds::default() }
 }
 
 fn cors(config: &config::Cors) -> Cors {

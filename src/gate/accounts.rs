@@ -14,6 +14,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Place;
 use tokio::sync::Notify;
 
+use super::patience;
 use super::turns::Turns;
 use crate::clock;
 use crate::ledger::{Channel, Command, Event, HoldNumber, Limits, Reject, SentRefund, Snapshot, TermsPool, View};
@@ -68,6 +69,8 @@ struct Account {
     /// When it was last used, Unix seconds: a request, a refund, or money that came in or went out past us. What was
     /// written down of it says so nearly: a row is written when something changes, with a view that was fresh then.
     used_at: u64,
+    /// The peer its last paid request came from ([`super::Peer::key`]); 0 where none is known. Forgotten with the process.
+    paid_from: u64,
     /// Whether its id was seen to follow from its terms in this process. What stands in a file may have been changed there,
     /// so its first payment is hashed all the same; afterwards neither can change.
     is_bound: AtomicBool,
@@ -81,11 +84,22 @@ struct Manners {
     deposit_shown: Option<u64>,
     refunds: u32,
     refunds_since: u64,
+    /// How many vouchers were forged from where it pays, in step and not.
+    forged: (u32, u32),
+    forged_since: u64,
+}
+
+impl Manners {
+    /// Whether what was forged is of this minute.
+    fn is_forged_in(&self, now: u64) -> bool {
+        now.abs_diff(self.forged_since) < patience::WINDOW_S
+    }
 }
 
 impl Account {
     fn new(channel: Channel, version: u64, last_deposit: Option<LastDeposit>, used_at: u64) -> Self {
-        Self { channel, version, last_deposit, used_at, is_bound: AtomicBool::new(false), manners: None }
+        let is_bound = AtomicBool::new(false);
+        Self { channel, version, last_deposit, used_at, paid_from: 0, is_bound, manners: None }
     }
 
     fn manners(&mut self) -> &mut Manners {
@@ -309,6 +323,7 @@ impl Accounts {
                 limits,
                 route: Arc::clone(route),
                 permit: Some(permit),
+                peer: None,
                 sent: false,
                 resolved: false,
             },
@@ -347,6 +362,35 @@ impl Accounts {
         if let Some(mut account) = self.inner.channels.get_mut(id) {
             account.used_at = clock::now_s();
         }
+    }
+
+    /// Whether the channel was paid from lately, by this very peer, and not forged too often from there.
+    pub(super) fn is_vouched_for(&self, id: &ChannelId, peer: u64, in_step: bool, now: u64) -> bool {
+        self.inner.channels.get(id).is_some_and(|account| {
+            let forged = account.manners.as_ref().filter(|manners| manners.is_forged_in(now)).map_or(0, |manners| {
+                let (stepping, other) = manners.forged;
+                if in_step { stepping } else { other }
+            });
+            account.paid_from == peer
+                && now.saturating_sub(account.used_at) < patience::VOUCHED_FOR_S
+                && forged < patience::MAX_FORGERIES
+        })
+    }
+
+    /// Notes that a voucher of the channel was somebody else's. What comes from elsewhere than its payer is no concern of
+    /// the channel's.
+    pub(super) fn forged(&self, id: &ChannelId, peer: u64, in_step: bool, now: u64) {
+        let Some(mut account) = self.inner.channels.get_mut(id) else { return };
+        if account.paid_from != peer {
+            return;
+        }
+        let manners = account.manners();
+        if !manners.is_forged_in(now) {
+            (manners.forged, manners.forged_since) = ((0, 0), now);
+        }
+        let (stepping, other) = &mut manners.forged;
+        let count = if in_step { stepping } else { other };
+        *count = count.saturating_add(1);
     }
 
     /// Up to `most` channels on these terms that were not used since `since` (Unix seconds) and have at least `least` left
@@ -438,7 +482,7 @@ impl Accounts {
         read: impl FnOnce(&Channel) -> R,
     ) -> Option<Result<Change<R>, Reject>> {
         let now = clock::now_s();
-        let Slip { route, limits, .. } = slip;
+        let Slip { route, limits, peer, .. } = slip;
         let entered = self.enter(id, slip, |account| {
             let channel = &mut account.channel;
             let event = channel.decide(command, now)?;
@@ -455,6 +499,7 @@ impl Accounts {
                     if wants_claim(channel) && !wanted {
                         self.want_claim();
                     }
+                    account.paid_from = peer.unwrap_or(account.paid_from);
                     let route = Arc::clone(route.expect("a hold is posted with the route it was made on"));
                     Some(Booking::Charge { route, amount: *charge, at: now })
                 }
@@ -518,6 +563,8 @@ struct Slip<'a> {
     route: Option<&'a Arc<str>>,
     /// What is risked with the channel that is charged.
     limits: Option<Limits>,
+    /// Who sent the request that is charged.
+    peer: Option<u64>,
     /// The right to close a request.
     permit: Option<Permit>,
     /// Whether somebody waits until it is durable.
@@ -622,6 +669,7 @@ pub struct Hold {
     limits: Limits,
     route: Arc<str>,
     permit: Option<Permit>,
+    peer: Option<u64>,
     sent: bool,
     resolved: bool,
 }
@@ -681,6 +729,12 @@ impl Hold {
         self.price
     }
 
+    /// The peer who sent the request ([`super::Peer::key`]), if one is known; once it is charged, the channel paid from
+    /// there.
+    pub(super) fn comes_from(&mut self, peer: Option<u64>) {
+        self.peer = peer;
+    }
+
     /// From now on the upstream may be working for the payer.
     pub(super) fn sent(&mut self) {
         self.sent = true;
@@ -706,7 +760,7 @@ impl Hold {
     fn resolve(&mut self, command: &Command<'_>, awaited: bool) -> Result<Change<ChannelState>, Reject> {
         self.resolved = true;
         let permit = self.permit.take();
-        let slip = Slip { route: Some(&self.route), limits: Some(self.limits), permit, awaited };
+        let slip = Slip { route: Some(&self.route), limits: Some(self.limits), peer: self.peer, permit, awaited };
         let resolved = self.accounts.change_and_read(&self.channel, command, slip, channel_state);
         resolved.unwrap_or(Err(Reject::NoSuchHold))
     }

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::accounts::{self, Hold, Payer};
 use super::answer::Refusal;
 use super::desk::{DepositEnd, Place, RefundError};
+use super::patience::Look;
 use super::policy::{Listing, Policy, Terms, Transfer};
 use super::turns::{self, Asked, Called, Reserved, Waiting, Wants};
 use super::{Gate, Peer};
@@ -73,18 +74,20 @@ enum Judged {
 }
 
 /// A payment whose terms were checked: what the rest of the checks need.
-struct Claimed<'a> {
-    terms: &'a Terms,
+pub(super) struct Claimed<'a> {
+    pub(super) terms: &'a Terms,
     settlement: &'a Domain,
-    id: ChannelId,
+    pub(super) id: ChannelId,
     config: ChannelConfig,
     bound: BoundConfig,
-    voucher: SignedVoucher,
-    order: Order,
+    pub(super) voucher: SignedVoucher,
+    pub(super) order: Order,
     /// What is paid; nothing for a refund.
-    due: Option<Amount>,
+    pub(super) due: Option<Amount>,
     /// The route's name, for the books.
     route: &'a Arc<str>,
+    /// How often its sender's payments came to nothing.
+    pub(super) look: Look,
 }
 
 impl Gate {
@@ -117,16 +120,20 @@ impl Gate {
         if id != voucher.channel {
             return Err(Code::ChannelIdMismatch.into());
         }
-        let due = (!refund).then_some(price);
-        let claimed = Claimed { terms, settlement, id, config, bound, voucher, order, due, route: &route.name };
-        match payment.action {
+        let (due, look) = ((!refund).then_some(price), Look::at(peer));
+        let route = &route.name;
+        let claimed = Claimed { terms, settlement, id, config, bound, voucher, order, due, route, look };
+        self.bear(&claimed)?;
+        let outcome = match payment.action {
             Action::Pay => self.pay(&claimed, price, None, &mut Turn::default()).await.map(Admission::Serve),
             Action::DepositAndPay(deposit) => {
                 // In boxes is what seldom comes, so that the rest need not make room for it.
                 Box::pin(self.deposit_and_pay(&claimed, price, deposit, peer)).await.map(Admission::Serve)
             }
             Action::Refund(request) => Box::pin(self.refund(&claimed, request, peer)).await,
-        }
+        };
+        self.looked(&claimed, &outcome);
+        outcome
     }
 
     /// A voucher alone, or the voucher of a deposit that has landed.
@@ -150,6 +157,7 @@ impl Gate {
             if verified.is_none() {
                 verified = Some(self.verify(claimed).await?);
             }
+            self.ask(claimed)?;
             let view = self.refresh(claimed).await?;
             refreshed = true;
             if view.balance.is_zero() {
@@ -189,12 +197,15 @@ impl Gate {
                 Err(reject) => Err(reject),
             };
             match held {
-                Ok(hold) => {
+                Ok(mut hold) => {
+                    hold.comes_from(claimed.look.peer());
                     let payer = Payer { address: claimed.config.payer, channel: *id };
                     return Ok(Admitted { hold, payer, deposited });
                 }
                 // The books may only be behind: a deposit made past us, or a view gone old. Ask once.
-                Err(Reject::ViewTooOld | Reject::ExceedsBalance | Reject::NoDeposit) if !refreshed => {
+                Err(reject @ (Reject::ViewTooOld | Reject::ExceedsBalance | Reject::NoDeposit))
+                    if !refreshed && (reject == Reject::ViewTooOld || self.may_ask_again(claimed)) =>
+                {
                     self.refresh(claimed).await?;
                     refreshed = true;
                 }
@@ -294,6 +305,7 @@ impl Gate {
         check_deposit(claimed, price, &deposit)?;
         // The voucher's signature is made with nothing at stake, but it keeps strangers from making us ask a node.
         let proof = self.verify(claimed).await?;
+        self.ask(claimed)?;
         // The payer's own signature, before its place is taken: anybody can name it as the payer of a channel whose
         // vouchers another key signs, and would keep it from depositing.
         self.check_authorization(claimed, &deposit).await?;
@@ -345,6 +357,8 @@ impl Gate {
                         return Err(Code::SettlementPending.into());
                     }
                 }
+                // It is told to come back, and finds its deposit landed then.
+                Place::Crowded => return Err(Code::ChannelBusy.into()),
                 // A payer with many channels could have as many deposits tried and sent at once; they go one by one.
                 // Nothing of this one was sent yet.
                 Place::OtherChannel(wait) => {
@@ -471,6 +485,9 @@ impl Gate {
     ) -> Result<Admission, Refusal> {
         let Claimed { terms, id, config, .. } = claimed;
         let proof = self.verify(claimed).await?;
+        if !self.accounts.knows(id) {
+            self.ask(claimed)?;
+        }
         if !self.accounts.knows(id) && self.refresh(claimed).await?.balance.is_zero() {
             return Err(Code::ChannelNotFound.into());
         }
@@ -529,6 +546,7 @@ impl Gate {
                 }
             },
             Authorizer::Payer(payer) => {
+                self.ask(claimed)?;
                 let evidence = self.evidence(payer, voucher.digest(settlement), &voucher.signature).await?;
                 voucher.verify_bound_by_payer(bound, evidence)
             }

@@ -84,6 +84,11 @@ impl Refusal {
         if self.corrective.is_some() { self } else { Self { receipt: Some(Box::new(receipt)), ..self } }
     }
 
+    /// Whether it is for something its sender did, not for our own state or the chain's.
+    pub(super) fn is_the_clients(&self) -> bool {
+        self.status.is_client_error()
+    }
+
     /// The code or text, for the log.
     pub(super) fn error(&self) -> &str {
         &self.error

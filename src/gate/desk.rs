@@ -5,7 +5,7 @@
 //! a payer who hangs up while its deposit is being mined still finds it booked. **Does not** answer; the redeemer does,
 //! at the other end of the queue.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -20,6 +20,10 @@ use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, Signature
 
 /// How many questions may wait for the chain at once. More are refused: a queue this long means the node hangs.
 pub const MAX_WAITING: usize = 1_024;
+
+/// How many requests may wait for the end of one deposit. Each of them has a place among all that are served, for as long
+/// as a block takes, and a payer can send the same one as often as it likes.
+pub const MAX_DEPOSIT_WAITERS: usize = 128;
 
 /// What the gate asks.
 #[derive(Debug)]
@@ -149,7 +153,7 @@ pub struct Desk {
 #[derive(Debug, Default)]
 struct Places {
     channels: DashMap<ChannelId, OnItsWay>,
-    payers: DashMap<Address, watch::Receiver<Option<DepositEnd>>>,
+    payers: DashMap<Address, Awaited>,
 }
 
 /// The end at which questions are answered.
@@ -158,7 +162,27 @@ pub type Questions = mpsc::Receiver<Question>;
 #[derive(Debug)]
 struct OnItsWay {
     salt: Hash,
+    end: Awaited,
+}
+
+/// A deposit's end, for those who wait for it.
+#[derive(Debug, Clone)]
+struct Awaited {
     end: watch::Receiver<Option<DepositEnd>>,
+    /// Each who waits holds it weakly.
+    waiters: Arc<()>,
+}
+
+impl Awaited {
+    fn new(end: watch::Receiver<Option<DepositEnd>>) -> Self {
+        Self { end, waiters: Arc::new(()) }
+    }
+
+    fn wait(&self) -> Option<DepositWait> {
+        let waiter = Arc::downgrade(&self.waiters);
+        (Arc::weak_count(&self.waiters) <= MAX_DEPOSIT_WAITERS)
+            .then(|| DepositWait { end: self.end.clone(), _waiter: Some(waiter) })
+    }
 }
 
 /// The one place a channel, and its payer, has for a deposit on its way. Dropping it without an end frees the place too.
@@ -226,16 +250,21 @@ pub(super) enum Place {
     Other(DepositWait),
     /// It is free, but a deposit of another channel has the payer's.
     OtherChannel(DepositWait),
+    /// It is taken, and too many wait for it.
+    Crowded,
 }
 
 /// A deposit somebody waits for. Dropping it does not stop the deposit.
 #[derive(Debug)]
-pub(super) struct DepositWait(watch::Receiver<Option<DepositEnd>>);
+pub(super) struct DepositWait {
+    end: watch::Receiver<Option<DepositEnd>>,
+    _waiter: Option<Weak<()>>,
+}
 
 impl DepositWait {
     /// The end, once there is one; `None` when the desk gave up without one.
     pub(super) async fn end(mut self) -> Option<DepositEnd> {
-        match self.0.wait_for(Option::is_some).await {
+        match self.end.wait_for(Option::is_some).await {
             Ok(end) => end.clone(),
             Err(_) => None,
         }
@@ -295,13 +324,16 @@ impl Desk {
     pub(super) fn place(&self, channel: ChannelId, payer: Address, salt: Hash) -> Place {
         match self.places.channels.entry(channel) {
             Entry::Occupied(taken) => {
-                let wait = DepositWait(taken.get().end.clone());
+                let Some(wait) = taken.get().end.wait() else { return Place::Crowded };
                 if taken.get().salt == salt { Place::Same(wait) } else { Place::Other(wait) }
             }
             Entry::Vacant(free) => {
                 let (end, seen) = watch::channel(None);
+                let seen = Awaited::new(seen);
                 match self.places.payers.entry(payer) {
-                    Entry::Occupied(taken) => return Place::OtherChannel(DepositWait(taken.get().clone())),
+                    Entry::Occupied(taken) => {
+                        return taken.get().wait().map_or(Place::Crowded, Place::OtherChannel);
+                    }
                     Entry::Vacant(payers) => payers.insert(seen.clone()),
                 };
                 free.insert(OnItsWay { salt, end: seen });
@@ -315,6 +347,7 @@ impl Desk {
     pub(super) fn take_over(&self, channel: ChannelId, payer: Address, salt: Hash) -> Option<DepositPlace> {
         let Entry::Vacant(free) = self.places.channels.entry(channel) else { return None };
         let (end, seen) = watch::channel(None);
+        let seen = Awaited::new(seen);
         let payer = match self.places.payers.entry(payer) {
             Entry::Occupied(_) => None,
             Entry::Vacant(payers) => {
@@ -344,7 +377,7 @@ impl Desk {
         price: Amount,
         place: DepositPlace,
     ) -> Option<DepositWait> {
-        let wait = DepositWait(place.end.subscribe());
+        let wait = DepositWait { end: place.end.subscribe(), _waiter: None };
         let question = Question::Deposit { config, deposit, voucher, price, place };
         match self.questions.try_send(question) {
             Ok(()) => Some(wait),
@@ -362,9 +395,10 @@ impl Desk {
         self.places.channels.contains_key(channel)
     }
 
-    /// The deposit of this channel that is on its way, if one is.
+    /// The deposit of this channel that is on its way, if one is. For those who have their place in the channel's line,
+    /// which has a bound of its own.
     pub(super) fn under_way(&self, channel: &ChannelId) -> Option<DepositWait> {
-        self.places.channels.get(channel).map(|deposit| DepositWait(deposit.end.clone()))
+        self.places.channels.get(channel).map(|deposit| DepositWait { end: deposit.end.end.clone(), _waiter: None })
     }
 
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, DeskError> {
@@ -416,6 +450,29 @@ mod tests {
         place.end(DepositEnd::Unreachable);
         assert!(!look.saw_it_taken.load(Ordering::SeqCst), "whoever hears of it pays the next moment");
         assert!(end.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
+    }
+
+    #[test]
+    fn so_many_wait_for_a_deposit_and_one_that_leaves_makes_room() {
+        let desk = Desk::closed();
+        let place = taken(&desk);
+        let other = ChannelId([9; 32]);
+        let wait = |channel, salt| match desk.place(channel, PAYER, salt) {
+            Place::Same(wait) | Place::Other(wait) | Place::OtherChannel(wait) => Some(wait),
+            Place::Crowded => None,
+            Place::Free(_) => panic!("it is taken"),
+        };
+        let mut waiting: Vec<_> = (1..MAX_DEPOSIT_WAITERS).map(|_| wait(CHANNEL, Hash::ZERO).unwrap()).collect();
+        waiting.push(wait(other, Hash::ZERO).unwrap());
+        for (channel, salt) in [(CHANNEL, Hash::ZERO), (CHANNEL, Hash([1; 32])), (other, Hash::ZERO)] {
+            assert!(wait(channel, salt).is_none(), "all of a payer's wait for the same");
+        }
+        waiting.pop();
+        assert!(wait(CHANNEL, Hash::ZERO).is_some());
+        let stranger = Address([7; 20]);
+        assert!(matches!(desk.place(other, stranger, Hash::ZERO), Place::Free(_)), "others have their own");
+        drop(place);
+        assert!(matches!(desk.place(CHANNEL, PAYER, Hash::ZERO), Place::Free(_)));
     }
 
     #[test]

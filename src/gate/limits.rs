@@ -25,6 +25,9 @@ const WINDOW_S: u64 = 3_600;
 pub struct Limits {
     /// How many deposits are relayed at our expense.
     pub deposits: DepositLimits,
+    /// How many payments of one peer may come to nothing in a minute: vouchers that somebody else signed, and questions to
+    /// a node about channels without a deposit. Requests of which no peer is known are not counted.
+    pub bad_signatures_per_minute: u32,
     /// How long before an announced withdrawal can be finished nothing is served on its channel any more, seconds.
     pub withdraw_margin_s: u64,
     /// The most that may wait to be claimed on a channel whose payer's own account approves its vouchers (a wallet, which
@@ -39,8 +42,14 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         let ledger::Limits { withdraw_margin_s, max_wallet_exposure, .. } = ledger::Limits::default();
-        let (max_waiting, max_wait) = (64, Duration::from_secs(10));
-        Self { deposits: DepositLimits::default(), withdraw_margin_s, max_wallet_exposure, max_waiting, max_wait }
+        Self {
+            deposits: DepositLimits::default(),
+            bad_signatures_per_minute: 60,
+            withdraw_margin_s,
+            max_wallet_exposure,
+            max_waiting: 64,
+            max_wait: Duration::from_secs(10),
+        }
     }
 }
 
@@ -81,6 +90,13 @@ impl Peer {
             IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
             IpAddr::V6(address) => address.to_bits() & !u128::from(u64::MAX),
         }
+    }
+
+    /// The same in half the bits: one of the halves is empty. No network of version 6 begins as the addresses of version
+    /// 4 are mapped.
+    pub(crate) fn key(self) -> u64 {
+        let network = self.network();
+        u64::try_from((network >> 64) | (network & u128::from(u64::MAX))).unwrap_or(u64::MAX)
     }
 }
 

@@ -60,6 +60,7 @@ mod idle;
 mod limits;
 pub mod meter;
 pub mod path;
+mod patience;
 pub mod policy;
 mod service;
 mod turns;
@@ -72,6 +73,7 @@ use crate::protocol::{ChannelConfig, Hash};
 use desk::DepositPlace;
 use evidence::Evidence;
 use limits::Budget;
+use patience::Patience;
 
 pub use accounts::{Accounts, Statement};
 pub use answer::refusal;
@@ -79,8 +81,9 @@ pub use body::AnswerBody;
 pub use desk::{Desk, Questions};
 pub use hot::HotKeys;
 pub use limits::{DepositLimits, Limits, MAX_PEERS, Peer};
+pub use patience::MAX_DOUBTED;
 pub use policy::Policy;
-pub use service::{PaymentLayer, PaymentService};
+pub use service::{HoldBack, PaymentLayer, PaymentService};
 pub(crate) use service::{as_variable, strip_ours};
 
 /// The payment core: one price list, one set of accounts, one desk. Cheap to clone; all clones are the same gate.
@@ -93,6 +96,7 @@ pub struct Gate {
     deposits: Arc<Budget>,
     refunds: Arc<Budget>,
     evidence: Arc<Evidence>,
+    patience: Arc<Patience>,
     hot_keys: HotKeys,
 }
 
@@ -112,6 +116,7 @@ impl Gate {
             deposits: Arc::default(),
             refunds: Arc::default(),
             evidence: Arc::default(),
+            patience: Arc::default(),
             hot_keys: HotKeys::default(),
         }
     }

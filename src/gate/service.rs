@@ -56,6 +56,11 @@ const PAYMENT_HEADERS: [&str; 6] = [
     meter::SETTLEMENT_OVERRIDES,
 ];
 
+/// On an answer that nobody should get at once, because its peer has sent too many payments that came to nothing: one that
+/// waits for each answer then asks less often. The gate itself holds nothing back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HoldBack;
+
 /// Puts a [`Gate`] in front of a service.
 #[derive(Debug, Clone)]
 pub struct PaymentLayer {
@@ -157,9 +162,20 @@ impl Gate {
             Ok(Admission::Refunded { receipt, state }) => Ok(own(&request, answer::refunded(&receipt, &state))),
             Err(refusal) => {
                 tracing::debug!(route = offer.map(|listing| &*listing.route.name), error = refusal.error(), "refused");
-                Ok(own(&request, refusal.into_response(offer, target_of(&request))))
+                let hold_back = refusal.error() == Code::PaymentRateLimited.as_str();
+                let mut response = own(&request, refusal.into_response(offer, target_of(&request)));
+                if hold_back {
+                    response.extensions_mut().insert(HoldBack);
+                }
+                Ok(response)
             }
         }
+    }
+
+    /// Whether a request is for something that costs, and brings a payment along. Whether that pays is not looked at.
+    pub(crate) fn is_paying<B>(&self, request: &Request<B>) -> bool {
+        request.headers().contains_key(x402::PAYMENT_SIGNATURE)
+            && matches!(self.policy().judge(request.method(), request.uri().path()), Verdict::Paid(..))
     }
 
     /// A free request: only the headers are cleaned.

@@ -141,6 +141,9 @@ codes! {
     /// Too many deposits were relayed, for this peer or for all together. Nothing was sent. Not a 402, which would ask for
     /// a payment at once: the next one would be refused too.
     DepositRateLimited => "deposit_rate_limited", 429;
+    /// Too many payments of this peer came to nothing in the last minute: somebody else had signed them, or no channel was
+    /// behind them. Its signatures are not looked at, except those of channels that paid from there lately.
+    PaymentRateLimited => "payment_rate_limited", 429;
     /// A withdrawal of the channel can be finished too soon to serve anything more on it. Stock clients pass this code on
     /// to the application: they neither sign again nor deposit, and find the way back by themselves once the withdrawal is
     /// finished.
@@ -158,7 +161,7 @@ impl Code {
             Self::SettlementPending | Self::RpcReadFailed | Self::ChannelStateReadFailed | Self::BooksUnavailable => {
                 Some(5)
             }
-            Self::RefundTooOften | Self::DepositRateLimited => Some(60),
+            Self::RefundTooOften | Self::DepositRateLimited | Self::PaymentRateLimited => Some(60),
             // A claim is on its way.
             Self::WalletExposed => Some(30),
             _ => None,

@@ -12,6 +12,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use super::headers;
+use super::slow::Pause;
 
 /// How much of an unwanted body is read and thrown away, in bytes. A client that wrote more finds its connection
 /// closed.
@@ -25,26 +26,33 @@ const MAX_DRAIN_TIME: Duration = Duration::from_secs(10);
 pub struct RequestBody {
     incoming: Option<Incoming>,
     drain: bool,
+    pause: Pause,
 }
 
-/// Puts the guard around a request's body.
-pub(super) fn guard(request: Request<Incoming>) -> Request<RequestBody> {
+/// Puts the guard around a request's body, which may pause for so long.
+pub(super) fn guard(request: Request<Incoming>, max_pause: Duration) -> Request<RequestBody> {
     // HTTP/2 resets the one stream by itself. A client that asked first (`Expect: 100-continue`) has sent nothing yet,
     // and reading would invite it to.
     let drain = request.version() <= Version::HTTP_11 && !request.headers().contains_key(EXPECT);
-    request.map(|incoming| RequestBody { incoming: Some(incoming), drain })
+    request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause: Pause::up_to(max_pause) })
 }
 
 /// No body.
 #[cfg(test)]
 pub(super) fn none() -> RequestBody {
-    RequestBody { incoming: None, drain: false }
+    RequestBody { incoming: None, drain: false, pause: Pause::up_to(Duration::MAX) }
 }
 
-/// The client broke its request off, or framed its body wrongly.
+/// Why a request's body is not whole.
 #[derive(Debug, thiserror::Error)]
-#[error("the request's body broke off")]
-pub struct BodyBroken(#[source] hyper::Error);
+pub enum BodyBroken {
+    /// The client broke its request off, or framed its body wrongly.
+    #[error("the request's body broke off")]
+    Off(#[source] hyper::Error),
+    /// Nothing of it came for too long.
+    #[error("the request's body paused for too long")]
+    Paused,
+}
 
 impl Body for RequestBody {
     type Data = Bytes;
@@ -54,8 +62,16 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
-        let Some(incoming) = self.incoming.as_mut() else { return Poll::Ready(None) };
-        let frame = Pin::new(incoming).poll_frame(context).map_err(BodyBroken);
+        let Self { incoming, pause, .. } = &mut *self;
+        let Some(body) = incoming.as_mut() else { return Poll::Ready(None) };
+        let frame = Pin::new(body).poll_frame(context).map_err(BodyBroken::Off);
+        if frame.is_ready() {
+            pause.end();
+        } else if pause.poll(context).is_ready() {
+            // Not drained either: what does not come cannot be thrown away.
+            *incoming = None;
+            return Poll::Ready(Some(Err(BodyBroken::Paused)));
+        }
         frame.map_ok(|mut frame| {
             // What may not come as a header may not come as a trailer.
             if let Some(trailers) = frame.trailers_mut() {

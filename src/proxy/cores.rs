@@ -26,6 +26,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::peers::{Peers, Seat};
+use super::slow::Taken;
 use super::{Caller, Stack};
 use crate::causes::causes;
 
@@ -38,14 +40,25 @@ const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long to wait when the system has no file descriptor left for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// What connections find at the door, the same for all cores. Clones count together.
+#[derive(Debug, Clone)]
+pub(super) struct Door {
+    /// How long a client may take to send the head of a request.
+    pub(super) header_time: Duration,
+    /// How long it may take nothing of what it is being written.
+    pub(super) write_pause: Duration,
+    /// One for each connection there may be.
+    pub(super) places: Arc<Semaphore>,
+    /// How many of them one peer may have.
+    pub(super) peers: Peers,
+}
+
 /// What a core is and works with.
 #[derive(Debug)]
 pub(super) struct Core {
     stack: Stack,
     http: auto::Builder<TokioExecutor>,
-    header_time: Duration,
-    /// One for each connection there may be, of all cores together.
-    places: Arc<Semaphore>,
+    door: Door,
     connections: TaskTracker,
     phase: Arc<Phase>,
     stop: CancellationToken,
@@ -54,17 +67,11 @@ pub(super) struct Core {
 
 impl Core {
     /// A core that accepts until `stop`, and ends what is still there at `cut_off`.
-    pub(super) fn new(
-        stack: Stack,
-        header_time: Duration,
-        places: Arc<Semaphore>,
-        stop: CancellationToken,
-        cut_off: CancellationToken,
-    ) -> Self {
+    pub(super) fn new(stack: Stack, door: Door, stop: CancellationToken, cut_off: CancellationToken) -> Self {
         let mut http = auto::Builder::new(TokioExecutor::new());
         http.http1()
             .timer(TokioTimer::new())
-            .header_read_timeout(header_time)
+            .header_read_timeout(door.header_time)
             .max_buf_size(MAX_HEADER_BYTES)
             .http2()
             .timer(TokioTimer::new())
@@ -73,7 +80,7 @@ impl Core {
             .keep_alive_interval(H2_PING_INTERVAL)
             .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
         let (connections, phase) = (TaskTracker::new(), Arc::default());
-        Self { stack, http, header_time, places, connections, phase, stop, cut_off }
+        Self { stack, http, door, connections, phase, stop, cut_off }
     }
 
     /// Serves to the end, on this thread. Whatever ends it, the other cores are stopped.
@@ -121,12 +128,20 @@ impl Core {
     async fn accept_from(&self, socket: &TcpListener) {
         loop {
             match socket.accept().await {
-                // Its place is waited for only now: a core that waits with one for a client would keep it from another.
-                Ok((stream, peer)) => match Arc::clone(&self.places).acquire_owned().await {
-                    Ok(place) => self.take(stream, peer, place),
-                    // Nobody closes the places.
-                    Err(_) => return,
-                },
+                Ok((stream, peer)) => {
+                    // First of all, so that one peer's crowd does not make the others wait.
+                    let Some(seat) = self.door.peers.sit(peer.ip()) else {
+                        tracing::debug!("a connection of a peer that has too many was closed");
+                        continue;
+                    };
+                    // Its place is waited for only now: a core that waits with one for a client would keep it from
+                    // another.
+                    match Arc::clone(&self.door.places).acquire_owned().await {
+                        Ok(place) => self.take(stream, peer, (place, seat)),
+                        // Nobody closes the places.
+                        Err(_) => return,
+                    }
+                }
                 // A client that left before it was served; that is no reason to make the next one wait.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
@@ -137,7 +152,7 @@ impl Core {
         }
     }
 
-    fn take(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+    fn take(&self, stream: TcpStream, peer: SocketAddr, place: (OwnedSemaphorePermit, Seat)) {
         // Small answers leave at once.
         let _ = stream.set_nodelay(true);
         let line =
@@ -152,8 +167,9 @@ impl Core {
                 }
             })
         };
-        let connection = self.http.serve_connection(TokioIo::new(stream), service).into_owned();
-        let (phase, header_time) = (Arc::clone(&self.phase), self.header_time);
+        let stream = TokioIo::new(Taken::within(stream, self.door.write_pause));
+        let connection = self.http.serve_connection(stream, service).into_owned();
+        let (phase, header_time) = (Arc::clone(&self.phase), self.door.header_time);
         self.connections.spawn(async move {
             match phase.attend(connection, &line.heard, header_time).await {
                 End::Connection(Ok(())) | End::CutOff => {}
@@ -262,7 +278,7 @@ pub(super) mod tests {
     use crate::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
     use crate::gate::{Desk, Gate};
     use crate::protocol::{Address, Network};
-    use crate::proxy::{Cors, Upstream, UpstreamSettings, stack};
+    use crate::proxy::{Bounds, Cors, Upstream, UpstreamSettings, stack};
     use std::io::{Read as _, Write as _};
     use std::net;
     use std::sync::mpsc;
@@ -285,7 +301,7 @@ pub(super) mod tests {
         let timeout = Duration::from_secs(10);
         let url = format!("http://{upstream}").parse().unwrap();
         let settings = UpstreamSettings { url, connect_timeout: timeout, response_timeout: timeout };
-        stack(&gate, Upstream::new(&settings).unwrap(), Cors::Off)
+        stack(&gate, Upstream::new(&settings).unwrap(), Cors::Off, Bounds::default())
     }
 
     #[test]
@@ -294,13 +310,14 @@ pub(super) mod tests {
         let (upstream, socket) = (listen(), listen());
         let address = socket.local_addr().unwrap();
         let (stop, cut_off) = (CancellationToken::new(), CancellationToken::new());
-        let core = Core::new(
-            free(upstream.local_addr().unwrap()),
-            Duration::from_secs(10),
-            Arc::new(Semaphore::new(8)),
-            stop.clone(),
-            cut_off,
-        );
+        let time = Duration::from_secs(10);
+        let door = Door {
+            header_time: time,
+            write_pause: time,
+            places: Arc::new(Semaphore::new(8)),
+            peers: Peers::sharing(8),
+        };
+        let core = Core::new(free(upstream.local_addr().unwrap()), door, stop.clone(), cut_off);
         let breaks = Arc::new(Notify::new());
         let broken = Arc::clone(&breaks);
         let (tell, ended) = mpsc::channel();

@@ -16,7 +16,9 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::Stack;
-use super::cores::Core;
+use super::cores::{Core, Door};
+use super::peers::Peers;
+use super::slow::MAX_WRITE_PAUSE;
 
 /// How many connections are served at once, by all cores together; further ones wait in the kernel's queue, or accepted,
 /// one a core.
@@ -34,7 +36,9 @@ pub struct Listener {
     /// One for each core.
     sockets: Vec<TcpListener>,
     header_time: Duration,
+    write_pause: Duration,
     max_connections: usize,
+    per_peer: Option<usize>,
 }
 
 impl Listener {
@@ -65,7 +69,13 @@ impl Listener {
             let others = (1..cores.get()).map(|_| only.try_clone()).collect::<io::Result<Vec<_>>>()?;
             std::iter::once(only).chain(others).collect()
         };
-        Ok(Self { sockets, header_time: MAX_HEADER_TIME, max_connections: MAX_CONNECTIONS })
+        Ok(Self {
+            sockets,
+            header_time: MAX_HEADER_TIME,
+            write_pause: MAX_WRITE_PAUSE,
+            max_connections: MAX_CONNECTIONS,
+            per_peer: None,
+        })
     }
 
     /// Where it listens; with port 0 asked for, the port that was given.
@@ -84,19 +94,35 @@ impl Listener {
         Self { max_connections: limit, ..self }
     }
 
+    /// How many connections one peer may have; a quarter of all unless said, and this machine any number. Further ones are
+    /// closed as they come.
+    pub fn connections_per_peer(self, limit: usize) -> Self {
+        Self { per_peer: Some(limit), ..self }
+    }
+
+    /// How long a client may take nothing of what it is being written before its connection is ended;
+    /// [`MAX_WRITE_PAUSE`] unless said.
+    pub fn write_pause(self, limit: Duration) -> Self {
+        Self { write_pause: limit, ..self }
+    }
+
     /// Serves on threads of its own until `stop`, then lets requests in progress finish for `drain` at most. `at_deadline`
     /// is called when some did not, before they are cut off. Cancels `stop` itself if a thread breaks.
     ///
     /// # Cancellation
     /// The threads stop, and cut off what they serve.
     pub async fn serve(self, stack: Stack, stop: CancellationToken, drain: Duration, at_deadline: impl FnOnce()) {
-        let places = Arc::new(Semaphore::new(self.max_connections));
         let cut_off = CancellationToken::new();
         let _guards = (stop.clone().drop_guard(), cut_off.clone().drop_guard());
-        let header_time = self.header_time;
+        let door = Door {
+            header_time: self.header_time,
+            write_pause: self.write_pause,
+            places: Arc::new(Semaphore::new(self.max_connections)),
+            peers: self.per_peer.map_or_else(|| Peers::sharing(self.max_connections), Peers::up_to),
+        };
         let mut at_work = Vec::with_capacity(self.sockets.len());
         for (number, socket) in self.sockets.into_iter().enumerate() {
-            let core = Core::new(stack.apart(), header_time, Arc::clone(&places), stop.clone(), cut_off.clone());
+            let core = Core::new(stack.apart(), door.clone(), stop.clone(), cut_off.clone());
             let (ended, end) = oneshot::channel::<()>();
             let thread = std::thread::Builder::new().name(format!("peaje-core-{number}"));
             let started = thread.spawn(move || {

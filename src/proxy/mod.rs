@@ -9,36 +9,42 @@
 mod body;
 mod cores;
 mod cors;
+mod crowd;
 mod headers;
 mod listener;
+mod peers;
 mod pool;
+mod slow;
 mod upstream;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::header::ORIGIN;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use tracing::Instrument as _;
 
-use crate::gate::{self, AnswerBody, Gate, refusal};
+use crate::gate::{self, AnswerBody, Gate, HoldBack, refusal};
+use crowd::Crowd;
 use headers::RequestIds;
+use slow::Wanted;
 use upstream::UpstreamBody;
 
 pub use body::{BodyBroken, RequestBody};
 pub use cors::Cors;
 pub use listener::{Listener, MAX_CONNECTIONS, MAX_HEADER_TIME};
+pub use slow::MAX_WRITE_PAUSE;
 pub use upstream::{NoUpstream, Upstream, UpstreamError, UpstreamSettings};
 
 /// The body of every answer that leaves: the gate's or the upstream's, or the stack's own.
-type ResponseBody = Either<AnswerBody<UpstreamBody>, Full<Bytes>>;
+type ResponseBody = Either<Wanted<AnswerBody<UpstreamBody>>, Full<Bytes>>;
 
 /// Who is at the other end of a connection.
 #[derive(Debug)]
@@ -55,6 +61,25 @@ impl Caller {
     }
 }
 
+/// What a crowd may take of the stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// How many requests are served at once, each until the head of its answer leaves; further ones are told to come back.
+    pub max_requests: usize,
+    /// How long a request's body may pause while it is being sent on. Half a request cannot be served: the upstream's
+    /// connection is ended, and nothing is charged. The client gets 408 if it has no answer yet.
+    pub body_time: Duration,
+    /// How long an answer on HTTP/2 may stand still because its client takes nothing more of it. Afterwards, or up to twice
+    /// as late, the upstream's connection is let go; what was charged stays charged.
+    pub answer_time: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { max_requests: 4_096, body_time: Duration::from_secs(30), answer_time: MAX_WRITE_PAUSE }
+    }
+}
+
 /// The whole stack, ready to serve connections. Cheap to clone; all clones share one pool of upstream connections.
 #[derive(Debug, Clone)]
 pub struct Stack {
@@ -65,22 +90,25 @@ pub struct Stack {
 struct Layers {
     ids: RequestIds,
     cors: Cors,
+    bounds: Bounds,
+    crowd: Crowd,
     gate: Gate,
     upstream: Upstream,
 }
 
 /// Builds the stack.
-pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors) -> Stack {
+pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors, bounds: Bounds) -> Stack {
     let upstream = upstream.seen_at(gate.policy().public_url());
-    Stack { layers: Arc::new(Layers { ids: RequestIds::new(), cors, gate: gate.clone(), upstream }) }
+    let (crowd, gate) = (Crowd::up_to(bounds.max_requests), gate.clone());
+    Stack { layers: Arc::new(Layers { ids: RequestIds::new(), cors, bounds, crowd, gate, upstream }) }
 }
 
 impl Stack {
-    /// The same stack for another core, which shares with the others what is one for all (the gate) and nothing else.
+    /// The same stack for another core, which shares with the others what is one for all (the gate, the crowd) and nothing else.
     fn apart(&self) -> Self {
-        let Layers { cors, gate, upstream, .. } = &*self.layers;
-        let layers =
-            Layers { ids: RequestIds::new(), cors: cors.clone(), gate: gate.clone(), upstream: upstream.apart() };
+        let Layers { cors, bounds, crowd, gate, upstream, .. } = &*self.layers;
+        let (cors, crowd, gate) = (cors.clone(), crowd.clone(), gate.clone());
+        let layers = Layers { ids: RequestIds::new(), cors, bounds: *bounds, crowd, gate, upstream: upstream.apart() };
         Self { layers: Arc::new(layers) }
     }
 
@@ -131,17 +159,34 @@ impl Stack {
         caller: &Caller,
         id: &HeaderValue,
     ) -> Response<ResponseBody> {
-        let Layers { gate, upstream, .. } = &*self.layers;
+        let Layers { bounds, crowd, gate, upstream, .. } = &*self.layers;
+        // What there is no room for is told so before anything is done for it.
+        let Some(place) = crowd.enter(|| gate.is_paying(&request)) else {
+            // Its client may be writing still, and wants to use the connection again.
+            drop(body::guard(request, Duration::MAX));
+            return own(crowd::overloaded());
+        };
         // Requests that would turn the proxy into something else, or that two servers could read differently.
         if let Some(refusal) = headers::oddity(&request, framing) {
             return own(refusal);
         }
         // An unpaid client's body is drained, so that it can read its 402 and stay connected.
-        let request = body::guard(request);
+        // On HTTP/1 the connection is watched; on HTTP/2 it is well while one of its streams stands still.
+        let watched = (request.version() == Version::HTTP_2).then_some(bounds.answer_time);
+        let request = body::guard(request, bounds.body_time);
         // Nothing below is reached unpaid.
         let below = async |request| Ok::<_, Infallible>(upstream.ask(request, caller, id).await);
         let Ok(response) = gate.serve(request, Some(gate::Peer(caller.address)), below).await;
-        response.map(Either::Left)
+        drop(place);
+        if response.extensions().get::<HoldBack>().is_some() {
+            Box::pin(crowd.hold_back()).await;
+        }
+        response.map(|body| {
+            Either::Left(match watched {
+                Some(limit) => Wanted::within(body, limit),
+                None => Wanted::unwatched(body),
+            })
+        })
     }
 }
 
@@ -178,6 +223,17 @@ mod tests {
         // Each connection has room for one request from its beginning on, and each request is written into it.
         let size = size(&|request| stack.serve(request, &caller));
         assert!(size <= 6 * 1024, "{size} bytes");
+    }
+
+    #[test]
+    fn the_crowd_is_one_for_all_cores() {
+        let one = cores::tests::free("127.0.0.1:1".parse().unwrap());
+        let other = one.apart();
+        let places: Vec<_> = std::iter::from_fn(|| one.layers.crowd.enter(|| true)).collect();
+        assert_eq!(places.len(), one.layers.bounds.max_requests);
+        assert!(other.layers.crowd.enter(|| true).is_none());
+        drop(places);
+        assert!(other.layers.crowd.enter(|| false).is_some());
     }
 
     #[tokio::test]

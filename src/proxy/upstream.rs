@@ -45,6 +45,9 @@ pub enum UpstreamError {
     /// The client broke its request off.
     #[error("the request's body broke off")]
     Body,
+    /// The client stopped in the middle of its request.
+    #[error("the request's body paused for too long")]
+    BodyPaused,
     /// The request's target cannot be expressed as a URL of the upstream.
     #[error("the request target cannot be forwarded")]
     Target,
@@ -56,6 +59,7 @@ impl UpstreamError {
             Self::Unreachable => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
             Self::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
             Self::Body => (StatusCode::BAD_REQUEST, "body_broken"),
+            Self::BodyPaused => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::Target => (StatusCode::BAD_REQUEST, "bad_target"),
         }
     }
@@ -160,8 +164,11 @@ impl Upstream {
         *request.version_mut() = Version::HTTP_11;
         let answer = tokio::time::timeout(self.response_timeout, self.pool.send(request)).await;
         let mut response = answer.map_err(|_| UpstreamError::TimedOut)?.map_err(|error| {
-            if is_the_clients(&error) {
-                return UpstreamError::Body;
+            if let Some(broken) = of_the_clients(&error) {
+                return match broken {
+                    BodyBroken::Off(_) => UpstreamError::Body,
+                    BodyBroken::Paused => UpstreamError::BodyPaused,
+                };
             }
             tracing::warn!(request = headers::text(id), error = %causes(&error), "the upstream gave no answer");
             UpstreamError::Unreachable
@@ -188,9 +195,9 @@ impl Upstream {
     }
 }
 
-/// Whether a request failed because its own body did.
-fn is_the_clients(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<BodyBroken>())
+/// How its own body broke, if a request failed because of that.
+fn of_the_clients<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a BodyBroken> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
 }
 
 fn respond(error: UpstreamError) -> Response<Full<Bytes>> {
