@@ -61,6 +61,10 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|name| name.trim().parse().ok())
         .filter(|name: &HeaderName| !name.as_str().starts_with("x-peaje-") && ![HOST, CONTENT_LENGTH].contains(name))
         .collect();
+    // A length beside a transfer coding is not the body's, and would end it early for the next reader (RFC 9112, 6.3).
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
