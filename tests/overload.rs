@@ -537,6 +537,23 @@ async fn what_there_is_no_room_for_is_told_so_and_the_same_voucher_is_good_after
 }
 
 #[tokio::test]
+async fn head_is_told_that_there_is_no_room_without_a_body() {
+    let mut upstream = gated().await;
+    let bounds = Bounds { max_requests: 1, ..Bounds::default() };
+    let site = Setup { bounds, ..Setup::new(upstream.address) }.open().await;
+    let mut served = site.client(HERE).await;
+    served.send(free()).await;
+    upstream.arrive(1).await;
+    let io = TokioIo::new(site.client(HERE).await.stream);
+    let (mut client, connection) =
+        soon(http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), io)).await.unwrap();
+    tokio::spawn(connection);
+    let answer = soon(client.send_request(Request::head("http://h/x").body(Empty::new()).unwrap())).await.unwrap();
+    assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    assert!(soon(answer.into_body().collect()).await.unwrap().to_bytes().is_empty());
+}
+
+#[tokio::test]
 async fn an_answer_whose_head_has_left_takes_no_place_any_more() {
     let endless = script(|mut peer| async move {
         peer.take(b"\r\n\r\n").await.unwrap();

@@ -797,6 +797,116 @@ async fn answers_without_a_body_have_none() {
     assert_eq!(site.gate.accounts().len(), 0);
 }
 
+/// On HTTP/1 hyper sees to it by itself. On HTTP/2 a body in answer to HEAD breaks the stream (RFC 9113, 8.1.1).
+#[tokio::test]
+async fn our_own_answers_to_head_have_no_body_either() {
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let site = site(gone).await;
+    let mut client = h2(&site).await;
+    let mut plain = site.client().await;
+    for (path, expected) in [("/x", 502), ("/paid/x", 402), ("//x", 400)] {
+        let request = Request::head(format!("http://h{path}")).body(Full::default()).unwrap();
+        let response = soon(client.send_request(request)).await.unwrap();
+        assert_eq!(response.status().as_u16(), expected, "{path}");
+        let body = soon(response.into_body().collect()).await.unwrap().to_bytes();
+        assert!(body.is_empty(), "{path}: {body:?}");
+        let head = plain.ask(&format!("HEAD {path} HTTP/1.1\r\nhost: h\r\n\r\n")).await;
+        assert_eq!((head.status, head.header("content-length")), (expected, None), "{path}");
+    }
+    // What the stack says without asking the gate.
+    let odd = plain.ask("HEAD /x HTTP/1.1\r\n\r\n").await;
+    assert_eq!((odd.status, odd.header("content-length")), (400, None));
+}
+
+/// RFC 9112, 6.3: where both are there the length is a lie, and whoever passes the message on must not pass that on.
+#[tokio::test]
+async fn a_length_beside_a_transfer_coding_does_not_get_through() {
+    let api = api(|seen| match seen.line().split(' ').nth(1).unwrap() {
+        "/both" => "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n6\r\nabcdef\r\n0\r\n\r\n"
+            .to_owned(),
+        _ => OK.to_owned(),
+    })
+    .await;
+    let site = site(api.address).await;
+    let mut client = site.client().await;
+    let answer = client.ask(&get("/both")).await;
+    assert_eq!((answer.text(), answer.header("content-length")), ("abcdef", None));
+    assert_eq!(client.ask(&get("/x")).await.text(), "ok");
+}
+
+/// Whatever an upstream sends without being asked is nobody's answer.
+#[tokio::test]
+async fn what_follows_an_answer_unasked_is_no_answer() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    let upstream = script(move |stream| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let mut peer = Client { stream, buffer: Vec::new() };
+            let mut asked = 0;
+            while let Some(request) = receive(&mut peer).await {
+                asked += 1;
+                let junk = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\njunk";
+                let later = request.line().contains("later");
+                let first = if later { OK.to_owned() } else { format!("{OK}{junk}") };
+                if peer.stream.write_all(first.as_bytes()).await.is_err() {
+                    return;
+                }
+                if later {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    let _ = peer.stream.write_all(junk.as_bytes()).await;
+                }
+                assert_eq!(asked, 1, "a connection that is out of step is not used again");
+            }
+        }
+    })
+    .await;
+    let site = site(upstream).await;
+    let mut client = site.client().await;
+    for path in ["/at-once", "/later"] {
+        for _ in 0..5 {
+            assert_eq!(client.ask(&get(path)).await.text(), "ok");
+            if path == "/later" {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 10);
+}
+
+/// An answer may be whole while its request is not. The connection is still in use then, and a request that was put on it
+/// would be read as a part of that body.
+#[tokio::test]
+async fn a_connection_is_not_used_again_while_its_request_is_being_sent() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    let upstream = script(move |stream| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let mut peer = Client { stream, buffer: Vec::new() };
+            while let Some(head) = peer.until(b"\r\n\r\n").await {
+                let head = String::from_utf8(head).unwrap();
+                assert!(head.starts_with("GET ") || head.starts_with("POST "), "{head}");
+                peer.stream.write_all(OK.as_bytes()).await.unwrap();
+                if head.starts_with("POST ") {
+                    assert_eq!(peer.exactly(10).await.unwrap(), b"0123456789");
+                }
+            }
+        }
+    })
+    .await;
+    let site = site(upstream).await;
+    let mut slow = site.client().await;
+    slow.send("POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 10\r\n\r\n01234").await;
+    assert_eq!(slow.answer(false).await.text(), "ok");
+    for _ in 0..3 {
+        assert_eq!(site.ask(&get("/x")).await.text(), "ok");
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+    slow.send("56789").await;
+    assert_eq!(slow.ask(&get("/x")).await.text(), "ok");
+}
+
 #[tokio::test]
 async fn trailers_pass_except_those_that_are_ours() {
     let api = api(|_| {
@@ -1644,6 +1754,7 @@ async fn the_log_names_no_path_query_header_or_body() {
             "HTTP/1.1 500 No\r\nx: tell-none\r\ncontent-length: 9\r\n\r\ntell-none".to_owned()
         }
         line if line.contains("break") => "tell-none\r\n\r\n".to_owned(),
+        line if line.contains("dear") => OK.replace("content-type", "settlement-overrides: none\r\ncontent-type"),
         _ => OK.to_owned(),
     })
     .await;
@@ -1658,12 +1769,17 @@ async fn the_log_names_no_path_query_header_or_body() {
             site.ask(&with(&format!("{path}?key=tell-none"), headers)).await;
         }
     }
+    let payment = format!("payment-signature: {}\r\nx-request-id: request-18", payer.header());
+    assert_eq!(site.ask(&with("/paid/dear", &payment)).await.status, 200);
     site.client().await.send("tell-none tell-none\r\n\r\n").await;
     let mut cut = site.client().await;
     cut.send("POST /x?tell-none HTTP/1.1\r\nhost: tell-none\r\ntransfer-encoding: chunked\r\n\r\ntell-none\r\n").await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert!(text.contains("request-17") && text.contains("the upstream gave no answer"), "{text}");
+    // Whatever the level, a warning says which request it is about.
+    let warned = text.lines().find(|line| line.contains("WARN") && line.contains("Settlement-Overrides")).unwrap();
+    assert_eq!(warned.matches("request=\"request-18\"").count(), 1, "{warned}");
     assert!(!text.contains("tell-none") && !text.contains(&header[..40]) && !text.contains("/paid/x"), "{text}");
 }
 

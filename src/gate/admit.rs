@@ -88,6 +88,8 @@ pub(super) struct Claimed<'a> {
     route: &'a Arc<str>,
     /// How often its sender's payments came to nothing.
     pub(super) look: Look,
+    /// The request's id, for the log.
+    request: Option<&'a str>,
 }
 
 impl Gate {
@@ -98,6 +100,7 @@ impl Gate {
         offer: Option<&Listing>,
         payment: Payment<'_>,
         peer: Option<Peer>,
+        request: Option<&str>,
     ) -> Result<Admission, Refusal> {
         let terms = policy.terms();
         let Some(Listing { route, price, offer, .. }) = offer else { return Err(Code::NoMatchingRequirements.into()) };
@@ -122,7 +125,7 @@ impl Gate {
         }
         let (due, look) = ((!refund).then_some(price), Look::at(peer));
         let route = &route.name;
-        let claimed = Claimed { terms, settlement, id, config, bound, voucher, order, due, route, look };
+        let claimed = Claimed { terms, settlement, id, config, bound, voucher, order, due, route, look, request };
         self.bear(&claimed)?;
         let outcome = match payment.action {
             Action::Pay => self.pay(&claimed, price, None, &mut Turn::default()).await.map(Admission::Serve),
@@ -337,7 +340,8 @@ impl Gate {
                     }
                     // Counted last: what is refused for less costs no gas, and no budget.
                     let spent = self.deposits.spend(peer, self.limits.deposits, clock::now_s()).map_err(|seconds| {
-                        tracing::warn!(channel = %id, seconds, "too many deposits; one more is not relayed");
+                        let request = claimed.request;
+                        tracing::warn!(request, channel = %id, seconds, "too many deposits; one more is not relayed");
                         Refusal::from(Code::DepositRateLimited).retry_after(seconds)
                     })?;
                     place.counted(spent);
@@ -402,7 +406,8 @@ impl Gate {
             Some(Some(DepositEnd::Unreachable)) => Err(Code::RpcReadFailed.into()),
             // Nobody can say whether it will land, so nobody says it failed.
             Some(None) | None => {
-                tracing::warn!(channel = %id, voucher = %voucher.max_claimable, "a deposit is still on its way");
+                let (request, voucher) = (claimed.request, voucher.max_claimable);
+                tracing::warn!(request, channel = %id, %voucher, "a deposit is still on its way");
                 Err(Code::SettlementPending.into())
             }
         }
@@ -510,7 +515,7 @@ impl Gate {
         }
         // A payer may have any number of channels, and ask for a unit at a time; it can always withdraw at its own cost.
         self.refunds.spend(peer, self.limits.deposits, clock::now_s()).map_err(|seconds| {
-            tracing::warn!(channel = %id, seconds, "too many refunds; one more is not paid");
+            tracing::warn!(request = claimed.request, channel = %id, seconds, "too many refunds; one more is not paid");
             Refusal::from(Code::RefundTooOften).retry_after(seconds)
         })?;
         let row = self.accounts.read(id, accounts::claim_row).flatten();
@@ -655,11 +660,11 @@ impl Gate {
     /// Reads the channel on chain and books what it says.
     async fn refresh(&self, claimed: &Claimed<'_>) -> Result<View, Refusal> {
         let view = self.desk.view(claimed.id).await.map_err(|error| {
-            tracing::warn!(channel = %claimed.id, %error, "a channel could not be read");
+            tracing::warn!(request = claimed.request, channel = %claimed.id, %error, "a channel could not be read");
             Refusal::from(Code::ChannelStateReadFailed)
         })?;
         self.accounts.observe(claimed.id, &claimed.config, view).map_err(|reject| {
-            tracing::error!(channel = %claimed.id, %reject, "the node's answer cannot be true");
+            tracing::error!(request = claimed.request, channel = %claimed.id, %reject, "the node's answer cannot be true");
             Refusal::from(Code::ChannelStateReadFailed)
         })?;
         Ok(view)
@@ -692,7 +697,9 @@ impl Gate {
             Reject::ViewTooOld | Reject::ImpossibleView => Code::ChannelStateReadFailed.into(),
             Reject::OtherChannel => Code::ChannelIdMismatch.into(),
             Reject::ZeroPrice | Reject::NoSuchHold | Reject::ChargeExceedsHold | Reject::NoRefund => {
-                tracing::error!(channel = %claimed.id, %reject, "the ledger refused what the gate should not have asked");
+                let request = claimed.request;
+                let message = "the ledger refused what the gate should not have asked";
+                tracing::error!(request, channel = %claimed.id, %reject, "{message}");
                 Code::ChannelBusy.into()
             }
         }

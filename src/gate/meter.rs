@@ -13,17 +13,19 @@ use crate::protocol::Amount;
 /// The upstream's report. It never reaches the client.
 pub const SETTLEMENT_OVERRIDES: &str = "settlement-overrides";
 
-/// The charge for an answer with these headers.
-pub(super) fn charge(headers: &HeaderMap, price: Amount, decimals: u8) -> Amount {
+/// The charge for an answer with these headers. `id` is the request's, for the log.
+pub(super) fn charge(headers: &HeaderMap, price: Amount, decimals: u8, id: Option<&str>) -> Amount {
     let Some(report) = headers.get(SETTLEMENT_OVERRIDES) else { return price };
     match read(report.as_bytes(), price, decimals) {
         Some(amount) if amount <= price => amount,
         Some(amount) => {
-            tracing::warn!(reported = %amount, %price, "the upstream reported more than the quote; charging the quote");
+            let message = "the upstream reported more than the quote; charging the quote";
+            tracing::warn!(request = id, reported = %amount, %price, "{message}");
             price
         }
         None => {
-            tracing::warn!(%price, "the upstream's Settlement-Overrides cannot be read; charging the quote");
+            let message = "the upstream's Settlement-Overrides cannot be read; charging the quote";
+            tracing::warn!(request = id, %price, "{message}");
             price
         }
     }
@@ -79,8 +81,8 @@ mod tests {
         for (report, expected) in cases {
             let mut headers = HeaderMap::new();
             headers.insert(SETTLEMENT_OVERRIDES, report.parse().unwrap());
-            assert_eq!(charge(&headers, Amount::new(2000), 6), Amount::new(expected), "{report}");
+            assert_eq!(charge(&headers, Amount::new(2000), 6, None), Amount::new(expected), "{report}");
         }
-        assert_eq!(charge(&HeaderMap::new(), Amount::new(2000), 6), Amount::new(2000));
+        assert_eq!(charge(&HeaderMap::new(), Amount::new(2000), 6, None), Amount::new(2000));
     }
 }

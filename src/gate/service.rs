@@ -110,17 +110,18 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let gate = self.gate.clone();
         let peer = request.extensions().get::<Peer>().copied();
-        Box::pin(async move { gate.serve(request, peer, move |request| inner.call(request)).await })
+        Box::pin(async move { gate.serve(request, peer, None, move |request| inner.call(request)).await })
     }
 }
 
 impl Gate {
     /// The way of one request, for whoever needs neither a layer nor a box around it. `inner` is called only if the
-    /// request is free or paid.
+    /// request is free or paid. `id` is the request's, for the log.
     pub(crate) async fn serve<B, R, E, F>(
         &self,
         mut request: Request<B>,
         peer: Option<Peer>,
+        id: Option<&str>,
         inner: impl FnOnce(Request<B>) -> F,
     ) -> Result<Response<AnswerBody<R>>, E>
     where
@@ -154,11 +155,11 @@ impl Gate {
         };
         let admission = match payment {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
-            Ok(payment) => Box::pin(self.admit(&policy, offer, payment, peer)).await,
+            Ok(payment) => Box::pin(self.admit(&policy, offer, payment, peer, id)).await,
             Err(refusal) => Err(refusal),
         };
         match admission {
-            Ok(Admission::Serve(admitted)) => Box::pin(self.serve_paid(&policy, request, inner, admitted)).await,
+            Ok(Admission::Serve(admitted)) => Box::pin(self.serve_paid(&policy, request, id, inner, admitted)).await,
             Ok(Admission::Refunded { receipt, state }) => Ok(own(&request, answer::refunded(&receipt, &state))),
             Err(refusal) => {
                 tracing::debug!(route = offer.map(|listing| &*listing.route.name), error = refusal.error(), "refused");
@@ -196,6 +197,7 @@ impl Gate {
         &self,
         policy: &Policy,
         mut request: Request<B>,
+        id: Option<&str>,
         inner: impl FnOnce(Request<B>) -> F,
         admitted: Admitted,
     ) -> Result<Response<AnswerBody<R>>, E>
@@ -227,21 +229,22 @@ impl Gate {
         let network = policy.network();
         let served = response.status() < StatusCode::BAD_REQUEST;
         let price = hold.price();
-        let charge = if served { meter::charge(response.headers(), price, terms.token.decimals) } else { Amount::ZERO };
+        let decimals = terms.token.decimals;
+        let charge = if served { meter::charge(response.headers(), price, decimals, id) } else { Amount::ZERO };
         strip_payment_headers(response.headers_mut());
         let receipt = if served {
             match hold.post(charge) {
                 Ok(posted) => match posted.written().await {
                     Ok(charged) => Some(receipt(network, payer, &payer_text, deposited, &charged)),
                     Err(not_written) => {
-                        let response = not_charged(policy, payer, deposited, not_written);
+                        let response = not_charged(policy, payer, id, deposited, not_written);
                         return Ok(response.map(|body| AnswerBody::own(if head_only { Bytes::new() } else { body })));
                     }
                 },
                 // The chain moved the channel under the request (our authorizer's key claimed elsewhere). The work is
                 // done and cannot be charged; the client is told nothing it could book.
                 Err(reject) => {
-                    tracing::error!(channel = %payer.channel, %reject, "a served request could not be charged");
+                    tracing::error!(request = id, channel = %payer.channel, %reject, "a served request could not be charged");
                     None
                 }
             }
@@ -285,10 +288,12 @@ fn receipt(
 fn not_charged(
     policy: &Policy,
     payer: Payer,
+    id: Option<&str>,
     deposited: Option<(Hash, Amount)>,
     NotWritten { latched, state }: NotWritten,
 ) -> Response<Bytes> {
-    tracing::error!(channel = %payer.channel, reason = latched.reason(), "a served request could not be charged");
+    let reason = latched.reason();
+    tracing::error!(request = id, channel = %payer.channel, reason, "a served request could not be charged");
     let mut refusal = Refusal::from(Code::BooksUnavailable);
     if let Some((transaction, amount)) = deposited {
         let (network, nothing) = (policy.network(), Amount::ZERO);

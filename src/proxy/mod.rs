@@ -128,6 +128,7 @@ impl Stack {
         // No path, query or header is logged: they carry what clients pay for. An upstream's 5xx is its own to log.
         let span = span(&request, &id);
         let begun = tracing::enabled!(tracing::Level::DEBUG).then(Instant::now);
+        let head_only = request.method() == Method::HEAD;
         let mut response = async {
             // Browsers must be able to read every answer, the 402 and failures too, so CORS is around all that answers.
             let origin = request.headers().get(ORIGIN).cloned();
@@ -149,6 +150,10 @@ impl Stack {
         .instrument(span)
         .await;
         headers::name(response.headers_mut(), id);
+        // HTTP/2 would send it, and break the stream by that; all else that answers knows the method.
+        if head_only && let Either::Right(body) = response.body_mut() {
+            *body = Full::default();
+        }
         response
     }
 
@@ -176,7 +181,7 @@ impl Stack {
         let request = body::guard(request, bounds.body_time);
         // Nothing below is reached unpaid.
         let below = async |request| Ok::<_, Infallible>(upstream.ask(request, caller, id).await);
-        let Ok(response) = gate.serve(request, Some(gate::Peer(caller.address)), below).await;
+        let Ok(response) = gate.serve(request, Some(gate::Peer(caller.address)), Some(headers::text(id)), below).await;
         drop(place);
         if response.extensions().get::<HoldBack>().is_some() {
             Box::pin(crowd.hold_back()).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnectorBuilder;
@@ -146,9 +146,10 @@ impl Upstream {
         caller: &Caller,
         id: &HeaderValue,
     ) -> Response<UpstreamBody> {
+        let head_only = request.method() == Method::HEAD;
         match self.forward(request, caller, id).await {
             Ok(response) => response.map(Either::Left),
-            Err(error) => respond(error).map(Either::Right),
+            Err(error) => respond(error).map(|body| Either::Right(if head_only { Full::default() } else { body })),
         }
     }
 
