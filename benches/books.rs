@@ -48,7 +48,10 @@ fn main() {
         }
     }
     let mut line = serde_json::Map::new();
-    println!("{:>8} {:>8} {:>6} {:>12} {:>12} {:>12}", "hot", "idle", "group", "cpu/entry", "cpu/commit", "time/commit");
+    println!(
+        "{:>8} {:>8} {:>6} {:>12} {:>12} {:>12}",
+        "hot", "idle", "group", "cpu/entry", "cpu/commit", "time/commit"
+    );
     for (bench, samples) in all.iter().zip(&samples) {
         for (group, samples) in GROUPS.iter().zip(samples) {
             let cpu = median(samples.iter().map(|sample| sample.cpu_us));
