@@ -21,7 +21,8 @@ use peaje::agent::{
 };
 use peaje::protocol::deposit::{Authorization, Permission};
 use peaje::protocol::x402::{
-    Action, ChannelState, Deposit, PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, Payment, Receipt, encode,
+    Action, ChannelState, Deposit, Order, PAYMENT_REQUIRED, PAYMENT_RESPONSE, PAYMENT_SIGNATURE, Payment, Receipt,
+    encode,
 };
 use peaje::protocol::{Address, Amount, ChannelId, Code, Domain, Hash, LocalKey, SignedVoucher, Voucher};
 use serde_json::{Value, json};
@@ -994,6 +995,150 @@ async fn payments_on_one_channel_queue_up() {
     assert!(all.into_iter().all(|answer| answer.unwrap().is_success()));
     assert_eq!(books(&agent), (40_000, 40_000, 40_000));
     assert_eq!(record(&agent).pending_deposit, None);
+}
+
+/// An agent that signs up to `ahead` vouchers of a channel ahead.
+fn agent_ahead(ahead: u32, budget: Budget, book: Book) -> Agent<NoChain> {
+    Agent::new(AgentConfig { ahead, budget, book, ..AgentConfig::new(key()) }, NoChain).unwrap()
+}
+
+/// A quote that allows so many in flight.
+fn quote_ahead(most: Value) -> Reply {
+    let mut offer = offer(PRICE);
+    offer["extra"]["maxInFlight"] = most;
+    offer["extra"]["minDeposit"] = json!("40000");
+    quote("Payment required", offer)
+}
+
+async fn pay_at_once(agent: &Agent<NoChain>, server: &Server, count: usize) -> Vec<Result<Answer, AgentError>> {
+    futures_util::future::join_all((0..count).map(|_| pay(agent, server))).await
+}
+
+#[tokio::test]
+async fn vouchers_are_signed_ahead_as_far_as_both_sides_agree_and_never_twice() {
+    let cases =
+        [(json!(3), 8, 3), (json!(8), 3, 3), (json!(1), 8, 1), (json!(0), 8, 1), (json!("8"), 8, 1), (json!(8), 1, 1)];
+    for (most, ahead, expected) in cases {
+        let meet = Arc::new(tokio::sync::Barrier::new(expected));
+        let allowed = most.clone();
+        let server = Server::start(move |seen| match &seen.payment {
+            None => quote_ahead(allowed.clone()),
+            Some(payment) => {
+                let first = matches!(payment.action, Action::DepositAndPay(_));
+                assert_eq!(payment.order == Order::Ahead, expected > 1 && !first);
+                let reply = served_in_full(seen);
+                if first { reply } else { Reply { meet: Some(Arc::clone(&meet)), ..reply } }
+            }
+        })
+        .await;
+        let agent = agent_ahead(ahead, Budget::default(), Book::in_memory());
+        pay(&agent, &server).await.unwrap();
+        let all = tokio::time::timeout(Duration::from_secs(10), pay_at_once(&agent, &server, 12)).await;
+        let all = all.unwrap_or_else(|_| panic!("{expected} never met at the server: {most} {ahead}"));
+        assert!(all.into_iter().all(|answer| answer.unwrap().is_success()));
+        let mut ceilings: Vec<_> = (1..server.count()).map(|number| server.check(number, Seen::max)).collect();
+        ceilings.sort_unstable();
+        assert_eq!(ceilings, (1..=13).map(|count| count * PRICE).collect::<Vec<_>>());
+        assert_eq!(books(&agent), (13 * PRICE, 13 * PRICE, 40_000));
+    }
+}
+
+#[tokio::test]
+async fn a_lying_receipt_of_a_voucher_signed_ahead_moves_nothing() {
+    let server = Server::start(|seen| match seen.number {
+        0 => quote_ahead(json!(8)),
+        1 | 4 => served_in_full(seen),
+        2 => served(seen, PRICE + 1),
+        3 => Reply::new(200),
+        _ => panic!("not expected"),
+    })
+    .await;
+    let agent = agent_ahead(8, Budget::default(), Book::in_memory());
+    pay(&agent, &server).await.unwrap();
+    let doubts = [
+        ReceiptFault::Overcharged { charged: Amount::new(PRICE + 1), amount: Amount::new(PRICE) },
+        ReceiptFault::Missing,
+    ];
+    for (ceiling, doubt) in (2..).zip(doubts) {
+        let answer = pay(&agent, &server).await.unwrap();
+        assert_eq!(charged(&answer), 0);
+        assert_eq!(answer.payment.unwrap().doubt, Some(doubt));
+        assert_eq!(books(&agent), (PRICE, ceiling * PRICE, 40_000));
+    }
+    // It has these ceilings, so they are not signed for again.
+    assert_eq!(charged(&pay(&agent, &server).await.unwrap()), PRICE);
+    assert_eq!(server.check(4, Seen::max), 4 * PRICE);
+}
+
+#[tokio::test]
+async fn every_voucher_signed_ahead_counts_against_the_budget_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(|seen| match (&seen.payment, seen.number) {
+        (None, _) => quote_ahead(json!(8)),
+        (_, 2) => Reply::new(500),
+        (_, 3) => Reply::hang_up(),
+        _ => served_in_full(seen),
+    })
+    .await;
+    let budget = Budget { max_per_host: dollars(6 * PRICE), ..Budget::default() };
+    let agent = agent_ahead(8, budget, open(directory.path()));
+    pay(&agent, &server).await.unwrap();
+    // The first fails and its piece is good again, the second is lost.
+    let first = pay_at_once(&agent, &server, 2).await;
+    assert_eq!(first.iter().filter(|answer| answer.is_err()).count(), 1);
+    let rest = pay_at_once(&agent, &server, 8).await;
+    let (paid, refused): (Vec<_>, Vec<_>) = rest.into_iter().partition(Result::is_ok);
+    assert!(refused.iter().all(|refused| matches!(refused, Err(AgentError::Budget(_)))), "{refused:?}");
+    assert_eq!(paid.len(), 4, "one of them for a piece that was counted");
+    assert_eq!(agent.book().day().unwrap().total, dollars(6 * PRICE));
+    assert_eq!(books(&agent), (5 * PRICE, 6 * PRICE, 40_000));
+}
+
+#[tokio::test]
+async fn what_is_signed_ahead_is_on_disk_before_the_server_sees_it_and_after_a_crash() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_owned();
+    let server = Server::start(move |seen| {
+        let Some(payment) = &seen.payment else { return quote_ahead(json!(8)) };
+        let file = std::fs::read_to_string(path.join(format!("{}.json", payment.voucher.channel))).unwrap();
+        let file: Value = serde_json::from_str(&file).unwrap();
+        let signed: u128 = file["signedMax"].as_str().unwrap().parse().unwrap();
+        assert!(signed >= seen.max(), "{signed} {}", seen.max());
+        if seen.max() > 5 * PRICE { Reply::hang_up() } else { served_in_full(seen) }
+    })
+    .await;
+    let agent = agent_ahead(8, Budget::default(), open(directory.path()));
+    pay(&agent, &server).await.unwrap();
+    let answers = pay_at_once(&agent, &server, 8).await;
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 4);
+    drop(agent);
+    // Whatever became of the others: none of their ceilings is signed for in turn, nor ahead.
+    let agent = agent_ahead(1, Budget::default(), open(directory.path()));
+    let record = record(&agent);
+    assert_eq!((record.charged.units(), record.signed_max.units()), (5 * PRICE, 9 * PRICE));
+    assert_eq!(record.base(Amount::new(PRICE)).units() + PRICE, 9 * PRICE + 1);
+    assert_eq!(record.top.units(), 9 * PRICE);
+}
+
+#[tokio::test]
+async fn a_corrective_is_followed_in_turn_and_only_with_our_signature() {
+    let server = Server::start(|seen| match seen.number {
+        0 => quote_ahead(json!(8)),
+        1 => served_in_full(seen),
+        2 | 3 => {
+            let forged = SignedVoucher { max_claimable: Amount::new(9_000), ..seen.paid().voucher.clone() };
+            corrective(seen, 9_000, &forged)
+        }
+        _ => panic!("not expected"),
+    })
+    .await;
+    let agent = agent_ahead(8, Budget::default(), Book::in_memory());
+    pay(&agent, &server).await.unwrap();
+    let error = pay(&agent, &server).await.unwrap_err();
+    assert!(matches!(error, AgentError::Corrective(CorrectiveFault::ForeignSignature)), "{error}");
+    assert_eq!(server.check(2, |seen| seen.paid().order), Order::Ahead);
+    assert_eq!(server.check(3, |seen| (seen.paid().order, seen.max())), (Order::InTurn, 2 * PRICE));
+    assert_eq!(books(&agent), (PRICE, 2 * PRICE, 40_000));
 }
 
 #[tokio::test]

@@ -55,6 +55,13 @@ pub struct Record {
     /// receipt coming back.
     #[serde(default)]
     pub counted: Amount,
+    /// The highest ceiling the server may know of: vouchers signed ahead begin there.
+    #[serde(default)]
+    pub top: Amount,
+    /// The highest ceiling signed ahead that was used or may be; nothing where none was, or the server told us the base
+    /// since. No voucher at or below it is taken in turn.
+    #[serde(default)]
+    pub spent: Amount,
     /// What was deposited less what was refunded.
     pub balance: Amount,
     /// A deposit that was signed and has neither been seen to land nor become impossible.
@@ -79,6 +86,13 @@ pub struct PendingDeposit {
 }
 
 impl Record {
+    /// What a voucher signed in turn is the price above, as the server reckons it too: what was charged, or so little
+    /// more that no ceiling is used again.
+    pub fn base(&self, price: Amount) -> Amount {
+        let unused = self.spent.checked_add(Amount::new(1)).filter(|_| self.spent > self.charged);
+        self.charged.max(unused.map_or(Amount::ZERO, |unused| unused.saturating_sub(price)))
+    }
+
     /// What can still be spent: the balance less what was charged.
     pub fn remaining(&self) -> Amount {
         self.balance.saturating_sub(self.charged)
@@ -299,6 +313,9 @@ fn sound(record: &Record, channel: ChannelId) -> Result<(), &'static str> {
     if record.charged > record.signed_max {
         return Err("more was charged than was signed");
     }
+    if record.top.max(record.spent) > record.signed_max {
+        return Err("more was used than was signed");
+    }
     Ok(())
 }
 
@@ -379,6 +396,8 @@ mod tests {
             charged: Amount::new(1),
             signed_max: Amount::MAX,
             counted: Amount::new(2),
+            top: Amount::new(6),
+            spent: Amount::new(5),
             balance: Amount::new(3),
             pending_deposit: Some(PendingDeposit {
                 amount: Amount::new(4),
@@ -462,6 +481,26 @@ mod tests {
         assert!(matches!(book.load(record(1).channel), Err(BookError::Version { found: 2, .. })));
         fs::write(&path, good).unwrap();
         assert!(book.load(record(1).channel).is_ok());
+    }
+
+    #[test]
+    fn the_base_is_what_was_charged_unless_a_ceiling_would_be_used_again() {
+        let cases = [
+            (100, 0, 10, 100),
+            (100, 99, 10, 100),
+            (100, 100, 10, 100),
+            (100, 101, 10, 100),
+            (100, 109, 10, 100),
+            (100, 110, 10, 101),
+            (100, 130, 10, 121),
+            (100, 130, 50, 100),
+            (100, 130, 31, 100),
+            (100, 130, 30, 101),
+        ];
+        for (charged, spent, price, expected) in cases {
+            let record = Record { charged: Amount::new(charged), spent: Amount::new(spent), ..record(1) };
+            assert_eq!(record.base(Amount::new(price)), Amount::new(expected), "{charged} {spent} {price}");
+        }
     }
 
     #[cfg(unix)]

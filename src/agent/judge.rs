@@ -14,7 +14,9 @@ use super::budget::{Budget, BudgetRefusal, Dollars, Limit};
 use super::reader::ChainChannel;
 use crate::protocol::channel::{MAX_WITHDRAW_DELAY_S, MIN_WITHDRAW_DELAY_S};
 use crate::protocol::deposit::MIN_AUTHORIZATION_LEFT_S;
-use crate::protocol::x402::{self, HeaderError, Offer, PERMIT2_METHOD, Receipt, SCHEME, TRANSFER_METHOD, VERSION};
+use crate::protocol::x402::{
+    self, HeaderError, MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Receipt, SCHEME, TRANSFER_METHOD, VERSION,
+};
 use crate::protocol::{Address, Amount, ChannelId, Code, Domain, Hash, Network, Signature, SignedVoucher};
 
 /// The longest a deposit authorization is made valid, in seconds, whatever the server asks for: while it is valid and
@@ -193,6 +195,8 @@ pub struct Choice {
     pub by_permit2: bool,
     /// The least the server wants deposited, if it says so and it covers the price.
     pub min_deposit: Option<Amount>,
+    /// How many vouchers may be signed ahead; 1 where the server does not say.
+    pub max_in_flight: u32,
 }
 
 impl Choice {
@@ -288,8 +292,21 @@ fn examine(offered: &Value, terms: &Terms) -> Result<Choice, OfferFault> {
         .and_then(Value::as_str)
         .and_then(|text| text.parse::<Amount>().ok())
         .filter(|least| *least >= offer.amount);
+    // What cannot be read is no promise.
+    let max_in_flight =
+        extra(MAX_IN_FLIGHT).and_then(Value::as_u64).map_or(1, |most| u32::try_from(most).unwrap_or(u32::MAX));
     let echo = without_state(offered);
-    Ok(Choice { offer, echo, chain_id, token, receiver_authorizer, withdraw_delay, by_permit2, min_deposit })
+    Ok(Choice {
+        offer,
+        echo,
+        chain_id,
+        token,
+        receiver_authorizer,
+        withdraw_delay,
+        by_permit2,
+        min_deposit,
+        max_in_flight,
+    })
 }
 
 /// The offer without what a corrective adds to it: the state is addressed to us and answers nothing.
@@ -332,7 +349,7 @@ pub fn deposit_size(balance: Amount, max: Amount, choice: &Choice, budget: &Budg
 /// The books of a channel, as far as the next step depends on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Funds {
-    /// What was charged in all.
+    /// What the next voucher is signed above: what was charged in all, or more where vouchers were signed ahead.
     pub charged: Amount,
     /// What is known to be deposited.
     pub balance: Amount,

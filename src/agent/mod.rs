@@ -10,13 +10,15 @@
 //! - a second deposit is never signed while the first one may still land;
 //! - a server's word moves the books by no more than was signed for: a receipt counts up to the price that was offered,
 //!   a corrective counts only with our own signature or the chain behind it;
-//! - payments on one channel are made one at a time, those on different channels in parallel.
+//! - payments on different channels are made in parallel, those on one channel one at a time, unless both sides agree on
+//!   more ([`AgentConfig::ahead`]).
 //!
 //! **Does not** send transactions (the server relays deposits and refunds), withdraw against a server's will, follow
 //! redirects (a payment goes to the origin it was asked for), or hold a paid answer back: bodies are streamed.
 //!
 //! What decides is in [`judge`], pure and without a clock; sockets, disk and time are around it.
 
+mod ahead;
 mod answer;
 mod book;
 mod budget;
@@ -30,6 +32,7 @@ mod reader;
 mod refund;
 mod spending;
 
+pub use ahead::MAX_AHEAD;
 pub use answer::{Answer, AnswerBody, PaymentMade};
 pub use book::{Book, BookError, DaySpend, PendingDeposit, Record};
 pub use budget::{Budget, BudgetRefusal, Dollars, Limit};

@@ -1,9 +1,9 @@
 //! The agent: one wallet, its channels, and the act of paying.
 //!
 //! **Owns** the order of things: what is written before it is sent, what is asked again and how often. **Promises**
-//! that a call sends at most five requests: the paid one, the one before it that finds out the price (unpaid, or paid
-//! by an offer that turned out stale), and one more after each of a corrective, a deposit that is not there yet, and a
-//! balance that is lower than we thought. **Does not** decide about money (see [`super::judge`]).
+//! that a call sends at most six requests: the paid one, the one before it that finds out the price (unpaid, or paid
+//! by an offer that turned out stale), one signed ahead that was refused, and one more after each of a corrective, a
+//! deposit that is not there yet, and a balance that is lower than we thought. **Does not** decide about money (see [`super::judge`]).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,8 +15,8 @@ use http::header::RETRY_AFTER;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use serde_json::Value;
-use tokio::sync::OwnedMutexGuard;
 
+use super::ahead::{Alone, Lane, MAX_AHEAD};
 use super::answer::{Answer, AnswerBody, PaymentMade};
 use super::book::{Book, PendingDeposit, Record};
 use super::budget::{Budget, Dollars};
@@ -27,7 +27,7 @@ use super::judge::{
 };
 use super::payload::{self, Echo, Kind};
 use super::reader::ChainReader;
-use super::spending::Spending;
+use super::spending::{Reservation, Spending};
 use crate::protocol::contracts::{PERMIT2, PERMIT2_COLLECTOR};
 use crate::protocol::deposit::{Authorization, EIP2612_SPONSORING, Permit2Authorization, TokenPermit};
 use crate::protocol::x402::{PAYMENT_REQUIRED, PAYMENT_RESPONSE};
@@ -37,8 +37,8 @@ use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Code, Domain, H
 const OFFER_TTL: Duration = Duration::from_secs(300);
 /// The most offers that are remembered; beyond, all are forgotten, which costs one request each.
 const MAX_OFFERS: usize = 1_024;
-/// Above so many channel locks, those nobody holds are dropped.
-const MAX_IDLE_LOCKS: usize = 1_024;
+/// Above so many lanes, those nobody is in are dropped.
+const MAX_IDLE_LANES: usize = 1_024;
 /// The longest `Retry-After` that is passed on, in seconds.
 const MAX_RETRY_AFTER_S: u64 = 86_400;
 const SECONDS_A_DAY: u64 = 86_400;
@@ -58,12 +58,16 @@ pub struct AgentConfig {
     pub book: Book,
     /// Tells apart several channels with the same receiver and terms; zero will do for one.
     pub salt: Hash,
+    /// How many payments of one channel may be on their way at once, where the server allows that too ([`super::MAX_AHEAD`]
+    /// at most): their vouchers are signed ahead of the answers to those before them. With 1 they are made one at a time.
+    pub ahead: u32,
     /// How long to wait for the head of an answer. A deposit is mined in that time, so minutes rather than seconds.
     pub patience: Duration,
 }
 
 impl AgentConfig {
-    /// The defaults: an ordinary budget, preset tokens, a book in memory, salt zero, five minutes of patience.
+    /// The defaults: an ordinary budget, preset tokens, a book in memory, salt zero, one payment at a time,
+    /// five minutes of patience.
     pub fn new(key: LocalKey) -> Self {
         Self {
             key,
@@ -72,6 +76,7 @@ impl AgentConfig {
             terms: Terms::default(),
             book: Book::in_memory(),
             salt: Hash::ZERO,
+            ahead: 1,
             patience: Duration::from_secs(300),
         }
     }
@@ -120,7 +125,7 @@ struct Inner<R> {
     spending: Arc<Spending>,
     /// Serialises the writes of the day's spending.
     day_file: Arc<Mutex<()>>,
-    locks: DashMap<ChannelId, Arc<tokio::sync::Mutex<()>>>,
+    lanes: DashMap<ChannelId, Arc<Lane>>,
     offers: Mutex<HashMap<OfferKey, (Instant, Quoted)>>,
 }
 
@@ -145,7 +150,7 @@ impl Quoted {
 pub(super) struct Slot {
     pub(super) record: Record,
     /// Held until the last write of the record is done, even if the caller goes away in the meantime.
-    _alone: OwnedMutexGuard<()>,
+    _alone: Alone,
 }
 
 /// Where a URL leads.
@@ -188,7 +193,7 @@ impl<R: ChainReader> Agent<R> {
             http,
             spending,
             day_file: Arc::default(),
-            locks: DashMap::new(),
+            lanes: DashMap::new(),
             offers: Mutex::default(),
         };
         Ok(Self(Arc::new(inner)))
@@ -240,6 +245,18 @@ impl<R: ChainReader> Agent<R> {
                 self.choose(quote?, Some(self.0.config.budget.max_per_request))?
             }
         };
+        if self.width(&quoted) > 1 {
+            self.remember(&key, &quoted);
+            match self.pay_ahead(&request, &target, &quoted, &mut attempts).await {
+                Ok(Some(answer)) => return Ok(answer),
+                // In turn, then, once the others are done.
+                Ok(None) => {}
+                Err(error) => {
+                    self.forget(&key);
+                    return Err(error);
+                }
+            }
+        }
         let mut held: Option<Slot> = None;
         loop {
             self.remember(&key, &quoted);
@@ -285,13 +302,14 @@ impl<R: ChainReader> Agent<R> {
         // What the server could claim before, and after this payment. The budget counts the difference, whatever the
         // server then says or leaves unsaid: it has our signature.
         let counted = slot.record.counted.max(slot.record.charged);
-        let ceiling = slot.record.charged.checked_add(choice.offer.amount).ok_or(AgentError::Overflow)?;
+        let base = slot.record.base(choice.offer.amount);
+        let ceiling = base.checked_add(choice.offer.amount).ok_or(AgentError::Overflow)?;
         let (price, fresh) = (in_dollars(choice.offer.amount), in_dollars(ceiling.saturating_sub(counted)));
         let mut reservation = spending.reserve(&config.budget, &target.host, price, fresh, day)?;
 
         self.look_for_pending(&mut slot.record, choice, tried, now).await?;
         let funds = Funds {
-            charged: slot.record.charged,
+            charged: base,
             balance: slot.record.balance,
             pending: slot.record.pending_deposit,
             pending_is_absent: tried.pending_is_absent,
@@ -341,6 +359,8 @@ impl<R: ChainReader> Agent<R> {
             record.charged = record.charged.checked_add(charged).ok_or(AgentError::Overflow)?;
             // A receipt that names its charge is believed as far as the budget goes.
             if verdict.charged.is_some() {
+                record.top = max;
+                record.spent = if record.spent > record.charged { max } else { Amount::ZERO };
                 record.counted = counted.max(record.charged);
                 reservation.spend(in_dollars(record.charged.saturating_sub(counted)), day);
             } else {
@@ -417,12 +437,13 @@ impl<R: ChainReader> Agent<R> {
             if tried.corrected && !hoped {
                 return Err(refused("the books were corrected once already in this call"));
             }
-            let before = (slot.record.charged, slot.record.balance);
+            let price = quoted.choice.offer.amount;
+            let before = (slot.record.base(price), slot.record.balance);
             let asked_chain = match self.correct(&mut slot.record, &quote.accepts, &quoted.choice).await {
                 Err(AgentError::NeedsChain { .. }) if hoped => false,
                 other => other?,
             };
-            let changed = before != (slot.record.charged, slot.record.balance);
+            let changed = before != (slot.record.base(price), slot.record.balance);
             tried.corrected |= changed || !hoped;
             tried.pending_is_absent |= hoped;
             tried.offer_is_old = false;
@@ -505,6 +526,8 @@ impl<R: ChainReader> Agent<R> {
             }
             (None, None) => return Err(AgentError::NeedsChain { channel: record.channel }),
         }
+        // The base it tells is reckoned with all that was used.
+        (record.top, record.spent) = (record.charged, Amount::ZERO);
         Ok(chain.is_some())
     }
 
@@ -516,7 +539,7 @@ impl<R: ChainReader> Agent<R> {
         tried: &mut Tried,
         now: u64,
     ) -> Result<(), AgentError> {
-        let max = record.charged.checked_add(choice.offer.amount).ok_or(AgentError::Overflow)?;
+        let max = record.base(choice.offer.amount).checked_add(choice.offer.amount).ok_or(AgentError::Overflow)?;
         let Some(pending) = record.pending_deposit.filter(|_| max > record.balance && !tried.pending_is_absent) else {
             return Ok(());
         };
@@ -560,14 +583,9 @@ impl<R: ChainReader> Agent<R> {
         channel: ChannelId,
         host: &str,
     ) -> Result<Slot, AgentError> {
-        if self.0.locks.len() > MAX_IDLE_LOCKS {
-            self.0.locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-        }
-        let lock = Arc::clone(&self.0.locks.entry(channel).or_default());
-        let alone = lock.lock_owned().await;
-        let book = self.0.config.book.share();
-        let known = if book.is_on_disk() { blocking(move || book.load(channel)).await? } else { book.load(channel)? };
-        let record = match known {
+        let width = self.0.config.ahead.min(choice.max_in_flight).clamp(1, MAX_AHEAD);
+        let alone = self.lane(channel, width).alone().await;
+        let record = match self.load(channel).await? {
             Some(record) => record,
             None => {
                 let network = choice.offer.network.clone();
@@ -582,6 +600,8 @@ impl<R: ChainReader> Agent<R> {
                     charged: claimed,
                     signed_max: claimed,
                     counted: claimed,
+                    top: claimed,
+                    spent: Amount::ZERO,
                     balance: seen.map(|seen| seen.balance).unwrap_or_default(),
                     pending_deposit: None,
                 }
@@ -600,7 +620,46 @@ impl<R: ChainReader> Agent<R> {
         blocking(move || book.save(&slot.record).map(|()| slot)).await
     }
 
-    async fn save_day(&self) -> Result<(), AgentError> {
+    /// What the book says of a channel.
+    pub(super) async fn load(&self, channel: ChannelId) -> Result<Option<Record>, AgentError> {
+        let book = self.0.config.book.share();
+        self.on_disk(move || book.load(channel)).await
+    }
+
+    /// Does what touches the book, beside the event loop where that means a disk.
+    pub(super) async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, super::BookError> + Send + 'static,
+    ) -> Result<T, AgentError> {
+        if self.0.config.book.is_on_disk() { blocking(work).await } else { Ok(work()?) }
+    }
+
+    pub(super) fn config(&self) -> &AgentConfig {
+        &self.0.config
+    }
+
+    pub(super) fn lanes(&self) -> &DashMap<ChannelId, Arc<Lane>> {
+        &self.0.lanes
+    }
+
+    pub(super) fn forget_idle_lanes(&self) {
+        if self.0.lanes.len() > MAX_IDLE_LANES {
+            self.0.lanes.retain(|_, lane| lane.is_used() || Arc::strong_count(lane) > 1);
+        }
+    }
+
+    /// Room in the budget for one payment, of which `fresh` is not counted yet.
+    pub(super) fn reserve(
+        &self,
+        host: &str,
+        price: Dollars,
+        fresh: Dollars,
+        day: u64,
+    ) -> Result<Reservation, AgentError> {
+        Ok(self.0.spending.reserve(&self.0.config.budget, host, price, fresh, day)?)
+    }
+
+    pub(super) async fn save_day(&self) -> Result<(), AgentError> {
         let Inner { config, spending, day_file, .. } = &*self.0;
         if !config.book.is_on_disk() {
             return Ok(());
@@ -787,7 +846,7 @@ fn new_deposit(amount: Amount, choice: &Choice, now: u64) -> Result<PendingDepos
     Ok(PendingDeposit { amount, salt: Hash(salt), valid_before, by_permit2: choice.by_permit2 })
 }
 
-fn payment_made(
+pub(super) fn payment_made(
     record: &Record,
     charged: Amount,
     deposit: Option<PendingDeposit>,
@@ -806,7 +865,7 @@ fn payment_made(
     }
 }
 
-fn answer(response: Response<Incoming>, payment: Option<PaymentMade>, attempts: u32) -> Answer {
+pub(super) fn answer(response: Response<Incoming>, payment: Option<PaymentMade>, attempts: u32) -> Answer {
     let (head, body) = response.into_parts();
     Answer { head, body: AnswerBody::new(body), payment, attempts }
 }
@@ -819,6 +878,11 @@ pub(super) fn header<'a>(response: &'a Response<Incoming>, name: &str) -> Option
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<u64> {
     let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(seconds.min(MAX_RETRY_AFTER_S))
+}
+
+/// Days since 1970, UTC.
+pub(super) fn today() -> Result<u64, AgentError> {
+    now_s().map(|now| now / SECONDS_A_DAY)
 }
 
 fn now_s() -> Result<u64, AgentError> {

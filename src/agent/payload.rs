@@ -9,13 +9,15 @@ use serde_json::{Map, Value, json};
 use super::AgentError;
 use crate::protocol::bytes::encode_decimal;
 use crate::protocol::deposit::{Authorization, EIP2612_SPONSORING, Permission, Permit2Authorization, TokenPermit};
-use crate::protocol::x402::{MAX_PAYMENT_HEADER_BYTES, VERSION, encode};
+use crate::protocol::x402::{MAX_PAYMENT_HEADER_BYTES, SIGNED_AHEAD, VERSION, encode};
 use crate::protocol::{Amount, ChannelConfig, SignedVoucher};
 
 /// What a payment asks for.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Kind<'a> {
     Voucher,
+    /// A voucher signed ahead of the answers to others.
+    Ahead,
     Deposit(Amount, &'a Permission),
     /// Of so much, or of all that is left.
     Refund(Option<Amount>),
@@ -40,6 +42,10 @@ pub(super) fn header(
     let mut permit = None;
     let kind_name = match kind {
         Kind::Voucher => "voucher",
+        Kind::Ahead => {
+            payload.insert(SIGNED_AHEAD.to_owned(), json!(true));
+            "voucher"
+        }
         Kind::Deposit(amount, permission) => {
             let authorization = match permission {
                 Permission::Erc3009(authorization) => json!({ "erc3009Authorization": erc3009(authorization) }),
@@ -129,7 +135,7 @@ fn add_permit(extensions: &mut Value, permit: &TokenPermit) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::x402::{Action, Payment, RefundRequest};
+    use crate::protocol::x402::{Action, Order, Payment, RefundRequest};
     use crate::protocol::{Address, Domain, Hash, LocalKey, Voucher};
 
     #[test]
@@ -171,6 +177,10 @@ mod tests {
         assert_eq!((payment.config, &payment.voucher), (config, &voucher));
         assert_eq!(Value::Object(payment.extensions), extensions);
         assert!(matches!(payment.action, Action::Pay));
+        assert_eq!(payment.order, Order::InTurn);
+        let ahead = read(Kind::Ahead);
+        assert!(matches!(ahead.action, Action::Pay));
+        assert_eq!((ahead.order, &ahead.voucher), (Order::Ahead, &voucher));
 
         let permit = TokenPermit {
             owner: Address([6; 20]),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use http::{HeaderMap, Method};
+use tokio::task::JoinSet;
 
 use serde_json::json;
 
@@ -15,8 +16,8 @@ use super::connect;
 use super::value::{self, AllowedToken, KeyArgument, RpcArgument};
 use super::{Exit, Failure, Outcome, Output};
 use crate::agent::{
-    Agent, AgentConfig, AgentError, Answer, Book, Budget, ChainReader, Dollars, KnownToken, NodeReader, PayRequest,
-    Terms,
+    Agent, AgentConfig, AgentError, Answer, Book, Budget, ChainReader, Dollars, KnownToken, MAX_AHEAD, NodeReader,
+    PayRequest, Terms,
 };
 use crate::chain::{AlloyChain, RpcUrl};
 use crate::protocol::Amount;
@@ -40,6 +41,10 @@ Examples:
   peaje pay https://api.example.com/v1/chat -d @question.json \\
       -H 'Content-Type: application/json' --max-price 0.05
       POST a file, and pay at most five cents.
+  peaje pay https://api.example.com/v1/weather --repeat 500 --parallel 32
+      Five hundred calls, up to 32 at a time. Their vouchers are signed ahead
+      of the answers, where the quote says maxInFlight; the limits count every
+      one that is signed. Answers come in the order in which they are ready.
   peaje pay https://api.example.com/v1/weather --refund
       Get back what is left in the channel with this server.
 
@@ -71,7 +76,7 @@ pub struct PayArgs {
     /// The body to send: the text itself, @FILE for a file's content, or - for stdin.
     #[arg(short, long, value_name = "DATA", help_heading = "Request")]
     pub data: Option<String>,
-    /// How many times to send it, one after the other; every time is paid.
+    /// How many times to send it, one after the other unless --parallel says more; every time is paid.
     #[arg(
         long,
         value_name = "N",
@@ -80,6 +85,17 @@ pub struct PayArgs {
         help_heading = "Request"
     )]
     pub repeat: u64,
+    /// How many of them to send at once, where the server allows that many at a time on one channel; otherwise they are
+    /// sent one after the other all the same.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_AHEAD)),
+        requires = "repeat",
+        help_heading = "Request"
+    )]
+    pub parallel: u32,
 
     /// The key that owns the money: env:NAME, file:PATH, keystore:PATH, or dev:agent on a development chain.
     #[arg(long, value_name = "KEY", default_value = "env:PEAJE_AGENT_KEY", help_heading = "Payment")]
@@ -118,7 +134,7 @@ pub struct PayArgs {
     pub deposit_multiplier: u32,
 
     /// Get back what is left in the channel with this server, instead of buying.
-    #[arg(long, conflicts_with_all = ["data", "method", "repeat"], help_heading = "Refund")]
+    #[arg(long, conflicts_with_all = ["data", "method", "repeat", "parallel"], help_heading = "Refund")]
     pub refund: bool,
     /// Only so many dollars of it.
     #[arg(
@@ -216,11 +232,28 @@ pub async fn run(args: PayArgs, output: &Output) -> Outcome {
     if args.refund {
         return refund(&args, &agent, output).await;
     }
-    for _ in 0..args.repeat {
-        let answer = agent.pay(request.clone()).await.map_err(failure)?;
-        deliver(&args, answer, output).await?;
+    // The first finds out the price and opens the channel; what follows can be sent side by side.
+    let answer = agent.pay(request.clone()).await.map_err(failure)?;
+    deliver(&args, answer, output).await?;
+    let mut left = args.repeat.saturating_sub(1);
+    let at_once = usize::try_from(args.parallel).unwrap_or(1);
+    let mut calls = JoinSet::new();
+    let mut outcome = Ok(());
+    loop {
+        // After a failure nothing more is bought; what is on its way is paid for, so it is delivered.
+        while left > 0 && calls.len() < at_once && outcome.is_ok() {
+            let (agent, request) = (agent.clone(), request.clone());
+            calls.spawn(async move { agent.pay(request).await });
+            left = left.saturating_sub(1);
+        }
+        let Some(answer) = calls.join_next().await else { return outcome };
+        let delivered = match answer {
+            Ok(Ok(answer)) => deliver(&args, answer, output).await,
+            Ok(Err(error)) => Err(failure(error)),
+            Err(error) => Err(Failure::new(Exit::Failed, error)),
+        };
+        outcome = outcome.and(delivered);
     }
-    Ok(())
 }
 
 async fn agent(args: &PayArgs) -> Result<Agent<Option<NodeReader<AlloyChain>>>, Failure> {
@@ -258,6 +291,7 @@ async fn agent(args: &PayArgs) -> Result<Agent<Option<NodeReader<AlloyChain>>>, 
             deposit_multiplier: args.deposit_multiplier,
         },
         terms: Terms { tokens: args.allow_tokens.iter().map(known_token).collect(), ..Terms::default() },
+        ahead: args.parallel,
         book: Book::open(&args.state_dir()?, BOOK_PATIENCE).map_err(|error| Failure::new(Exit::Failed, error))?,
         ..AgentConfig::new(key)
     };

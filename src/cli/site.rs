@@ -244,6 +244,8 @@ fn limits(config: &Config) -> Limits {
         bad_signatures_per_minute: config.limits.bad_signatures_per_minute,
         withdraw_margin_s: config.channel.withdraw_margin.as_secs(),
         max_wallet_exposure: config.channel.max_wallet_exposure,
+        max_waiting: config.channel.max_waiting,
+        max_wait: config.channel.max_wait,
     }
 }
 

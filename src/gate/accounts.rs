@@ -15,6 +15,7 @@ use dashmap::mapref::entry::Entry as Place;
 use tokio::sync::Notify;
 
 use super::patience;
+use super::turns::Turns;
 use crate::clock;
 use crate::ledger::{Channel, Command, Event, HoldNumber, Limits, Reject, SentRefund, Snapshot, TermsPool, View};
 use crate::protocol::claim::ClaimRow;
@@ -56,6 +57,7 @@ struct Inner {
     ahead: Mutex<BTreeSet<ChannelId>>,
     /// The domain under which [`Account::is_bound`] holds: that of the first payment.
     settlement: OnceLock<Domain>,
+    turns: Turns,
 }
 
 #[derive(Debug)]
@@ -163,8 +165,14 @@ impl Accounts {
 
     fn with(channels: DashMap<ChannelId, Box<Account>>, terms: TermsPool, journal: Journal) -> Self {
         let (abandoning, claim_wanted, ahead) = (AtomicBool::new(false), Notify::new(), Mutex::default());
-        let settlement = OnceLock::new();
-        Self { inner: Arc::new(Inner { channels, terms, journal, abandoning, claim_wanted, ahead, settlement }) }
+        let (settlement, turns) = (OnceLock::new(), Turns::default());
+        let inner = Inner { channels, terms, journal, abandoning, claim_wanted, ahead, settlement, turns };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Who waits for a channel.
+    pub(super) fn turns(&self) -> &Turns {
+        &self.inner.turns
     }
 
     /// Where what happens is written down.
@@ -512,6 +520,9 @@ impl Accounts {
             }
             Ok(((event, read(&account.channel)), booking))
         })?;
+        if let Ok(((event, _), _)) = &entered {
+            self.inner.turns.changed(self, id, matches!(event, Event::Held(_)));
+        }
         Some(entered.map(|((event, seen), ticket)| Change { event, seen, ticket }))
     }
 
@@ -621,6 +632,11 @@ pub(super) fn channel_state(channel: &Channel) -> ChannelState {
 /// voucher which the client signs next is the right one.
 pub(super) fn corrective_state(channel: &Channel, price: Amount) -> ChannelState {
     state_of(channel.id(), &channel.view(), channel.base(price))
+}
+
+/// What such a client is told: that state, and its own voucher which says that it signed for as much.
+pub(super) fn correction(channel: &Channel, price: Amount) -> (ChannelState, Option<VoucherState>) {
+    (corrective_state(channel, price), voucher_state(channel))
 }
 
 /// The same from its parts, for a channel that has no account.

@@ -2,8 +2,8 @@
 //!
 //! **Owns** the order of the checks: offer, extensions, terms, channel id, arithmetic, and only then the curve and the
 //! chain, so that what is cheap to refuse is refused cheaply. **Promises** that a corrective with a channel's last
-//! voucher goes only to somebody who just signed for that channel, and that a deposit is relayed before anything is
-//! served on it. **Does not** call the upstream.
+//! voucher goes only to somebody who just signed for that channel, as does a place among those that wait for it, and that a
+//! deposit is relayed before anything is served on it. **Does not** call the upstream.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use super::answer::Refusal;
 use super::desk::{DepositEnd, Place, RefundError};
 use super::patience::Look;
 use super::policy::{Listing, Policy, Terms, Transfer};
+use super::turns::{self, Asked, Called, Reserved, Waiting, Wants};
 use super::{Gate, Peer};
 use crate::clock;
 use crate::ledger::{Channel, Reject, View};
@@ -54,6 +55,22 @@ pub(super) enum Admission {
     Serve(Admitted),
     /// It was a refund, and it was paid.
     Refunded { receipt: Receipt, state: ChannelState },
+}
+
+/// How a payment stands in line for its channel, if it has to.
+#[derive(Debug, Default)]
+struct Turn {
+    /// Its deposit is on the way; afterwards so is its voucher.
+    reserved: Option<Reserved>,
+    waiting: Option<Waiting>,
+}
+
+/// What came of judging a deposit.
+#[derive(Debug)]
+enum Judged {
+    Relay,
+    /// Not now, or not at all; and what the chain says of the channel.
+    Wait(Wants, View),
 }
 
 /// A payment whose terms were checked: what the rest of the checks need.
@@ -108,7 +125,7 @@ impl Gate {
         let claimed = Claimed { terms, settlement, id, config, bound, voucher, order, due, route, look };
         self.bear(&claimed)?;
         let outcome = match payment.action {
-            Action::Pay => self.pay(&claimed, price, None).await.map(Admission::Serve),
+            Action::Pay => self.pay(&claimed, price, None, &mut Turn::default()).await.map(Admission::Serve),
             Action::DepositAndPay(deposit) => {
                 // In boxes is what seldom comes, so that the rest need not make room for it.
                 Box::pin(self.deposit_and_pay(&claimed, price, deposit, peer)).await.map(Admission::Serve)
@@ -125,44 +142,56 @@ impl Gate {
         claimed: &Claimed<'_>,
         price: Amount,
         deposited: Option<(Hash, Amount)>,
+        turn: &mut Turn,
     ) -> Result<Admitted, Refusal> {
         let Claimed { id, voucher, .. } = claimed;
-        if deposited.is_none() && self.desk.depositing(id) {
-            return Err(Code::ChannelBusy.into());
-        }
         let mut verified = None;
+        let mut refreshed = false;
+        if deposited.is_none() && self.desk.depositing(id) {
+            // Before it may wait, as before it is told anything.
+            verified = Some(self.verify(claimed).await?);
+            self.until_deposited(claimed, price, turn).await?;
+        }
         if !self.accounts.knows(id) {
             // A stranger has to show a good signature before it can make us ask a node.
-            verified = Some(self.verify(claimed).await?);
+            if verified.is_none() {
+                verified = Some(self.verify(claimed).await?);
+            }
             self.ask(claimed)?;
             let view = self.refresh(claimed).await?;
+            refreshed = true;
             if view.balance.is_zero() {
                 // One that was refunded to nothing had a deposit once, in which its client may still believe.
                 let was_open = view.refund_nonce > 0;
-                return Err(if was_open { self.corrective(claimed, &view) } else { Code::ChannelNotFound.into() });
+                return Err(if was_open {
+                    self.corrected(claimed, price, turn, &view).await
+                } else {
+                    Code::ChannelNotFound.into()
+                });
             }
         }
         let limits = self.limits.of_channels(claimed.terms);
-        let mut refreshed = verified.is_some();
         loop {
-            let preview = self
-                .accounts
-                .read(id, |channel| {
-                    channel.preview_hold(voucher.max_claimable, price, claimed.order, limits, clock::now_s())
-                })
-                .ok_or(Refusal::from(Code::ChannelNotFound))?;
-            if preview == Err(Reject::Busy) {
-                return Err(Code::ChannelBusy.into());
+            let preview = |order| {
+                let now = clock::now_s();
+                let read = |channel: &Channel| channel.preview_hold(voucher.max_claimable, price, order, limits, now);
+                self.accounts.read(id, read).ok_or(Refusal::from(Code::ChannelNotFound))
+            };
+            let (mut order, mut previewed) = (claimed.order, preview(claimed.order)?);
+            // What we told it to sign is good, whatever has become of the requests before it.
+            if previewed.is_err_and(turns::is_out_of_step) && self.accounts.turns().was_told(id, voucher.max_claimable)
+            {
+                (order, previewed) = (Order::Ahead, preview(Order::Ahead)?);
             }
             // From here on every answer says something about the channel, so its owner must have signed.
             let proof = match verified.take() {
                 Some(proof) => proof,
                 None => self.verify(claimed).await?,
             };
-            let held = match preview {
+            let held = match previewed {
                 Ok(()) => {
                     let permit = self.accounts.journal().permit().ok_or(Refusal::from(Code::BooksUnavailable))?;
-                    let held = self.accounts.hold(&proof, price, claimed.order, limits, claimed.route, permit);
+                    let held = self.accounts.hold(&proof, price, order, limits, claimed.route, permit);
                     held.ok_or(Refusal::from(Code::ChannelNotFound))?
                 }
                 Err(reject) => Err(reject),
@@ -179,11 +208,92 @@ impl Gate {
                 {
                     self.refresh(claimed).await?;
                     refreshed = true;
-                    verified = Some(proof);
+                }
+                // A client that sends a bare voucher above the balance believes in a balance that is gone (a refund or a
+                // withdrawal it has not seen), in part or as a whole. The corrective is the only answer after which a
+                // stock client reads the chain and tops up; "exceeds balance" and "not found" would leave it stuck for
+                // good. A channel that never had a deposit is not in the books and does not come here.
+                Err(reject)
+                    if reject == Reject::Busy
+                        || turns::is_out_of_step(reject)
+                        || matches!(reject, Reject::ExceedsBalance | Reject::NoDeposit) =>
+                {
+                    // Nor is there more to see where the node may not be asked.
+                    let looked = refreshed || matches!(reject, Reject::ExceedsBalance | Reject::NoDeposit);
+                    let wants = Wants::Service { looked };
+                    if let Some(corrected) = self.in_turn(claimed, price, turn, wants).await? {
+                        return Err(corrected.unwrap_or_else(|| self.corrective(claimed, &View::default())));
+                    }
                 }
                 Err(reject) => return Err(self.refusal_of(claimed, reject)),
             }
+            verified = Some(proof);
         }
+    }
+
+    /// Waits until the channel may have room for a payment that was verified, or its sender is to be corrected: then with
+    /// what it is told, where the books have the channel.
+    async fn in_turn(
+        &self,
+        claimed: &Claimed<'_>,
+        price: Amount,
+        turn: &mut Turn,
+        wants: Wants,
+    ) -> Result<Option<Option<Refusal>>, Refusal> {
+        // Whoever waits is not on its way.
+        turn.reserved = None;
+        let waiting = self.waiting(claimed, price, turn, wants)?;
+        match waiting.called().await {
+            Called::ToGo => Ok(None),
+            Called::ToBeCorrected(correction) => {
+                let refusal = correction.map(|correction| Refusal::corrective(correction.0, correction.1));
+                Ok(Some(refusal))
+            }
+            Called::InVain => Err(Code::ChannelBusy.into()),
+        }
+    }
+
+    /// The corrective for a client out of step whatever its voucher, once it is its turn.
+    async fn corrected(&self, claimed: &Claimed<'_>, price: Amount, turn: &mut Turn, on_chain: &View) -> Refusal {
+        match self.in_turn(claimed, price, turn, Wants::Correction).await {
+            Ok(corrected) => corrected.flatten().unwrap_or_else(|| self.corrective(claimed, on_chain)),
+            Err(refusal) => refusal,
+        }
+    }
+
+    /// Waits until no deposit of the channel is on its way. What it brings, and what its own voucher pays for, decides
+    /// about every other voucher.
+    async fn until_deposited(&self, claimed: &Claimed<'_>, price: Amount, turn: &mut Turn) -> Result<(), Refusal> {
+        let deadline = self.waiting(claimed, price, turn, Wants::Nothing)?.deadline();
+        while let Some(wait) = self.desk.under_way(&claimed.id) {
+            until(deadline, wait.end()).await.ok_or(Refusal::from(Code::ChannelBusy))?;
+        }
+        Ok(())
+    }
+
+    /// A place among those that wait for the channel; the one it has, if it has one.
+    fn waiting<'a>(
+        &self,
+        claimed: &Claimed<'_>,
+        price: Amount,
+        turn: &'a mut Turn,
+        wants: Wants,
+    ) -> Result<&'a mut Waiting, Refusal> {
+        let asked = Asked {
+            wants,
+            max: claimed.voucher.max_claimable,
+            price,
+            order: claimed.order,
+            limits: self.limits.of_channels(claimed.terms),
+            most: self.limits.max_waiting,
+        };
+        let longest = self.limits.max_wait.min(Duration::from_secs(claimed.terms.max_timeout_s));
+        let deadline = Instant::now() + longest;
+        match &mut turn.waiting {
+            Some(waiting) => waiting.ask(asked, deadline),
+            None => turn.waiting = self.accounts.turns().enter(&self.accounts, claimed.id, asked, deadline),
+        }
+        turn.waiting.as_mut().ok_or(Code::ChannelBusy.into())
     }
 
     async fn deposit_and_pay(
@@ -204,17 +314,29 @@ impl Gate {
         let amount = deposit.amount;
         let salt = deposit.authorization.salt();
         let deadline = Instant::now() + longest_wait(terms);
+        let turn = &mut Turn::default();
         let end = loop {
             match self.desk.place(*id, config.payer, salt) {
                 // The same payload again: its deposit is in the books, only its voucher counts.
                 Place::Free(place) if self.accounts.deposited_with(id, salt) => {
                     drop(place);
                     self.until_counted(claimed, deadline).await?;
-                    return self.pay(claimed, price, None).await;
+                    return self.pay(claimed, price, None, turn).await;
                 }
-                // The place is held while the deposit is judged, so that no other one lands before it is sent.
+                // The place is held while the deposit is judged, so that no other one lands before it is sent. Nobody is
+                // corrected meanwhile either, and until its voucher is held: the base is about to change.
                 Place::Free(mut place) => {
-                    self.judge_deposit(claimed, price, &proof, &deposit).await?;
+                    turn.reserved = Some(self.accounts.turns().reserve(&self.accounts, *id, proof.max_claimable()));
+                    if let Judged::Wait(wants, view) = self.judge_deposit(claimed, price, &proof, &deposit).await? {
+                        // Whoever waits keeps nobody else from depositing.
+                        drop(place);
+                        match self.in_turn(claimed, price, turn, wants).await? {
+                            None => continue,
+                            Some(corrected) => {
+                                return Err(corrected.unwrap_or_else(|| self.corrective(claimed, &view)));
+                            }
+                        }
+                    }
                     // Counted last: what is refused for less costs no gas, and no budget.
                     let spent = self.deposits.spend(peer, self.limits.deposits, clock::now_s()).map_err(|seconds| {
                         tracing::warn!(channel = %id, seconds, "too many deposits; one more is not relayed");
@@ -231,10 +353,12 @@ impl Gate {
                 },
                 // Two deposits of one channel at once are one too many: the payer's state is older than the first.
                 // Once that has landed the client reads the chain and finds its money there.
-                Place::Other(wait) => match until(deadline, wait.end()).await {
-                    Some(_) => return Err(self.corrective(claimed, &self.view(claimed).await?)),
-                    None => return Err(Code::SettlementPending.into()),
-                },
+                Place::Other(wait) => {
+                    self.waiting(claimed, price, turn, Wants::Nothing)?;
+                    if until(deadline, wait.end()).await.is_none() {
+                        return Err(Code::SettlementPending.into());
+                    }
+                }
                 // It is told to come back, and finds its deposit landed then.
                 Place::Crowded => return Err(Code::ChannelBusy.into()),
                 // A payer with many channels could have as many deposits tried and sent at once; they go one by one.
@@ -251,7 +375,7 @@ impl Gate {
             Some(Some(DepositEnd::Landed { transaction, .. })) => {
                 self.until_counted(claimed, deadline).await?;
                 let landed = Some((transaction, amount));
-                self.pay(claimed, price, landed).await.map_err(|refusal| match self.state(id) {
+                self.pay(claimed, price, landed, turn).await.map_err(|refusal| match self.state(id) {
                     // The deposit is on chain although the request is not served; not to say so would make the
                     // client deposit again.
                     Some(state) => {
@@ -310,12 +434,12 @@ impl Gate {
         price: Amount,
         proof: &VerifiedVoucher,
         deposit: &Deposit,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Judged, Refusal> {
         let id = &claimed.id;
         let limits = self.limits.of_channels(claimed.terms);
         let known = self.accounts.read(id, |channel| {
-            let busy = channel.in_flight() > 0 || channel.is_refunding();
-            let refused = if busy {
+            let full = channel.in_flight() >= turns::places(limits) || channel.is_refunding();
+            let refused = if full {
                 Some(Reject::Busy)
             } else if channel.is_withdrawing(limits, clock::now_s()) {
                 Some(Reject::Withdrawing)
@@ -324,23 +448,24 @@ impl Gate {
             };
             (refused, channel.base(price), channel.ceiling(), channel.view())
         });
-        let (base, ceiling, view) = match known {
+        let (base, ceiling, view, out_of_step) = match known {
+            Some((Some(Reject::Busy), _, _, view)) => return Ok(Judged::Wait(Wants::Deposit, view)),
             Some((Some(reject), ..)) => return Err(self.refusal_of(claimed, reject)),
-            Some((None, base, ceiling, view)) => (base, ceiling, view),
+            Some((None, base, ceiling, view)) => (base, ceiling, view, Wants::Deposit),
             None => {
                 let view = self.refresh(claimed).await?;
-                (view.total_claimed, view.balance, view)
+                (view.total_claimed, view.balance, view, Wants::Correction)
             }
         };
         let max = proof.max_claimable();
         if base.checked_add(price) != Some(max) {
-            return Err(self.corrective(claimed, &view));
+            return Ok(Judged::Wait(out_of_step, view));
         }
         // A payer that deposits again although its last deposit is there and untouched does not know of it: it signed
         // both side by side, was told that the first is pending, or lost our answer. Corrected, it reads the chain and
         // finds its money.
         if max <= ceiling && self.accounts.deposit_untouched(id) {
-            return Err(self.corrective(claimed, &view));
+            return Ok(Judged::Wait(Wants::Correction, view));
         }
         if ceiling.checked_add(deposit.amount).is_none_or(|covered| max > covered) {
             return Err(Code::CumulativeExceedsBalance.into());
@@ -350,15 +475,8 @@ impl Gate {
         if claimed.config.payer_authorizer.is_zero() && exposed > limits.max_wallet_exposure {
             return Err(self.refusal_of(claimed, Reject::WalletExposed));
         }
-        self.check_allowance(claimed, deposit).await
-    }
-
-    /// The chain's view of the channel: the one in the books, or a new one where the channel is not in them.
-    async fn view(&self, claimed: &Claimed<'_>) -> Result<View, Refusal> {
-        match self.accounts.read(&claimed.id, |channel| channel.view()) {
-            Some(view) => Ok(view),
-            None => self.refresh(claimed).await,
-        }
+        self.check_allowance(claimed, deposit).await?;
+        Ok(Judged::Relay)
     }
 
     async fn refund(
@@ -557,10 +675,6 @@ impl Gate {
     fn refusal_of(&self, claimed: &Claimed<'_>, reject: Reject) -> Refusal {
         match reject {
             Reject::Busy => Code::ChannelBusy.into(),
-            // A client that sends a bare voucher above the balance believes in a balance that is gone (a refund or a
-            // withdrawal it has not seen), in part or as a whole. The corrective is the only answer after which a stock
-            // client reads the chain and tops up; "exceeds balance" and "not found" would leave it stuck for good. A
-            // channel that never had a deposit is not in the books and does not come here.
             Reject::AmountMismatch
             | Reject::Spent
             | Reject::TooFarAhead

@@ -395,6 +395,13 @@ impl Desk {
         self.places.channels.contains_key(channel)
     }
 
+    /// The deposit of this channel that is on its way, if one is. Who waits so stands in line for the channel, which bounds
+    /// them; they are not among the [`MAX_DEPOSIT_WAITERS`].
+    pub(super) fn under_way(&self, channel: &ChannelId) -> Option<DepositWait> {
+        let end = self.places.channels.get(channel)?.end.end.clone();
+        Some(DepositWait { end, _waiter: None })
+    }
+
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, DeskError> {
         let (reply, answer) = oneshot::channel();
         self.questions.try_send(question(reply)).map_err(|_| DeskError::Closed)?;

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::policy::Terms;
 use crate::ledger;
@@ -32,16 +33,23 @@ pub struct Limits {
     /// The most that may wait to be claimed on a channel whose payer's own account approves its vouchers (a wallet, which
     /// may refuse at claim time), atomic units. A price above it is never served on such a channel.
     pub max_wallet_exposure: Amount,
+    /// How many requests of one channel may wait for their turn, beside those that are being served.
+    pub max_waiting: usize,
+    /// How long they do; never longer than the offer promises an answer in.
+    pub max_wait: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         let ledger::Limits { withdraw_margin_s, max_wallet_exposure, .. } = ledger::Limits::default();
+        let (max_waiting, max_wait) = (64, Duration::from_secs(10));
         Self {
             deposits: DepositLimits::default(),
             bad_signatures_per_minute: 60,
             withdraw_margin_s,
             max_wallet_exposure,
+            max_waiting,
+            max_wait,
         }
     }
 }

@@ -8,6 +8,7 @@
 //! 6. [`what_is_kept`]: the books on disk, and what a commit is
 //! 7. [`what_is_lost`]: what a restart, a dead disk, a lost client and a lost answer cost
 //! 8. [`without_gas`]: a facilitator instead of a gas key
+//! 9. [`side_by_side`]: many requests of one channel at once
 
 pub mod a_paid_request {
     //! From the 402 to the receipt.
@@ -22,8 +23,9 @@ pub mod a_paid_request {
     //! 3. Without a `PAYMENT-SIGNATURE` header the answer is the quote. The body is not read; the upstream is not asked.
     //! 4. With one, it must echo the offer, and the channel's terms must be the offer's. The channel's id is computed
     //!    from them, never believed.
-    //! 5. The voucher must be for exactly what was charged so far plus the price, within the balance. Then its signature
-    //!    is checked, as strictly as the contract does it.
+    //! 5. The voucher must be for exactly what was charged so far plus the price, within the balance (where others of the
+    //!    channel are being served, see [`side_by_side`](super::side_by_side)). Then its signature is checked, as strictly as
+    //!    the contract does it.
     //! 6. The price is *held* on the channel. From now on nobody else can spend it.
     //! 7. The request goes upstream without payment headers and with `X-Peaje-Payer`, `-Channel` and `-Charged`.
     //! 8. An answer below 400 is *posted*: charged, at most what was held. Everything else is *voided*.
@@ -68,6 +70,7 @@ pub mod when_it_is_refused {
     //! | another offer | 402 `No matching payment requirements` |
     //! | terms, signatures, amounts | 402 with the scheme's code, see [`Code`](crate::protocol::Code) |
     //! | a voucher out of step | 402 `…cumulative_amount_mismatch` with the true state, which stock clients recover from |
+    //! | one whose turn does not come | 402 `…channel_busy` with `Retry-After` |
     //! | the chain cannot be asked | 503 with `Retry-After`; vouchers of channels we know go on working |
     //! | a voucher close to the end of a withdrawal | 402 `channel_withdrawing` |
     //! | more than is risked on a payer whose wallet approves | 402 `wallet_exposure_limit`, until it is claimed |
@@ -101,6 +104,38 @@ pub mod in_a_crowd {
     //! A peer is an address, or a network of version 6 (/64). Behind a load balancer all clients are one. So the channels that
     //! paid from a peer in the last hour are served whatever else comes from there, unless their own vouchers are forged
     //! there as well. Whatever is refused here was not charged, and the same voucher is good afterwards.
+}
+
+pub mod side_by_side {
+    //! Many requests of one channel at once.
+    //!
+    //! The protocol's text serialises: a server serves one request of a channel after the other, and a voucher is for what
+    //! was charged so far plus the price. With `channel.max_in_flight = 1` Peaje does just that. Above 1 it serves so many
+    //! side by side, and what the rule is for holds all the same: nothing is charged that no voucher covers, and no voucher
+    //! pays twice. A voucher with the ceiling M for a price p stands for the piece of the channel's line from M - p to M;
+    //! each piece pays for one request, the pieces in use do not overlap, and each charge is at most its piece. So the sum
+    //! of all charges stays below the highest ceiling, which the provider holds, whichever of the requests fail
+    //! ([`ledger`](crate::ledger)). What is lost is that a payer's highest ceiling says what it was charged: where requests
+    //! fail, or cost less than their price, it has signed for more. The receipts say what was charged, claims are for that,
+    //! and a refund returns the rest.
+    //!
+    //! **Stock clients** sign one voucher at a time, and do not know of each other's calls: those made side by side come with
+    //! one and the same voucher. One is served, the others are told the base by a corrective, one after the other: whoever
+    //! was told has two seconds to come back, and only when its new voucher is held is the next one told. The
+    //! base is then what is reached by the requests in flight, shown with the payer's own voucher for it, so that handlers
+    //! run side by side. With `max_in_flight = 1` the next one is told when the request before it is served. Each call needs
+    //! one corrective, which is all that a stock client follows. A first deposit is waited for in the same way: of several
+    //! that were signed side by side one is relayed. What a client was told stays good although a request before it fails.
+    //!
+    //! `channel.max_waiting` may wait on a channel for `channel.max_wait`; the others get `…channel_busy` and `Retry-After`.
+    //! A voucher that fits never waits for one that does not, and nobody waits, or is told anything, before its signature
+    //! was checked.
+    //!
+    //! **Clients that know Peaje** (`peaje pay --repeat 500 --parallel 32`) find `maxInFlight` in the offer's `extra`, which
+    //! others ignore, and sign ahead: each voucher the price above the one before, without waiting for its answer, with
+    //! `"signedAhead": true` in the payload. These may come in any order, and are served as they come, each once; at most
+    //! `maxInFlight - 1` prices beyond the highest that is known. What fails gives its piece back, for the same voucher or
+    //! another for the same piece. A piece that is used, or lies below what the channel has gone past, gets the corrective.
 }
 
 pub mod money_on_chain {

@@ -216,7 +216,8 @@ async fn case_37_a_refund_waits_for_the_request_in_progress() {
 
 #[tokio::test]
 async fn case_37_a_refund_goes_on_without_its_client_and_nothing_is_served_meanwhile() {
-    let world = World::start(WorldOptions::default()).await;
+    let channel = "max_wait = \"50ms\"".to_owned();
+    let world = World::start(WorldOptions { channel, ..WorldOptions::default() }).await;
     let payer = world.opened(1, DEPOSIT).await;
     let before = world.tally().await;
     world.devnet.set_mining(Mining::Manual);

@@ -72,8 +72,10 @@ on_both_chains! {
     a_channel_refunded_before_its_first_charge_is_funded_again,
     a_channel_drained_before_a_restart_is_topped_up,
     a_channel_drained_by_the_provider_is_topped_up,
-    parallel_requests_are_charged_once_each,
-    parallel_first_requests_make_one_deposit,
+    parallel_requests_are_all_served,
+    parallel_requests_are_all_served_one_after_the_other,
+    parallel_first_requests_make_one_deposit_and_are_all_served,
+    parallel_first_requests_are_all_served_one_after_the_other,
     a_failed_first_request_keeps_its_deposit,
     a_failed_request_costs_nothing,
     a_lost_answer_is_charged_and_the_client_goes_on,
@@ -169,6 +171,13 @@ impl Stage {
         self.pay().await.served_by(BY_DEPOSIT);
         self.pay_by_voucher(2).await;
         say("the client deposited and paid for three things");
+    }
+
+    /// From now on the proxy serves one request of a channel at a time.
+    async fn one_after_the_other(&mut self) {
+        self.peaje.stop().await;
+        self.peaje.amend("[channel]", "[channel]\nmax_in_flight = 1");
+        self.peaje.start_again().await;
     }
 
     async fn paid_to_receiver(&self) -> u128 {
@@ -476,51 +485,72 @@ async fn a_channel_drained_by_the_provider_is_topped_up(mut stage: Stage) {
     stage.strike(6).await;
 }
 
-async fn parallel_requests_are_charged_once_each(mut stage: Stage) {
+async fn parallel_requests_are_all_served(mut stage: Stage) {
     stage.open_with_three().await;
-    let slow = stage.peaje.url("/slow");
-    let answers = stage.client.pay_at_once(&slow, 5).await;
-    let served = charged_once_each(&stage, &answers, 3).await;
+    side_by_side(&mut stage, 3).await;
+    stage.strike(3 + 2 * CROWD + 3).await;
+}
+
+async fn parallel_requests_are_all_served_one_after_the_other(mut stage: Stage) {
+    stage.open_with_three().await;
+    stage.one_after_the_other().await;
+    side_by_side(&mut stage, 3).await;
+    assert_eq!(stage.upstream.most_at_once(), 1);
+    stage.strike(3 + 2 * CROWD + 3).await;
+}
+
+async fn parallel_first_requests_make_one_deposit_and_are_all_served(mut stage: Stage) {
+    side_by_side(&mut stage, 0).await;
+    stage.strike(2 * CROWD + 3).await;
+}
+
+async fn parallel_first_requests_are_all_served_one_after_the_other(mut stage: Stage) {
+    stage.one_after_the_other().await;
+    side_by_side(&mut stage, 0).await;
+    assert_eq!(stage.upstream.most_at_once(), 1);
+    stage.strike(2 * CROWD + 3).await;
+}
+
+/// How many calls are made side by side.
+const CROWD: u128 = 20;
+
+/// A crowd of calls at once, each of which is served and charged once; then, by a client that has forgotten what it
+/// signed, another, of a slower upstream; then three more. `before` were charged before.
+async fn side_by_side(stage: &mut Stage, before: u128) {
+    let crowd = usize::try_from(CROWD).unwrap();
+    let fast = stage.client.pay_at_once(&stage.peaje.url("/after/5"), crowd).await;
+    all_charged_once(stage, &fast, before).await;
+    assert_eq!(stage.chain.deposits().await, [DEPOSIT]);
+    stage.client.forget().await;
+    let slow = stage.client.pay_at_once(&stage.peaje.url("/after/50"), crowd).await;
+    all_charged_once(stage, &slow, before + CROWD).await;
     // Whatever the client believes now, it finds its way back.
     assert_eq!(stage.pay().await.status, Some(200));
     stage.pay_by_voucher(2).await;
     assert_eq!(stage.chain.deposits().await, [DEPOSIT]);
-    stage.strike(3 + served + 3).await;
 }
 
-async fn parallel_first_requests_make_one_deposit(mut stage: Stage) {
-    let answers = stage.client.pay_at_once(&stage.thing, 5).await;
-    let served = charged_once_each(&stage, &answers, 0).await;
-    assert_eq!(stage.chain.deposits().await, [DEPOSIT]);
-    assert_eq!(stage.pay().await.status, Some(200));
-    stage.pay_by_voucher(2).await;
-    assert_eq!(stage.chain.deposits().await, [DEPOSIT]);
-    stage.strike(served + 3).await;
-}
-
-/// Some calls were served, and those were charged, and no other. Returns how many. `before` were charged before.
-async fn charged_once_each(stage: &Stage, answers: &[Answer], before: u128) -> u128 {
-    let (served, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == Some(200));
-    for answer in &refused {
-        assert_eq!(answer.thrown, None, "{answer:#?}");
-        assert_eq!(answer.status, Some(402), "{answer:#?}");
-    }
-    assert!(!served.is_empty(), "{answers:#?}");
-    let count = u128::try_from(served.len()).unwrap();
-    // Every accepted voucher is another one, a price above the one before.
-    let mut ceilings: Vec<_> = served.iter().map(|answer| units(answer.last().max.as_deref().unwrap())).collect();
-    ceilings.sort_unstable();
-    let expected: Vec<_> = (1..=count).map(|number| (before + number) * PRICE).collect();
-    assert_eq!(ceilings, expected);
-    let charges = served.iter().map(|answer| units(answer.receipt("/extra/chargedAmount")));
-    assert_eq!(charges.sum::<u128>(), count * PRICE);
-    assert_eq!(u128::try_from(stage.upstream.seen().len()).unwrap(), before + count);
-    assert_eq!(stage.peaje.channel().await.charged, Amount::new((before + count) * PRICE));
-    say(&format!("{} calls at once: {count} served and charged once each", answers.len()));
+/// All calls were served, by a handler of its own each, and charged the price each. `before` were charged before.
+async fn all_charged_once(stage: &Stage, answers: &[Answer], before: u128) {
     for answer in answers {
         say(&format!("  {}", answer.story().join(", ")));
     }
-    count
+    for answer in answers {
+        assert_eq!((answer.status, &answer.thrown), (Some(200), &None), "{answer:#?}");
+        assert_eq!(units(answer.receipt("/extra/chargedAmount")), PRICE);
+    }
+    let count = u128::try_from(answers.len()).unwrap();
+    // Every accepted voucher is another one, a price above the one before.
+    let mut ceilings: Vec<_> = answers.iter().map(|answer| units(answer.last().max.as_deref().unwrap())).collect();
+    ceilings.sort_unstable();
+    let expected: Vec<_> = (1..=count).map(|number| (before + number) * PRICE).collect();
+    assert_eq!(ceilings, expected);
+    let bodies: std::collections::BTreeSet<_> = answers.iter().map(|answer| &answer.body).collect();
+    assert_eq!(bodies.len(), answers.len(), "each has the answer of a handler of its own");
+    assert_eq!(u128::try_from(stage.upstream.seen().len()).unwrap(), before + count);
+    assert_eq!(stage.peaje.channel().await.charged, Amount::new((before + count) * PRICE));
+    let most = stage.upstream.most_at_once();
+    say(&format!("{count} calls at once: all served and charged once each, up to {most} at a time"));
 }
 
 async fn a_failed_first_request_keeps_its_deposit(mut stage: Stage) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
@@ -28,6 +28,8 @@ pub(crate) struct Upstream {
 struct Desk {
     seen: Mutex<Vec<HeaderMap>>,
     failures: AtomicUsize,
+    working: AtomicUsize,
+    most_at_once: AtomicUsize,
     stream: Mutex<Option<mpsc::UnboundedReceiver<String>>>,
 }
 
@@ -37,6 +39,7 @@ impl Upstream {
         let app = Router::new()
             .route("/thing", get(thing))
             .route("/slow", get(slow))
+            .route("/after/{milliseconds}", get(after))
             .route("/stream", get(stream))
             .with_state(Arc::clone(&desk));
         let socket = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -48,6 +51,11 @@ impl Upstream {
     /// The headers of every call so far.
     pub(crate) fn seen(&self) -> Vec<HeaderMap> {
         self.desk.seen.lock().unwrap().clone()
+    }
+
+    /// How many calls of `/after` were worked on at once, at most.
+    pub(crate) fn most_at_once(&self) -> usize {
+        self.desk.most_at_once.load(Ordering::SeqCst)
     }
 
     /// Lets the next calls of `/thing` fail.
@@ -91,6 +99,15 @@ async fn slow(State(desk): State<Arc<Desk>>, request: Request) -> String {
     let number = desk.see(request);
     tokio::time::sleep(SLOW).await;
     format!("slow thing {number}")
+}
+
+async fn after(State(desk): State<Arc<Desk>>, Path(milliseconds): Path<u64>, request: Request) -> String {
+    let number = desk.see(request);
+    let at_once = desk.working.fetch_add(1, Ordering::SeqCst) + 1;
+    desk.most_at_once.fetch_max(at_once, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+    desk.working.fetch_sub(1, Ordering::SeqCst);
+    format!("thing {number}")
 }
 
 async fn stream(State(desk): State<Arc<Desk>>, request: Request) -> Response {

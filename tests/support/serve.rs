@@ -99,6 +99,14 @@ impl Peaje {
         fs::write(self.directory.path().join("peaje.toml"), settings.config(self.listen, self.admin)).unwrap();
     }
 
+    /// Changes what the config says, for the next start.
+    pub(crate) fn amend(&self, from: &str, to: &str) {
+        let path = self.directory.path().join("peaje.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{from}");
+        fs::write(path, text.replacen(from, to, 1)).unwrap();
+    }
+
     /// Starts the proxy on free ports, and waits until it is ready.
     pub(crate) async fn start(settings: &Settings<'_>) -> Self {
         let mut peaje = Self::prepare(settings);

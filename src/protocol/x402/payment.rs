@@ -215,7 +215,7 @@ impl<'o> Payment<'o> {
 }
 
 /// The key of a payload whose voucher was signed ahead.
-pub(super) const SIGNED_AHEAD: &str = "signedAhead";
+pub const SIGNED_AHEAD: &str = "signedAhead";
 
 /// How much of a client's own text goes into an error message, in characters.
 const MAX_SHOWN_CHARS: usize = 40;

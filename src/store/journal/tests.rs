@@ -256,10 +256,11 @@ fn a_runtime_that_ends_takes_no_news_with_it() {
     for late in [false, true] {
         let (journal, go) = held();
         let runtime = runtime();
-        let inside = runtime.enter();
-        journal.attend();
-        let ticket = journal.write(entry(1), None);
-        drop(inside);
+        let ticket = {
+            let _inside = runtime.enter();
+            journal.attend();
+            journal.write(entry(1), None)
+        };
         if late {
             go.send(()).unwrap();
             while journal.written().1 == 0 {
