@@ -221,7 +221,9 @@ impl Gate {
                         || turns::is_out_of_step(reject)
                         || matches!(reject, Reject::ExceedsBalance | Reject::NoDeposit) =>
                 {
-                    let wants = Wants::Service { looked: refreshed };
+                    // Nor is there more to see where the node may not be asked.
+                    let looked = refreshed || matches!(reject, Reject::ExceedsBalance | Reject::NoDeposit);
+                    let wants = Wants::Service { looked };
                     if let Some(corrected) = self.in_turn(claimed, price, turn, wants).await? {
                         return Err(corrected.unwrap_or_else(|| self.corrective(claimed, &View::default())));
                     }

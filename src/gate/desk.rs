@@ -395,10 +395,11 @@ impl Desk {
         self.places.channels.contains_key(channel)
     }
 
-    /// The deposit of this channel that is on its way, if one is. For those who have their place in the channel's line,
-    /// which has a bound of its own.
+    /// The deposit of this channel that is on its way, if one is. Who waits so stands in line for the channel, which bounds
+    /// them; they are not among the [`MAX_DEPOSIT_WAITERS`].
     pub(super) fn under_way(&self, channel: &ChannelId) -> Option<DepositWait> {
-        self.places.channels.get(channel).map(|deposit| DepositWait { end: deposit.end.end.clone(), _waiter: None })
+        let end = self.places.channels.get(channel)?.end.end.clone();
+        Some(DepositWait { end, _waiter: None })
     }
 
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, DeskError> {

@@ -42,13 +42,14 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         let ledger::Limits { withdraw_margin_s, max_wallet_exposure, .. } = ledger::Limits::default();
+        let (max_waiting, max_wait) = (64, Duration::from_secs(10));
         Self {
             deposits: DepositLimits::default(),
             bad_signatures_per_minute: 60,
             withdraw_margin_s,
             max_wallet_exposure,
-            max_waiting: 64,
-            max_wait: Duration::from_secs(10),
+            max_waiting,
+            max_wait,
         }
     }
 }

@@ -86,6 +86,26 @@ pub mod when_it_is_refused {
     //! balance which is gone can only be helped by being made to read the chain.
 }
 
+pub mod in_a_crowd {
+    //! What floods and slow clients can take, and what they cannot.
+    //!
+    //! | flood | what bounds it |
+    //! |---|---|
+    //! | connections | `limits.max_connections`, a quarter of it for one peer; this machine's own are not counted for it |
+    //! | heads that do not come | `limits.header_timeout` |
+    //! | bodies that do not come | `limits.body_timeout`, then 408; half a request is void |
+    //! | answers that are not taken | [`MAX_WRITE_PAUSE`](crate::proxy::MAX_WRITE_PAUSE), for a connection and for a stream of HTTP/2 |
+    //! | requests | `limits.max_requests`, of which the last quarter is for those that pay |
+    //! | forged vouchers, channels without a deposit | `limits.bad_signatures_per_minute` for a peer; its refusals are held back for a second |
+    //! | deposits, refunds | `[deposits]`, for a peer and in all |
+    //! | questions to the chain | [`desk::MAX_WAITING`](crate::gate::desk::MAX_WAITING), then 503 |
+    //! | charges that wait for the disk | [`MAX_UNWRITTEN_CHARGES`](crate::store::MAX_UNWRITTEN_CHARGES), then 503 |
+    //!
+    //! A peer is an address, or a network of version 6 (/64). Behind a load balancer all clients are one. So the channels that
+    //! paid from a peer in the last hour are served whatever else comes from there, unless their own vouchers are forged
+    //! there as well. Whatever is refused here was not charged, and the same voucher is good afterwards.
+}
+
 pub mod side_by_side {
     //! Many requests of one channel at once.
     //!
@@ -116,26 +136,6 @@ pub mod side_by_side {
     //! `"signedAhead": true` in the payload. These may come in any order, and are served as they come, each once; at most
     //! `maxInFlight - 1` prices beyond the highest that is known. What fails gives its piece back, for the same voucher or
     //! another for the same piece. A piece that is used, or lies below what the channel has gone past, gets the corrective.
-}
-
-pub mod in_a_crowd {
-    //! What floods and slow clients can take, and what they cannot.
-    //!
-    //! | flood | what bounds it |
-    //! |---|---|
-    //! | connections | `limits.max_connections`, a quarter of it for one peer; this machine's own are not counted for it |
-    //! | heads that do not come | `limits.header_timeout` |
-    //! | bodies that do not come | `limits.body_timeout`, then 408; half a request is void |
-    //! | answers that are not taken | [`MAX_WRITE_PAUSE`](crate::proxy::MAX_WRITE_PAUSE), for a connection and for a stream of HTTP/2 |
-    //! | requests | `limits.max_requests`, of which the last quarter is for those that pay |
-    //! | forged vouchers, channels without a deposit | `limits.bad_signatures_per_minute` for a peer; its refusals are held back for a second |
-    //! | deposits, refunds | `[deposits]`, for a peer and in all |
-    //! | questions to the chain | [`desk::MAX_WAITING`](crate::gate::desk::MAX_WAITING), then 503 |
-    //! | charges that wait for the disk | [`MAX_UNWRITTEN_CHARGES`](crate::store::MAX_UNWRITTEN_CHARGES), then 503 |
-    //!
-    //! A peer is an address, or a network of version 6 (/64). Behind a load balancer all clients are one. So the channels that
-    //! paid from a peer in the last hour are served whatever else comes from there, unless their own vouchers are forged
-    //! there as well. Whatever is refused here was not charged, and the same voucher is good afterwards.
 }
 
 pub mod money_on_chain {

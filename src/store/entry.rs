@@ -10,7 +10,8 @@ use crate::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash};
 pub struct ChannelRow {
     /// Its books.
     pub snapshot: Snapshot,
-    /// How often it was written, this time included; the first row of a channel has version 1.
+    /// How often it was to be written, this time included; the first row of a channel has version 1. Of several in one
+    /// commit the last may stand for all.
     pub version: u64,
     /// The last deposit that was relayed for it.
     pub last_deposit: Option<LastDeposit>,
