@@ -482,6 +482,9 @@ impl Waiting {
     /// # Cancellation
     /// May be dropped and called again; a call is not lost.
     pub(super) async fn called(&mut self) -> Called {
+        // One that is called again and again and never gets in does not keep its thread from everybody else, and its time
+        // ends all the same.
+        tokio::task::consume_budget().await;
         loop {
             let now = Instant::now();
             let until = {
@@ -489,6 +492,7 @@ impl Waiting {
                     return Called::InVain;
                 };
                 match turnstile.call(self.number, self.deadline) {
+                    Ok(Called::ToGo) if self.deadline <= now => return Called::InVain,
                     Ok(called) => return called,
                     Err(_) if self.deadline <= now => return Called::InVain,
                     Err(until) if until <= now => {
@@ -882,6 +886,23 @@ mod tests {
             hold.post(PRICE).unwrap();
             let polled = called.as_mut().poll(&mut Context::from_waker(Waker::noop()));
             assert!(matches!(polled, Poll::Ready(Called::ToBeCorrected(Some(_)))), "{polled:?}");
+        });
+    }
+
+    #[test]
+    fn whoever_is_called_and_never_gets_in_leaves_in_the_end_and_lets_others_run_meanwhile() {
+        in_runtime(async {
+            let accounts = accounts();
+            let deadline = later(Instant::now(), Duration::from_millis(20));
+            let mut waiting = accounts.turns().enter(&accounts, id(), asked(10), deadline).unwrap();
+            let other = tokio::spawn(async {});
+            loop {
+                match waiting.called().await {
+                    Called::ToGo => waiting.ask(asked(10), deadline),
+                    called => break assert!(matches!(called, Called::InVain), "{called:?}"),
+                }
+            }
+            assert!(other.is_finished());
         });
     }
 
