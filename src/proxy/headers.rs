@@ -269,6 +269,18 @@ mod tests {
     }
 
     #[test]
+    fn every_claim_is_found_however_it_is_written() {
+        for name in CLAIMS.into_iter().chain(["x-forwarded-for", "x-forwarded-anything"]) {
+            for written in [name.to_owned(), name.replace('-', "_")] {
+                let mut headers = HeaderMap::new();
+                headers.insert(HeaderName::try_from(&written).unwrap(), HeaderValue::from_static("1"));
+                strip_claims(&mut headers);
+                assert!(headers.is_empty(), "{written}");
+            }
+        }
+    }
+
+    #[test]
     fn ids_are_plain_and_no_two_are_equal() {
         let makers = [RequestIds::new(), RequestIds::new()];
         let ids: Vec<_> = (0..1_000).flat_map(|_| makers.each_ref().map(RequestIds::next)).collect();

@@ -140,16 +140,19 @@ impl Upstream {
     }
 
     /// The upstream's answer, or ours in its place. `id` is the request's, for the log.
-    pub(super) async fn ask(
+    pub(super) fn ask(
         &self,
         request: Request<RequestBody>,
         caller: &Caller,
         id: &HeaderValue,
-    ) -> Response<UpstreamBody> {
+    ) -> impl Future<Output = Response<UpstreamBody>> {
+        // Out here, because what was looked at in there would keep its room beside the one it moves on to.
         let head_only = request.method() == Method::HEAD;
-        match self.forward(request, caller, id).await {
-            Ok(response) => response.map(Either::Left),
-            Err(error) => respond(error).map(|body| Either::Right(if head_only { Full::default() } else { body })),
+        async move {
+            match self.forward(request, caller, id).await {
+                Ok(response) => response.map(Either::Left),
+                Err(error) => respond(error).map(|body| Either::Right(if head_only { Full::default() } else { body })),
+            }
         }
     }
 
