@@ -1095,6 +1095,25 @@ async fn every_voucher_signed_ahead_counts_against_the_budget_once() {
 }
 
 #[tokio::test]
+async fn receipts_that_charge_nothing_do_not_lift_the_ceilings_above_the_budget() {
+    let server = Server::start(|seen| match &seen.payment {
+        None => quote_ahead(json!(8)),
+        Some(_) => served(seen, 0),
+    })
+    .await;
+    let budget = Budget { max_per_host: dollars(6 * PRICE), ..Budget::default() };
+    let agent = agent_ahead(8, budget, Book::in_memory());
+    for _ in 0..6 {
+        pay(&agent, &server).await.unwrap();
+    }
+    for answer in pay_at_once(&agent, &server, 8).await {
+        assert!(matches!(answer, Err(AgentError::Budget(_))), "{answer:?}");
+    }
+    assert_eq!(books(&agent), (0, 6 * PRICE, 40_000), "all that could be claimed is within the budget");
+    assert_eq!(agent.book().day().unwrap().total, Dollars::ZERO, "and nothing of it is spent");
+}
+
+#[tokio::test]
 async fn what_is_signed_ahead_is_on_disk_before_the_server_sees_it_and_after_a_crash() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().to_owned();
