@@ -218,7 +218,10 @@ impl Gate {
                         || turns::is_out_of_step(reject)
                         || matches!(reject, Reject::ExceedsBalance | Reject::NoDeposit) =>
                 {
-                    let wants = Wants::Service { looked: refreshed };
+                    // Whose balance is too low and who may not ask again is told so: called to ask, it would come back
+                    // here at once, over and over.
+                    let is_short = matches!(reject, Reject::ExceedsBalance | Reject::NoDeposit);
+                    let wants = Wants::Service { looked: refreshed || is_short };
                     if let Some(corrected) = self.in_turn(claimed, price, turn, wants).await? {
                         return Err(corrected.unwrap_or_else(|| self.corrective(claimed, &View::default())));
                     }
@@ -436,7 +439,7 @@ impl Gate {
         let id = &claimed.id;
         let limits = self.limits.of_channels(claimed.terms);
         let known = self.accounts.read(id, |channel| {
-            let full = channel.in_flight() >= turns::places(limits) || channel.is_refunding();
+            let full = channel.in_flight() >= limits.in_flight() || channel.is_refunding();
             let refused = if full {
                 Some(Reject::Busy)
             } else if channel.is_withdrawing(limits, clock::now_s()) {
