@@ -891,6 +891,34 @@ async fn a_charge_nobody_told_us_of_counts_once_it_is_known() {
 // ----------------------------------------------------------------------------------------------------------- the book
 
 #[tokio::test]
+async fn what_is_written_down_is_counted_although_the_caller_leaves_meanwhile() {
+    for ahead in [1, 8] {
+        let directory = tempfile::tempdir().unwrap();
+        let server = Server::start(|seen| match &seen.payment {
+            None => quote_ahead(json!(8)),
+            Some(_) => served_in_full(seen),
+        })
+        .await;
+        let budget = Budget { max_per_host: dollars(2 * PRICE), ..Budget::default() };
+        let agent = agent_ahead(ahead, budget, open(directory.path()));
+        pay(&agent, &server).await.unwrap();
+        {
+            // Not polled any more once it is on the disk.
+            let mut leaving = std::pin::pin!(pay(&agent, &server));
+            while record(&agent).signed_max == Amount::new(PRICE) {
+                assert!(futures_util::poll!(&mut leaving).is_pending());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        // In turn the same ceiling is signed for once more; ahead it is left, and there is room for no other.
+        let (again, next) = (pay(&agent, &server).await, pay(&agent, &server).await);
+        assert_eq!(again.is_ok(), ahead == 1, "{again:?}");
+        assert!(matches!(next, Err(AgentError::Budget(_))), "{next:?}");
+        assert_eq!(record(&agent).signed_max, Amount::new(2 * PRICE));
+    }
+}
+
+#[tokio::test]
 async fn what_was_signed_is_on_disk_before_the_server_sees_it() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().to_owned();
@@ -1092,6 +1120,25 @@ async fn every_voucher_signed_ahead_counts_against_the_budget_once() {
     assert_eq!(paid.len(), 4, "one of them for a piece that was counted");
     assert_eq!(agent.book().day().unwrap().total, dollars(6 * PRICE));
     assert_eq!(books(&agent), (5 * PRICE, 6 * PRICE, 40_000));
+}
+
+#[tokio::test]
+async fn receipts_that_charge_nothing_do_not_lift_the_ceilings_above_the_budget() {
+    let server = Server::start(|seen| match &seen.payment {
+        None => quote_ahead(json!(8)),
+        Some(_) => served(seen, 0),
+    })
+    .await;
+    let budget = Budget { max_per_host: dollars(6 * PRICE), ..Budget::default() };
+    let agent = agent_ahead(8, budget, Book::in_memory());
+    for _ in 0..6 {
+        pay(&agent, &server).await.unwrap();
+    }
+    for answer in pay_at_once(&agent, &server, 8).await {
+        assert!(matches!(answer, Err(AgentError::Budget(_))), "{answer:?}");
+    }
+    assert_eq!(books(&agent), (0, 6 * PRICE, 40_000), "all that could be claimed is within the budget");
+    assert_eq!(agent.book().day().unwrap().total, Dollars::ZERO, "and nothing of it is spent");
 }
 
 #[tokio::test]

@@ -9,7 +9,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use peaje::ledger::{
-    Channel, Command, Event, HoldNumber, LatestVoucher, Limits, MAX_SPENT_SEGMENTS, Reject, View, Violation,
+    Channel, Command, Event, HoldNumber, LatestVoucher, Limits, MAX_SPENT_SEGMENTS, Reject, SentRefund, View,
+    Violation, Withdrawal,
 };
 use peaje::protocol::voucher::PayerEvidence;
 use peaje::protocol::x402::Order::{self, Ahead, InTurn};
@@ -41,7 +42,7 @@ struct Desk {
 }
 
 thread_local! {
-    static SIGNED: RefCell<HashMap<(bool, i128), VerifiedVoucher>> = RefCell::default();
+    static SIGNED: RefCell<HashMap<(bool, u128), VerifiedVoucher>> = RefCell::default();
 }
 
 impl Desk {
@@ -67,10 +68,14 @@ impl Desk {
     }
 
     fn voucher(&self, max: i128) -> VerifiedVoucher {
-        let key = (self.config.payer_authorizer.is_zero(), max);
+        self.voucher_at(amount(max))
+    }
+
+    fn voucher_at(&self, max_claimable: Amount) -> VerifiedVoucher {
+        let key = (self.config.payer_authorizer.is_zero(), max_claimable.units());
         let sign = || {
             let domain = Domain::settlement(84532);
-            let voucher = Voucher { channel: self.config.id(&domain), max_claimable: amount(max) };
+            let voucher = Voucher { channel: self.config.id(&domain), max_claimable };
             let signed = voucher.sign(&domain, &LocalKey::from_bytes(&[7; 32]).unwrap());
             signed.verify_by_payer(&domain, &self.config, PayerEvidence::NoCode).unwrap()
         };
@@ -460,6 +465,122 @@ proptest! {
             let again = Channel::restore(channel.snapshot());
             prop_assert_eq!(again.as_ref().map(Channel::snapshot), Ok(channel.snapshot()));
             prop_assert!(again.is_ok_and(|again| again.in_flight() == 0));
+        }
+    }
+}
+
+/// What payers, nodes and operators can do, in any order and with any numbers.
+#[derive(Debug, Clone)]
+enum Chaos {
+    Hold { order: bool, above: i8, price: u8, most: u32 },
+    Post { which: usize, part: u8 },
+    Void { which: usize },
+    View { gone: bool, block: u8, balance: u8, claimed: u8, leaving: Option<u8>, nonce: u8 },
+    BeginRefund { voucher: bool },
+    SignRefund { nonce: u8, amount: u8 },
+    EndRefund { sent: bool },
+    Crash,
+}
+
+fn chaos() -> impl Strategy<Value = Chaos> {
+    prop_oneof![
+        12 => (any::<bool>(), -20i8..30, 0u8..9, 0u32..6)
+            .prop_map(|(order, above, price, most)| Chaos::Hold { order, above, price, most }),
+        8 => (any::<usize>(), any::<u8>()).prop_map(|(which, part)| Chaos::Post { which, part }),
+        3 => any::<usize>().prop_map(|which| Chaos::Void { which }),
+        4 => (any::<bool>(), 0u8..6, 100u8..=200, 0u8..90, proptest::option::weighted(0.2, 0u8..250), 0u8..3).prop_map(
+            |(gone, block, balance, claimed, leaving, nonce)| Chaos::View {
+                gone, block, balance, claimed, leaving, nonce,
+            }
+        ),
+        2 => any::<bool>().prop_map(|voucher| Chaos::BeginRefund { voucher }),
+        1 => (0u8..3, 0u8..50).prop_map(|(nonce, amount)| Chaos::SignRefund { nonce, amount }),
+        2 => any::<bool>().prop_map(|sent| Chaos::EndRefund { sent }),
+        1 => Just(Chaos::Crash),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_from_outside_breaks_the_books(
+        // The last 200 units there are, too.
+        high in any::<bool>(),
+        steps in proptest::collection::vec(chaos(), 1..120),
+    ) {
+        let zero = if high { u128::MAX - 200 } else { 0 };
+        let units = |above: u8| Amount::new(zero).saturating_add(Amount::new(above.into()));
+        let mut desk = Desk::new(1, 0);
+        let view = View { block: 3, balance: units(200), total_claimed: units(0), ..View::default() };
+        desk.channel = Channel::open(desk.channel.id(), desk.config, view, 0).unwrap();
+        let mut holds: Vec<(HoldNumber, Amount)> = Vec::new();
+        for step in steps {
+            match step {
+                Chaos::Hold { order, above, price, most } => {
+                    let order = if order { InTurn } else { Ahead };
+                    let price = Amount::new(u128::from(price));
+                    let base = desk.channel.base(price);
+                    let above = u128::from(above.unsigned_abs()) * u128::from(above > 0 || order == Ahead);
+                    let max = base.checked_add(price).and_then(|max| max.checked_add(Amount::new(above)));
+                    let max = max.unwrap_or(Amount::MAX);
+                    let voucher = desk.voucher_at(max);
+                    let limits = limits(most);
+                    let held = desk.run(&Command::Hold { voucher: &voucher, price, order, limits });
+                    if let Ok(Event::Held(hold)) = held {
+                        prop_assert!(hold.voucher.max_claimable <= desk.channel.view().balance);
+                        holds.push((hold.number, price));
+                    }
+                }
+                Chaos::Post { which, part } if !holds.is_empty() => {
+                    let (hold, price) = holds.swap_remove(which % holds.len());
+                    let charge = Amount::new(price.units() * u128::from(part) / 255);
+                    let before = desk.channel.charged();
+                    if desk.run(&Command::Post { hold, charge }).is_ok() {
+                        prop_assert_eq!(before.checked_add(charge), Some(desk.channel.charged()));
+                    }
+                }
+                Chaos::Void { which } if !holds.is_empty() => {
+                    let (hold, _) = holds.swap_remove(which % holds.len());
+                    let _ = desk.run(&Command::Void { hold });
+                }
+                Chaos::Post { .. } | Chaos::Void { .. } => {}
+                Chaos::View { gone, block, balance, claimed, leaving, nonce } => {
+                    let leaving = leaving.map(|amount| Withdrawal { amount: units(amount), initiated_at: u64::MAX });
+                    let view = View {
+                        block: u64::from(block),
+                        balance: units(balance),
+                        total_claimed: units(claimed),
+                        withdrawal: leaving,
+                        refund_nonce: u128::from(nonce),
+                    };
+                    let there = desk.channel.view().block;
+                    let command = if gone { Command::Rewind { view, gone: there } } else { Command::Observe { view } };
+                    desk.run(&command).unwrap();
+                }
+                Chaos::BeginRefund { voucher } => {
+                    let proof = desk.voucher_at(desk.channel.charged());
+                    let command = Command::BeginRefund { voucher: &proof, size: RefundRequest::Remainder };
+                    let _ = desk.run(if voucher { &command } else { &Command::BeginReturn });
+                }
+                Chaos::SignRefund { nonce, amount } => {
+                    let refund = SentRefund { nonce: u128::from(nonce), amount: Amount::new(u128::from(amount)) };
+                    let _ = desk.run(&Command::SignRefund { refund });
+                }
+                Chaos::EndRefund { sent } => drop(desk.run(&Command::EndRefund { sent })),
+                Chaos::Crash => {
+                    desk.crash();
+                    holds.clear();
+                }
+            }
+            let channel = &desk.channel;
+            let shown = channel.highest().map_or(channel.view().total_claimed, |voucher| voucher.max_claimable);
+            for price in [1, 3, 100].map(Amount::new) {
+                prop_assert!(channel.base(price) <= shown, "a client believes no more");
+                prop_assert!(channel.base(price) >= channel.charged());
+            }
+            let again = Channel::restore(channel.snapshot());
+            prop_assert_eq!(again.as_ref().map(Channel::snapshot), Ok(channel.snapshot()));
         }
     }
 }

@@ -139,6 +139,8 @@ impl Line {
 struct Sent {
     piece: Piece,
     reservation: Reservation,
+    /// What of the channel the reservation counts.
+    fresh: Amount,
     day: u64,
 }
 
@@ -215,9 +217,12 @@ impl<R: ChainReader> Agent<R> {
             return Ok(None);
         }
         let day = today()?;
-        let in_dollars = Dollars::of(price, choice.token.decimals);
-        let fresh = if piece.again { Dollars::ZERO } else { in_dollars };
-        let reserved = self.reserve(&target.host, in_dollars, fresh, day);
+        let in_dollars = |amount| Dollars::of(amount, choice.token.decimals);
+        // Receipts may say that those before cost less than they could, and are believed as far as that is spent. Their
+        // ceilings are signed all the same, so there must be room for all that could be claimed with this one.
+        let counted = record.counted.max(record.charged);
+        let fresh = piece.end.saturating_sub(counted);
+        let reserved = self.reserve(&target.host, in_dollars(price), in_dollars(fresh), day);
         let voucher = self.voucher(&record, choice, piece.end);
         let payment = payload::header(quoted.echo(), &record.config, &voucher, Kind::Ahead);
         let (mut reservation, payment) = match (reserved, payment) {
@@ -233,16 +238,14 @@ impl<R: ChainReader> Agent<R> {
         record.signed_max = record.signed_max.max(piece.end);
         record.top = record.top.max(piece.end);
         record.spent = record.spent.max(piece.end);
-        if !piece.again {
-            let counted = record.counted.max(record.charged);
-            record.counted = counted.checked_add(price).ok_or(AgentError::Overflow)?;
-        }
+        record.counted = counted.max(piece.end);
         target.host.clone_into(&mut record.host);
         line.record = Some(record);
         line.send(piece);
-        drop(self.save_line(line).await?);
+        // From here on it counts as sent: what is written down as counted must be, whoever stops waiting for the disk.
         reservation.sent(day);
-        Ok(Some((Sent { piece, reservation, day }, payment)))
+        drop(self.save_line(line).await?);
+        Ok(Some((Sent { piece, reservation, fresh, day }, payment)))
     }
 
     /// Books what came back.
@@ -256,7 +259,7 @@ impl<R: ChainReader> Agent<R> {
     ) -> Result<Option<Answer>, AgentError> {
         let choice = &quoted.choice;
         let price = choice.offer.amount;
-        let Sent { piece, reservation, day } = sent;
+        let Sent { piece, reservation, fresh, day } = sent;
         let verdict = judge::judge_receipt(header(&response, PAYMENT_RESPONSE), Asked { amount: price, deposit: None });
         let status = response.status();
         let mut line = Arc::clone(&lane.line).lock_owned().await;
@@ -265,13 +268,10 @@ impl<R: ChainReader> Agent<R> {
             let record = line.record.as_mut().ok_or(AgentError::System("record of the channel"))?;
             record.charged = record.charged.checked_add(charged).ok_or(AgentError::Overflow)?;
             record.signed_max = record.signed_max.max(record.charged);
-            if piece.again {
-                // It was counted in full when it was signed for first.
-                reservation.spend(Dollars::ZERO, day);
-            } else {
-                record.counted = record.counted.saturating_sub(price.saturating_sub(charged)).max(record.charged);
-                reservation.spend(Dollars::of(charged, choice.token.decimals), day);
-            }
+            // One that came back was counted in full when it was signed for first.
+            let spent = if piece.again { Amount::ZERO } else { charged };
+            record.counted = record.counted.saturating_sub(fresh.saturating_sub(spent)).max(record.charged);
+            reservation.spend(Dollars::of(spent, choice.token.decimals), day);
             let payment = payment_made(record, charged, None, verdict);
             self.save_day().await?;
             drop(self.save_line(line).await?);

@@ -332,9 +332,9 @@ impl<R: ChainReader> Agent<R> {
         slot.record.counted = counted.max(max);
         slot.record.pending_deposit = deposit.or(slot.record.pending_deposit);
         target.host.clone_into(&mut slot.record.host);
-        slot = self.save(slot).await?;
-
+        // From here on it counts as sent: what is written down as counted must be, whoever stops waiting for the disk.
         reservation.sent(day);
+        slot = self.save(slot).await?;
         let response = match http.send(request, &target.uri, Some(payment), config.patience).await {
             Ok(response) => response,
             Err(error) => {

@@ -2,7 +2,8 @@
 //!
 //! **Owns** the counters: per host since the agent was made, per host and in all today. **Promises** that payments in
 //! flight count in full, so parallel ones cannot overrun a limit together, and that one that was sent stays counted until
-//! a receipt says that it cost less. **Does not** write to disk; the agent stores what [`Spending::today`] returns.
+//! a receipt says that it cost less. **Does not** write to disk; the agent stores what [`Spending::today`] returns after
+//! each payment. What was on its way when a process died is counted in its channel's record, and not in that day.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -695,7 +695,8 @@ pub(super) struct Charged {
 pub(super) struct NotWritten {
     /// Why.
     pub(super) latched: Latched,
-    /// The channel as if the charge had not been.
+    /// The channel as if the charge had not been. Charges of other requests that were in flight may be in it, written or
+    /// not: only a restart knows.
     pub(super) state: ChannelState,
 }
 

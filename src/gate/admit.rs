@@ -155,7 +155,14 @@ impl Gate {
             verified = Some(self.verify(claimed).await?);
             self.until_deposited(claimed, price, turn).await?;
         }
-        if !self.accounts.knows(id) {
+        let limits = self.limits.of_channels(claimed.terms);
+        let preview = |order| {
+            let now = clock::now_s();
+            let read = |channel: &Channel| channel.preview_hold(voucher.max_claimable, price, order, limits, now);
+            self.accounts.read(id, read)
+        };
+        let mut first = preview(claimed.order);
+        if first.is_none() {
             // A stranger has to show a good signature before it can make us ask a node.
             if verified.is_none() {
                 verified = Some(self.verify(claimed).await?);
@@ -173,18 +180,15 @@ impl Gate {
                 });
             }
         }
-        let limits = self.limits.of_channels(claimed.terms);
         loop {
-            let preview = |order| {
-                let now = clock::now_s();
-                let read = |channel: &Channel| channel.preview_hold(voucher.max_claimable, price, order, limits, now);
-                self.accounts.read(id, read).ok_or(Refusal::from(Code::ChannelNotFound))
-            };
-            let (mut order, mut previewed) = (claimed.order, preview(claimed.order)?);
+            let unknown = || Refusal::from(Code::ChannelNotFound);
+            let mut order = claimed.order;
+            let mut previewed = first.take().or_else(|| preview(order)).ok_or_else(unknown)?;
             // What we told it to sign is good, whatever has become of the requests before it.
             if previewed.is_err_and(turns::is_out_of_step) && self.accounts.turns().was_told(id, voucher.max_claimable)
             {
-                (order, previewed) = (Order::Ahead, preview(Order::Ahead)?);
+                order = Order::Ahead;
+                previewed = preview(order).ok_or_else(unknown)?;
             }
             // From here on every answer says something about the channel, so its owner must have signed.
             let proof = match verified.take() {
@@ -221,9 +225,10 @@ impl Gate {
                         || turns::is_out_of_step(reject)
                         || matches!(reject, Reject::ExceedsBalance | Reject::NoDeposit) =>
                 {
-                    // Nor is there more to see where the node may not be asked.
-                    let looked = refreshed || matches!(reject, Reject::ExceedsBalance | Reject::NoDeposit);
-                    let wants = Wants::Service { looked };
+                    // Whose balance is too low and who may not ask again is told so: called to ask, it would come back
+                    // here at once, over and over.
+                    let is_short = matches!(reject, Reject::ExceedsBalance | Reject::NoDeposit);
+                    let wants = Wants::Service { looked: refreshed || is_short };
                     if let Some(corrected) = self.in_turn(claimed, price, turn, wants).await? {
                         return Err(corrected.unwrap_or_else(|| self.corrective(claimed, &View::default())));
                     }
@@ -247,7 +252,11 @@ impl Gate {
         turn.reserved = None;
         let waiting = self.waiting(claimed, price, turn, wants)?;
         match waiting.called().await {
-            Called::ToGo => Ok(None),
+            Called::ToGo => {
+                // Should it come back to where it stood, the core is there for others in between.
+                tokio::task::yield_now().await;
+                Ok(None)
+            }
             Called::ToBeCorrected(correction) => {
                 let refusal = correction.map(|correction| Refusal::corrective(correction.0, correction.1));
                 Ok(Some(refusal))
@@ -443,7 +452,7 @@ impl Gate {
         let id = &claimed.id;
         let limits = self.limits.of_channels(claimed.terms);
         let known = self.accounts.read(id, |channel| {
-            let full = channel.in_flight() >= turns::places(limits) || channel.is_refunding();
+            let full = channel.in_flight() >= limits.in_flight() || channel.is_refunding();
             let refused = if full {
                 Some(Reject::Busy)
             } else if channel.is_withdrawing(limits, clock::now_s()) {

@@ -5,6 +5,7 @@
 //! a payer who hangs up while its deposit is being mined still finds it booked. **Does not** answer; the redeemer does,
 //! at the other end of the queue.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
@@ -154,6 +155,8 @@ pub struct Desk {
 struct Places {
     channels: DashMap<ChannelId, OnItsWay>,
     payers: DashMap<Address, Awaited>,
+    /// How many channels have one, or are about to: each request asks whether its own has, and nearly always none has.
+    count: AtomicUsize,
 }
 
 /// The end at which questions are answered.
@@ -226,7 +229,9 @@ impl DepositPlace {
         if std::mem::replace(&mut self.is_freed, true) {
             return;
         }
-        self.places.channels.remove(&self.channel);
+        if self.places.channels.remove(&self.channel).is_some() {
+            self.places.count.fetch_sub(1, Ordering::AcqRel);
+        }
         if let Some(payer) = self.payer {
             self.places.payers.remove(&payer);
         }
@@ -336,6 +341,7 @@ impl Desk {
                     }
                     Entry::Vacant(payers) => payers.insert(seen.clone()),
                 };
+                self.places.count.fetch_add(1, Ordering::AcqRel);
                 free.insert(OnItsWay { salt, end: seen });
                 Place::Free(self.new_place(channel, Some(payer), end))
             }
@@ -355,6 +361,7 @@ impl Desk {
                 Some(payer)
             }
         };
+        self.places.count.fetch_add(1, Ordering::AcqRel);
         free.insert(OnItsWay { salt, end: seen });
         Some(self.new_place(channel, payer, end))
     }
@@ -392,7 +399,7 @@ impl Desk {
 
     /// Whether a deposit of this channel is on its way.
     pub(super) fn depositing(&self, channel: &ChannelId) -> bool {
-        self.places.channels.contains_key(channel)
+        self.places.count.load(Ordering::Acquire) > 0 && self.places.channels.contains_key(channel)
     }
 
     /// The deposit of this channel that is on its way, if one is. Who waits so stands in line for the channel, which bounds
@@ -412,7 +419,7 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::AtomicBool;
     use std::task::{Context, Wake, Waker};
 
     use super::*;
@@ -486,5 +493,9 @@ mod tests {
         drop(second);
         assert!(!desk.depositing(&CHANNEL));
         drop(taken(&desk));
+        let over = desk.take_over(CHANNEL, PAYER, Hash::ZERO);
+        assert!(desk.depositing(&CHANNEL) && desk.take_over(CHANNEL, PAYER, Hash::ZERO).is_none());
+        drop(over);
+        assert_eq!(desk.places.count.load(Ordering::SeqCst), 0);
     }
 }

@@ -65,7 +65,7 @@ pub(super) struct Asked {
 pub(super) enum Wants {
     /// To be served for a voucher.
     Service {
-        /// The chain was asked for this already, so what the books say of the balance is so.
+        /// The chain was asked for this already, or is not asked any more, so what the books say of the balance counts.
         looked: bool,
     },
     /// To have a deposit relayed.
@@ -92,7 +92,7 @@ impl Asked {
         let Some(channel) = channel else {
             return if self.wants == Wants::Correction { Standing::OutOfStep } else { Standing::Fits };
         };
-        let full = channel.is_refunding() || channel.in_flight() >= places(self.limits);
+        let full = channel.is_refunding() || channel.in_flight() >= self.limits.in_flight();
         match self.wants {
             Wants::Service { looked } => match self.preview(channel, self.order) {
                 Err(Reject::Busy) => Standing::Full,
@@ -113,11 +113,6 @@ impl Asked {
     fn preview(&self, channel: &Channel, order: Order) -> Result<(), Reject> {
         channel.preview_hold(self.max, self.price, order, self.limits, clock::now_s())
     }
-}
-
-/// How many requests a channel may have in flight.
-pub(super) fn places(limits: ledger::Limits) -> usize {
-    usize::try_from(limits.max_in_flight).unwrap_or(usize::MAX)
 }
 
 /// Whether this says that a voucher is of another state of the channel than it is in.
@@ -807,6 +802,26 @@ mod tests {
         site.calls(&[None, None]);
         site.post(hold, SECOND);
         site.calls(&[None, Some("go")]);
+    }
+
+    #[test]
+    fn one_place_there_always_is() {
+        let mut site = Site::new();
+        site.enter(Asked { wants: Wants::Deposit, limits: limits(0), ..asked(10) }, Duration::ZERO);
+        site.calls(&[Some("go")]);
+    }
+
+    #[test]
+    fn who_may_not_ask_about_its_balance_is_corrected_and_not_called_to_go() {
+        let beyond = |looked| {
+            let mut site = Site::new();
+            site.channel =
+                Channel::open(id(), config(), View { balance: Amount::new(5), ..view() }, clock::now_s()).unwrap();
+            site.enter(Asked { wants: Wants::Service { looked }, ..asked(10) }, Duration::ZERO);
+            site.call(1)
+        };
+        assert_eq!(beyond(true).as_deref(), Some("0"));
+        assert_eq!(beyond(false).as_deref(), Some("go"), "to ask");
     }
 
     // ---- with accounts

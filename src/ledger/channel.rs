@@ -209,7 +209,7 @@ pub struct Limits {
 
 impl Limits {
     /// How many requests of a channel may be in flight; one always may.
-    fn in_flight(self) -> usize {
+    pub fn in_flight(self) -> usize {
         usize::try_from(self.max_in_flight.max(1)).unwrap_or(usize::MAX)
     }
 

@@ -136,6 +136,8 @@ pub mod side_by_side {
     //! `"signedAhead": true` in the payload. These may come in any order, and are served as they come, each once; at most
     //! `maxInFlight - 1` prices beyond the highest that is known. What fails gives its piece back, for the same voucher or
     //! another for the same piece. A piece that is used, or lies below what the channel has gone past, gets the corrective.
+    //! Where answers cost less than their price the ceilings run ahead of the charges: the agent holds all that could be
+    //! claimed against its budget and the balance, whatever the receipts say, so there it pays to sign in turn.
 }
 
 pub mod money_on_chain {
