@@ -92,10 +92,10 @@ pub mod in_a_crowd {
     //! | flood | what bounds it |
     //! |---|---|
     //! | connections | `limits.max_connections`, a quarter of it for one peer; this machine's own are not counted for it |
-    //! | heads that do not come | `limits.header_timeout` |
+    //! | heads that do not come | `limits.header_timeout`; after its first request a connection of HTTP/2 is asked whether its client is there, and kept as long as that answers |
     //! | bodies that do not come | `limits.body_timeout`, then 408; half a request is void |
     //! | answers that are not taken | [`MAX_WRITE_PAUSE`](crate::proxy::MAX_WRITE_PAUSE), for a connection and for a stream of HTTP/2 |
-    //! | requests | `limits.max_requests`, of which the last quarter is for those that pay |
+    //! | requests | `limits.max_requests`, of which the last quarter is for those that pay; those that wait for their channel's turn count too, so payers with many channels can fill it |
     //! | forged vouchers, channels without a deposit | `limits.bad_signatures_per_minute` for a peer; its refusals are held back for a second |
     //! | deposits, refunds | `[deposits]`, for a peer and in all |
     //! | questions to the chain | [`desk::MAX_WAITING`](crate::gate::desk::MAX_WAITING), then 503 |

@@ -90,7 +90,7 @@ pub(super) struct Framing {
 const REQUEST_ID_DIGITS: usize = 32;
 
 /// Makes the ids of requests that come without one. Both halves begin at random: an id is found once in all logs, and does
-/// not tell how many requests there were.
+/// not tell, alone, how many requests there were.
 #[derive(Debug)]
 pub(super) struct RequestIds {
     maker: [u8; REQUEST_ID_DIGITS],
