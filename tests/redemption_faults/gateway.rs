@@ -481,7 +481,8 @@ impl Lane {
             self.record.lock().unwrap().deceived.insert(ChannelId(call.channelId.0));
             state.balance += 20_000;
         } else {
-            state.balance = state.totalClaimed + (state.balance - state.totalClaimed) / 2;
+            // Never nothing: a channel that looks drained is not read again until its payer comes, and here nobody does.
+            state.balance = state.totalClaimed + (state.balance - state.totalClaimed).div_ceil(2);
         }
         let state = (U256::from(state.balance), U256::from(state.totalClaimed));
         Some([state.0.to_be_bytes::<32>(), state.1.to_be_bytes::<32>()].concat())
