@@ -109,7 +109,8 @@ impl Agent {
                     };
                     tokio::time::sleep(PACE).await;
                 }
-                503 => tokio::time::sleep(PACE).await,
+                // All of them come from one address, and there are only so many questions to the chain for one at once.
+                429 | 503 => tokio::time::sleep(PACE).await,
                 other => panic!("{other}"),
             }
             tokio::time::sleep(PACE).await;
