@@ -252,11 +252,7 @@ impl Gate {
         turn.reserved = None;
         let waiting = self.waiting(claimed, price, turn, wants)?;
         match waiting.called().await {
-            Called::ToGo => {
-                // Should it come back to where it stood, the core is there for others in between.
-                tokio::task::yield_now().await;
-                Ok(None)
-            }
+            Called::ToGo => Ok(None),
             Called::ToBeCorrected(correction) => {
                 let refusal = correction.map(|correction| Refusal::corrective(correction.0, correction.1));
                 Ok(Some(refusal))
@@ -452,8 +448,7 @@ impl Gate {
         let id = &claimed.id;
         let limits = self.limits.of_channels(claimed.terms);
         let known = self.accounts.read(id, |channel| {
-            let full = channel.in_flight() >= limits.in_flight() || channel.is_refunding();
-            let refused = if full {
+            let refused = if channel.is_full(limits) {
                 Some(Reject::Busy)
             } else if channel.is_withdrawing(limits, clock::now_s()) {
                 Some(Reject::Withdrawing)
@@ -503,9 +498,9 @@ impl Gate {
         let proof = self.verify(claimed).await?;
         if !self.accounts.knows(id) {
             self.ask(claimed)?;
-        }
-        if !self.accounts.knows(id) && self.refresh(claimed).await?.balance.is_zero() {
-            return Err(Code::ChannelNotFound.into());
+            if self.refresh(claimed).await?.balance.is_zero() {
+                return Err(Code::ChannelNotFound.into());
+            }
         }
         if self.desk.depositing(id) {
             return Err(Code::ChannelBusy.into());

@@ -28,6 +28,8 @@ const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
+    /// Nothing where the text is none of a code's.
+    code: Option<Code>,
     /// The stable text: a code, letter by letter, wherever there is one.
     error: Cow<'static, str>,
     /// What is wrong in words; never what a client could mistake for the code.
@@ -44,6 +46,7 @@ impl From<Code> for Refusal {
         let status = StatusCode::from_u16(code.status()).expect("codes have valid statuses, as their tests check");
         Self {
             status,
+            code: Some(code),
             error: Cow::Borrowed(code.as_str()),
             detail: None,
             retry_after_s: code.retry_after_s(),
@@ -61,7 +64,7 @@ impl Refusal {
 
     /// A quote with an error text of its own.
     pub(super) fn quoting(error: impl Into<Cow<'static, str>>) -> Self {
-        Self { error: error.into(), ..Self::from(Code::NoMatchingRequirements) }
+        Self { code: None, error: error.into(), ..Self::from(Code::NoMatchingRequirements) }
     }
 
     /// The corrective a stock client recovers from: the mismatch code, exactly, and the true state.
@@ -89,6 +92,11 @@ impl Refusal {
         self.status.is_client_error()
     }
 
+    /// Whether it is for one of these reasons.
+    pub(super) fn is_one_of(&self, codes: &[Code]) -> bool {
+        self.code.is_some_and(|code| codes.contains(&code))
+    }
+
     /// The code or text, for the log.
     pub(super) fn error(&self) -> &str {
         &self.error
@@ -97,7 +105,7 @@ impl Refusal {
     /// The answer. A 402 carries the quote, so that the client can try again at once, except where a receipt already
     /// says that the settlement failed.
     pub(super) fn into_response(self, offer: Option<&Listing>, path_and_query: &str) -> Response<Bytes> {
-        let Self { status, error, detail, retry_after_s, corrective, receipt } = self;
+        let Self { status, code: _, error, detail, retry_after_s, corrective, receipt } = self;
         let failed_for_good = receipt.as_ref().is_some_and(|receipt| !receipt.success);
         let offer = offer.filter(|_| status == StatusCode::PAYMENT_REQUIRED && !failed_for_good);
         let (quote, body) = match offer {

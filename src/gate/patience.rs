@@ -155,19 +155,14 @@ impl Patience {
     }
 }
 
-/// A question to the chain that is counted until it turns out to have been worth it. Dropped, it stays counted: who asks
-/// and leaves has asked.
-#[derive(Debug)]
-struct Asked {
-    since: u64,
-}
-
 /// One payment that is being looked at.
 #[derive(Debug)]
 pub(super) struct Look {
     /// The peer, if one is known; without, nothing is counted.
     peer: Option<u64>,
-    asked: OnceLock<Asked>,
+    /// The minute in which its question to the chain was counted, until that turns out to have been worth it. Who asks and
+    /// leaves has asked.
+    asked: OnceLock<u64>,
     /// Only a request that is served makes it worth the question.
     strict: AtomicBool,
 }
@@ -186,13 +181,12 @@ impl Look {
 
 /// Answers that were not worth their signature's verification.
 fn is_forgery(refusal: &Refusal) -> bool {
-    let codes = [
+    refusal.is_one_of(&[
         Code::VoucherSignature,
         Code::ReceiveAuthorizationSignature,
         Code::Permit2InvalidSignature,
         Code::Eip2612InvalidSignature,
-    ];
-    codes.iter().any(|code| code.as_str() == refusal.error())
+    ])
 }
 
 /// Answers that were not worth a question to a node.
@@ -204,7 +198,7 @@ fn is_nothing(refusal: &Refusal) -> bool {
         Code::Permit2AllowanceRequired,
         Code::RefundSimulationFailed,
     ];
-    is_forgery(refusal) || codes.iter().any(|code| code.as_str() == refusal.error())
+    is_forgery(refusal) || refusal.is_one_of(&codes)
 }
 
 impl Gate {
@@ -226,8 +220,7 @@ impl Gate {
             return Ok(());
         }
         self.bear(claimed)?;
-        let since = self.patience.count(*peer, clock::now_s());
-        drop(asked.set(Asked { since }));
+        asked.get_or_init(|| self.patience.count(*peer, clock::now_s()));
         Ok(())
     }
 
@@ -241,8 +234,7 @@ impl Gate {
             if self.patience.check(*peer, self.limits.bad_signatures_per_minute, now).is_err() {
                 return false;
             }
-            let since = self.patience.count(*peer, now);
-            drop(asked.set(Asked { since }));
+            asked.get_or_init(|| self.patience.count(*peer, now));
         }
         true
     }
@@ -266,7 +258,7 @@ impl Gate {
                 }
             }
         }
-        if let Some(Asked { since }) = asked.get() {
+        if let Some(since) = asked.get() {
             self.patience.take_back(*peer, *since);
         }
     }

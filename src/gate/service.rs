@@ -163,7 +163,7 @@ impl Gate {
             Ok(Admission::Refunded { receipt, state }) => Ok(own(&request, answer::refunded(&receipt, &state))),
             Err(refusal) => {
                 tracing::debug!(route = offer.map(|listing| &*listing.route.name), error = refusal.error(), "refused");
-                let hold_back = refusal.error() == Code::PaymentRateLimited.as_str();
+                let hold_back = refusal.is_one_of(&[Code::PaymentRateLimited]);
                 let mut response = own(&request, refusal.into_response(offer, target_of(&request)));
                 if hold_back {
                     response.extensions_mut().insert(HoldBack);

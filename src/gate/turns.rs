@@ -92,7 +92,6 @@ impl Asked {
         let Some(channel) = channel else {
             return if self.wants == Wants::Correction { Standing::OutOfStep } else { Standing::Fits };
         };
-        let full = channel.is_refunding() || channel.in_flight() >= self.limits.in_flight();
         match self.wants {
             Wants::Service { looked } => match self.preview(channel, self.order) {
                 Err(Reject::Busy) => Standing::Full,
@@ -104,7 +103,7 @@ impl Asked {
                 // Whatever else it is, it is not for us to say.
                 Ok(()) | Err(_) => Standing::Fits,
             },
-            _ if full => Standing::Full,
+            _ if channel.is_full(self.limits) => Standing::Full,
             Wants::Deposit if channel.base(self.price).checked_add(self.price) == Some(self.max) => Standing::Fits,
             Wants::Deposit | Wants::Correction | Wants::Nothing => Standing::OutOfStep,
         }

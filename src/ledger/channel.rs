@@ -520,6 +520,12 @@ impl Channel {
         self.holds().len()
     }
 
+    /// Whether nobody is let through now, whatever the voucher: as many requests are being served as may be, or a refund is
+    /// in progress.
+    pub fn is_full(&self, limits: Limits) -> bool {
+        self.in_flight() >= limits.in_flight() || self.is_refunding()
+    }
+
     /// What the requests being served may cost together; nothing if that is beyond all bounds.
     fn held(&self) -> Option<Amount> {
         self.holds().iter().try_fold(Amount::ZERO, |sum, hold| sum.checked_add(hold.price))
@@ -705,7 +711,7 @@ impl Channel {
             return Err(Reject::ZeroPrice);
         }
         // Where as much is in progress as may be the base is about to change, so nothing else is judged.
-        if self.in_flight() >= limits.in_flight() || self.is_refunding() {
+        if self.is_full(limits) {
             return Err(Reject::Busy);
         }
         match limits.order(order) {
