@@ -21,6 +21,7 @@
 //! | [`gate`], [`chain`] | whether a request is paid for, and the chain behind it |
 //! | [`store`] | the books on disk, and the one writer that puts them there |
 //! | [`ledger`] | what a channel has, and what may happen to it |
+//! | [`pricing`] | tariffs, and what an answer costs by them |
 //! | [`devnet`] | a local layer 2, for development and tests |
 //! | [`protocol`] | what both sides sign and send |
 //!
@@ -38,6 +39,7 @@ pub mod facilitator;
 pub mod gate;
 pub mod ledger;
 pub mod manual;
+pub mod pricing;
 pub mod protocol;
 pub mod proxy;
 pub mod redeem;

@@ -6,10 +6,13 @@
 
 use std::sync::Arc;
 
-use http::Method;
+use http::header::HOST;
+use http::{HeaderMap, Method, Request};
 use serde_json::{Map, Value, json};
 
 use super::path::{CleanPath, PathError, PathPattern};
+use crate::clock;
+use crate::pricing::Tariff;
 use crate::protocol::deposit::EIP2612_SPONSORING;
 use crate::protocol::x402::{
     MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TRANSFER_METHOD, WrittenOffer, WrittenQuote, network_of,
@@ -139,12 +142,58 @@ impl Terms {
 }
 
 /// What one route's requests cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Price {
     /// Nothing: the request goes straight through.
     Free,
     /// So much for each answer below status 400, unless the upstream reports less. Never zero.
     Fixed(Amount),
+    /// What its tariff makes of what it used, which is known at its end.
+    Metered(Arc<Tariff>),
+}
+
+impl Price {
+    /// What the quote says and the payer signs for: the most a request can cost. Nothing where it is free.
+    pub fn most(&self) -> Option<Amount> {
+        match self {
+            Self::Free => None,
+            Self::Fixed(amount) => Some(*amount),
+            Self::Metered(tariff) => Some(tariff.most()),
+        }
+    }
+}
+
+/// What a request says of itself, as far as its price may depend on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Its method.
+    pub method: &'a Method,
+    /// The path of its target, as it came.
+    pub path: &'a str,
+    /// The query of its target, without the question mark.
+    pub query: Option<&'a str>,
+    /// The host it is for: of its target, or of its `Host` header.
+    pub host: Option<&'a str>,
+    /// Its headers.
+    pub headers: &'a HeaderMap,
+    /// When it is judged, Unix seconds.
+    pub at: u64,
+}
+
+impl<'a> Asked<'a> {
+    /// What a request says of itself, now.
+    pub fn of<B>(request: &'a Request<B>) -> Self {
+        let uri = request.uri();
+        let header = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
+        Self {
+            method: request.method(),
+            path: uri.path(),
+            query: uri.query(),
+            host: uri.authority().map(|authority| authority.as_str()).or_else(header),
+            headers: request.headers(),
+            at: clock::now_s(),
+        }
+    }
 }
 
 /// One entry of the price list.
@@ -223,7 +272,7 @@ struct Entry {
 pub struct Listing {
     /// The route.
     pub route: Arc<Route>,
-    /// What a request costs, above zero.
+    /// The most a request costs, above zero.
     pub price: Amount,
     /// The offer of a request.
     pub offer: WrittenOffer,
@@ -233,7 +282,7 @@ pub struct Listing {
 
 impl Listing {
     fn of(route: &Arc<Route>, terms: &Terms, origin: &str) -> Option<Self> {
-        let Price::Fixed(price) = route.price else { return None };
+        let price = route.price.most()?;
         let offer = WrittenOffer::new(terms.offer(price));
         let Route { description, mime_type, extensions, .. } = &**route;
         let resource =
@@ -307,8 +356,9 @@ impl Policy {
     }
 
     /// What a request costs.
-    pub fn judge(&self, method: &Method, raw_path: &str) -> Verdict<'_> {
-        let path = match CleanPath::parse(raw_path) {
+    pub fn judge(&self, asked: &Asked<'_>) -> Verdict<'_> {
+        let Asked { method, .. } = *asked;
+        let path = match CleanPath::parse(asked.path) {
             Ok(path) => path,
             Err(error) => return Verdict::Unclear(error),
         };
@@ -418,6 +468,11 @@ mod tests {
         crate::protocol::x402::decode(header.as_bytes()).unwrap()
     }
 
+    fn judge<'p>(policy: &'p Policy, method: &Method, path: &str) -> Verdict<'p> {
+        let headers = HeaderMap::new();
+        policy.judge(&Asked { method, path, query: None, host: None, headers: &headers, at: 0 })
+    }
+
     fn policy(routes: Vec<Route>) -> Policy {
         Policy::new(terms(), "https://api.example/", routes).unwrap()
     }
@@ -442,7 +497,7 @@ mod tests {
             (Method::GET, "/v1/%6dodels/", Some(40)),
         ];
         for (method, path, expected) in cases {
-            let price = match policy.judge(&method, path) {
+            let price = match judge(&policy, &method, path) {
                 Verdict::Free(_) => Some(0),
                 Verdict::Paid(listing) => Some(listing.price.units()),
                 Verdict::OtherMethods(methods) => {
@@ -453,7 +508,7 @@ mod tests {
             };
             assert_eq!(price, expected, "{method} {path}");
         }
-        assert!(matches!(policy.judge(&Method::GET, "/v1/../x"), Verdict::Unclear(PathError::DotSegment)));
+        assert!(matches!(judge(&policy, &Method::GET, "/v1/../x"), Verdict::Unclear(PathError::DotSegment)));
     }
 
     #[test]
@@ -468,15 +523,15 @@ mod tests {
         let refused =
             ["/V1/chat", "/v1/CHAT", "/v1/chat;x=1", "/v1;y/chat", "/v1/cha%54", "/V1/other", "/v1/%63hat%3b"];
         for path in refused {
-            let verdict = policy.judge(&Method::GET, path);
+            let verdict = judge(&policy, &Method::GET, path);
             assert!(matches!(verdict, Verdict::Unclear(PathError::OtherRoute)), "{path}: {verdict:?}");
         }
         for path in ["/a/..;/v1/chat", "/;/v1/chat", "/a/.;x"] {
-            assert!(matches!(policy.judge(&Method::GET, path), Verdict::Unclear(_)), "{path}");
+            assert!(matches!(judge(&policy, &Method::GET, path), Verdict::Unclear(_)), "{path}");
         }
         let taken = [("/v1/chat", 20), ("/v1/Other;x=1", 10), ("/Files", 5), ("/files", 6), ("/Else;x", 0)];
         for (path, expected) in taken {
-            let price = match policy.judge(&Method::GET, path) {
+            let price = match judge(&policy, &Method::GET, path) {
                 Verdict::Free(_) => 0,
                 Verdict::Paid(listing) => listing.price.units(),
                 other => panic!("{path}: {other:?}"),
@@ -493,7 +548,7 @@ mod tests {
             route("/a", &[], 3),
             route("/b", &[Method::PUT], 4),
         ]);
-        let price = |method: Method, path: &str| match policy.judge(&method, path) {
+        let price = |method: Method, path: &str| match judge(&policy, &method, path) {
             Verdict::Paid(listing) => Some(listing.price.units()),
             _ => None,
         };
@@ -508,8 +563,8 @@ mod tests {
     #[test]
     fn what_no_route_names_is_unknown() {
         let policy = policy(vec![route("/v1/*", &[], 10)]);
-        assert!(matches!(policy.judge(&Method::GET, "/"), Verdict::Unknown));
-        assert!(matches!(policy.judge(&Method::GET, "/v2"), Verdict::Unknown));
+        assert!(matches!(judge(&policy, &Method::GET, "/"), Verdict::Unknown));
+        assert!(matches!(judge(&policy, &Method::GET, "/v2"), Verdict::Unknown));
     }
 
     #[test]
@@ -550,7 +605,7 @@ mod tests {
     #[test]
     fn a_quote_names_the_public_url() {
         let policy = policy(vec![route("/v1/*", &[], 10)]);
-        let Verdict::Paid(listing) = policy.judge(&Method::GET, "/v1/x") else { panic!() };
+        let Verdict::Paid(listing) = judge(&policy, &Method::GET, "/v1/x") else { panic!() };
         let quote = quote(listing, "/v1/x?q=1");
         assert_eq!(quote.resource.url, "https://api.example/v1/x?q=1");
         assert_eq!(quote.accepts.len(), 1);

@@ -26,7 +26,7 @@ use super::accounts::{Charged, NotWritten, Payer};
 use super::admit::{Admission, Admitted};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
-use super::policy::{Listing, Policy, Verdict};
+use super::policy::{Asked, Listing, Policy, Verdict};
 use super::{Gate, Peer, meter};
 use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
 use crate::protocol::{Amount, ChannelId, Code, Hash};
@@ -129,7 +129,7 @@ impl Gate {
     {
         let policy = self.policy();
         let sent = take_payment(request.headers_mut());
-        let verdict = policy.judge(request.method(), request.uri().path());
+        let verdict = policy.judge(&Asked::of(&request));
         let listing = match verdict {
             Verdict::Paid(listing) => Some(listing),
             _ => None,
@@ -176,7 +176,7 @@ impl Gate {
     /// Whether a request is for something that costs, and brings a payment along. Whether that pays is not looked at.
     pub(crate) fn is_paying<B>(&self, request: &Request<B>) -> bool {
         request.headers().contains_key(x402::PAYMENT_SIGNATURE)
-            && matches!(self.policy().judge(request.method(), request.uri().path()), Verdict::Paid(..))
+            && matches!(self.policy().judge(&Asked::of(request)), Verdict::Paid(..))
     }
 
     /// A free request: only the headers are cleaned.
