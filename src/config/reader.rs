@@ -411,12 +411,25 @@ impl Drop for Section<'_> {
 }
 
 impl<'a> Entry<'a> {
-    pub(super) fn as_text(&self) -> Option<&'a str> {
-        self.value.as_str()
+    /// The values of a list.
+    pub(super) fn items(&self) -> Option<Vec<Self>> {
+        let DeValue::Array(array) = self.value else { return None };
+        let item = |item: &'a toml::Spanned<DeValue<'a>>| Self {
+            value: item.get_ref(),
+            span: item.span(),
+            path: self.path.clone(),
+        };
+        Some(array.iter().map(item).collect())
     }
 
-    pub(super) fn span(&self) -> Range<usize> {
-        self.span.clone()
+    /// Where a key of a table stands, whoever reads it.
+    pub(super) fn place_of(&self, key: &str) -> Option<Range<usize>> {
+        let DeValue::Table(table) = self.value else { return None };
+        Some(table.get(key)?.span())
+    }
+
+    pub(super) fn as_text(&self) -> Option<&'a str> {
+        self.value.as_str()
     }
 
     pub(super) fn kind(&self) -> String {

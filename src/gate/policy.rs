@@ -11,13 +11,14 @@ use http::{HeaderMap, Method, Request};
 use serde_json::{Map, Value, json};
 
 use super::path::{CleanPath, PathError, PathPattern};
+use super::tender::Tender;
 use crate::clock;
 use crate::pricing::Tariff;
 use crate::protocol::deposit::EIP2612_SPONSORING;
-use crate::protocol::x402::{
-    MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TRANSFER_METHOD, WrittenOffer, WrittenQuote, network_of,
-};
-use crate::protocol::{Address, Amount, ChannelConfig, Domain, Hash, Token};
+use crate::protocol::x402::{MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TRANSFER_METHOD, network_of};
+use crate::protocol::{Address, Amount, ChannelConfig, Dollars, Domain, Hash, Network, Token};
+
+pub use super::tender::{Listing, Offered};
 
 /// What every channel with this provider must agree to.
 #[derive(Debug, Clone)]
@@ -250,11 +251,9 @@ pub struct Ambiguity {
 /// A price list with its terms: an immutable snapshot that one request uses from beginning to end.
 #[derive(Debug)]
 pub struct Policy {
-    terms: Terms,
-    /// Made of the terms once, because every payment needs it and it takes five hashes.
-    settlement: Domain,
-    /// The network's name in headers.
-    network: String,
+    preferred: Arc<Tender>,
+    /// All of them, the preferred one first.
+    tenders: Vec<Arc<Tender>>,
     public_url: String,
     entries: Vec<Entry>,
 }
@@ -265,31 +264,6 @@ struct Entry {
     route: Arc<Route>,
     /// Where it costs something.
     listing: Option<Listing>,
-}
-
-/// A route that costs something, with what its requests have in common made once.
-#[derive(Debug, Clone)]
-pub struct Listing {
-    /// The route.
-    pub route: Arc<Route>,
-    /// The most a request costs, above zero.
-    pub price: Amount,
-    /// The offer of a request.
-    pub offer: WrittenOffer,
-    /// The quote of a request.
-    pub quote: WrittenQuote,
-}
-
-impl Listing {
-    fn of(route: &Arc<Route>, terms: &Terms, origin: &str) -> Option<Self> {
-        let price = route.price.most()?;
-        let offer = WrittenOffer::new(terms.offer(price));
-        let Route { description, mime_type, extensions, .. } = &**route;
-        let resource =
-            Resource { url: origin.to_owned(), description: description.clone(), mime_type: mime_type.clone() };
-        let quote = WrittenQuote::new(&resource, &offer, extensions);
-        Some(Self { route: Arc::clone(route), price, offer, quote })
-    }
 }
 
 /// What the policy says of a request.
@@ -310,12 +284,30 @@ pub enum Verdict<'p> {
 impl Policy {
     /// Makes a policy. `public_url` is the origin clients see, without a trailing slash.
     pub fn new(terms: Terms, public_url: &str, routes: Vec<Route>) -> Result<Self, Vec<Ambiguity>> {
+        Self::accepting(terms, Vec::new(), public_url, routes)
+    }
+
+    /// Makes a policy with several tokens, the preferred one first. The prices of `routes` are in units of that one; in the
+    /// others they are the same dollars.
+    pub fn accepting(
+        preferred: Terms,
+        others: Vec<Terms>,
+        public_url: &str,
+        routes: Vec<Route>,
+    ) -> Result<Self, Vec<Ambiguity>> {
         let ambiguities = ambiguities(&routes);
         if !ambiguities.is_empty() {
             return Err(ambiguities);
         }
+        let decimals = preferred.token.decimals;
+        let preferred = Arc::new(Tender::of(preferred, decimals));
+        let others = others.into_iter().map(|terms| Arc::new(Tender::of(terms, decimals)));
+        let tenders: Vec<_> = std::iter::once(Arc::clone(&preferred)).chain(others).collect();
+        let sponsored =
+            |TokenTerms { transfer, sponsored, .. }: &TokenTerms| *transfer == Transfer::Permit2 && *sponsored;
+        let sponsors = tenders.iter().any(|tender| sponsored(&tender.terms.token));
         let with_terms = |mut route: Route| {
-            if terms.token.transfer == Transfer::Permit2 && terms.token.sponsored {
+            if sponsors {
                 route.extensions.entry(EIP2612_SPONSORING).or_insert_with(sponsoring);
             }
             Arc::new(route)
@@ -324,25 +316,43 @@ impl Policy {
         // Among equal paths a route that names its methods is the more specific one.
         routes.sort_by_key(|route| (route.pattern.specificity(), route.methods.is_empty()));
         let origin = public_url.trim_end_matches('/');
-        let entry = |route| Entry { listing: Listing::of(&route, &terms, origin), route };
+        let entry = |route: Arc<Route>| {
+            let Route { description, mime_type, .. } = &*route;
+            let (description, mime_type) = (description.clone(), mime_type.clone());
+            let resource = Resource { url: origin.to_owned(), description, mime_type };
+            Entry { listing: Listing::of(&route, &tenders, &resource), route }
+        };
         let entries = routes.into_iter().map(entry).collect();
-        let (settlement, network) = (terms.settlement(), terms.network());
-        Ok(Self { settlement, network, public_url: origin.to_owned(), entries, terms })
+        Ok(Self { preferred, tenders, public_url: origin.to_owned(), entries })
     }
 
-    /// The terms of every channel.
+    /// The terms of channels in the preferred token.
     pub fn terms(&self) -> &Terms {
-        &self.terms
+        &self.preferred.terms
+    }
+
+    /// What is taken in payment, the preferred one first.
+    pub fn tenders(&self) -> &[Arc<Tender>] {
+        &self.tenders
+    }
+
+    /// How the tokens are counted together: in units of the preferred one.
+    pub fn dollars(&self) -> Dollars {
+        let taken = self.tenders.iter().map(|tender| (tender.terms.token.address, tender.terms.token.decimals));
+        // Books outlive the config they were begun under, so that what was taken once is counted too.
+        let known = Network::by_chain_id(self.terms().chain_id).map_or(&[][..], |network| network.tokens);
+        let known = known.iter().map(|token| (token.address(), token.decimals));
+        Dollars::new(self.terms().token.decimals, taken.chain(known))
     }
 
     /// The domain vouchers and claims are signed under.
     pub fn settlement(&self) -> &Domain {
-        &self.settlement
+        &self.preferred.settlement
     }
 
-    /// The network's name in headers.
+    /// The preferred network's name in headers.
     pub fn network(&self) -> &str {
-        &self.network
+        &self.preferred.network
     }
 
     /// The origin clients see.
@@ -464,7 +474,7 @@ mod tests {
 
     fn quote(listing: &Listing, path_and_query: &str) -> Quote {
         let details = QuoteDetails { error: "Payment required", path_and_query, corrective: None };
-        let (header, _) = listing.quote.write(details, None);
+        let (header, _) = listing.preferred.quote.write(details, None);
         crate::protocol::x402::decode(header.as_bytes()).unwrap()
     }
 
@@ -499,7 +509,7 @@ mod tests {
         for (method, path, expected) in cases {
             let price = match judge(&policy, &method, path) {
                 Verdict::Free(_) => Some(0),
-                Verdict::Paid(listing) => Some(listing.price.units()),
+                Verdict::Paid(listing) => Some(listing.preferred.price.units()),
                 Verdict::OtherMethods(methods) => {
                     assert_eq!(methods, [Method::GET]);
                     None
@@ -533,7 +543,7 @@ mod tests {
         for (path, expected) in taken {
             let price = match judge(&policy, &Method::GET, path) {
                 Verdict::Free(_) => 0,
-                Verdict::Paid(listing) => listing.price.units(),
+                Verdict::Paid(listing) => listing.preferred.price.units(),
                 other => panic!("{path}: {other:?}"),
             };
             assert_eq!(price, expected, "{path}");
@@ -549,7 +559,7 @@ mod tests {
             route("/b", &[Method::PUT], 4),
         ]);
         let price = |method: Method, path: &str| match judge(&policy, &method, path) {
-            Verdict::Paid(listing) => Some(listing.price.units()),
+            Verdict::Paid(listing) => Some(listing.preferred.price.units()),
             _ => None,
         };
         assert_eq!((price(Method::GET, "/a"), price(Method::POST, "/a")), (Some(1), Some(3)));

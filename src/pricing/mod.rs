@@ -5,6 +5,7 @@
 //! it is exact: the rates of a request are added up as fractions and the sum is rounded once, up to the next whole unit.
 //! **Does not** know routes, payers, clocks or bodies; the gate measures and charges.
 
+mod decimals;
 pub mod measured;
 pub mod tariff;
 
