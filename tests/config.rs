@@ -129,10 +129,17 @@ fn the_example_shows_the_defaults() {
 #[test]
 fn the_example_is_complete() {
     let mut heading = String::new();
-    let mut shown = BTreeSet::new();
+    let mut shown: BTreeSet<(String, String)> = BTreeSet::new();
     for line in EXAMPLE.lines() {
         let line = line.strip_prefix("# ").unwrap_or(line);
         if line.starts_with('[') && line.ends_with(']') {
+            let name = |heading: &str| heading.trim_matches(['[', ']']).to_owned();
+            // A section within another is a key of that one.
+            if let Some((outer, key)) = name(line).rsplit_once('.')
+                && let Some((outer, _)) = shown.iter().find(|(shown, _)| name(shown) == outer)
+            {
+                shown.insert((outer.clone(), key.to_owned()));
+            }
             heading = line.to_owned();
             continue;
         }

@@ -12,12 +12,18 @@ use serde_json::{Map, Value, json};
 
 use super::path::{CleanPath, PathError, PathPattern};
 use crate::clock;
-use crate::pricing::Tariff;
+use crate::pricing::{Measured, Schedule, StatusRule, Tariff};
 use crate::protocol::deposit::EIP2612_SPONSORING;
 use crate::protocol::x402::{
-    MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TRANSFER_METHOD, WrittenOffer, WrittenQuote, network_of,
+    Echo, MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TARIFF, TRANSFER_METHOD, WrittenOffer, WrittenQuote,
+    network_of,
 };
 use crate::protocol::{Address, Amount, ChannelConfig, Domain, Hash, Token};
+
+/// How long a quote stays good once another price of its route is in force, seconds, unless said otherwise.
+pub const QUOTE_GRACE_S: u64 = 60;
+/// The most that can be said, seconds: every minute of it is looked at.
+pub const MAX_QUOTE_GRACE_S: u64 = 3_600;
 
 /// What every channel with this provider must agree to.
 #[derive(Debug, Clone)]
@@ -146,7 +152,7 @@ impl Terms {
 pub enum Price {
     /// Nothing: the request goes straight through.
     Free,
-    /// So much for each answer below status 400, unless the upstream reports less. Never zero.
+    /// So much for each answer that is charged, unless the upstream reports less. Never zero.
     Fixed(Amount),
     /// What its tariff makes of what it used, which is known at its end.
     Metered(Arc<Tariff>),
@@ -159,6 +165,24 @@ impl Price {
             Self::Free => None,
             Self::Fixed(amount) => Some(*amount),
             Self::Metered(tariff) => Some(tariff.most()),
+        }
+    }
+
+    /// What an answer costs that turned out like this, whatever its status.
+    pub fn cost(&self, measured: &Measured) -> Amount {
+        match self {
+            Self::Free => Amount::ZERO,
+            Self::Fixed(amount) => *amount,
+            Self::Metered(tariff) => tariff.charge(measured),
+        }
+    }
+
+    /// The price in words, for a token with so many `decimals`.
+    pub fn describe(&self, decimals: u8) -> String {
+        match self {
+            Self::Free => "free".to_owned(),
+            Self::Fixed(amount) => amount.to_price(decimals),
+            Self::Metered(tariff) => tariff.describe(decimals),
         }
     }
 }
@@ -205,8 +229,12 @@ pub struct Route {
     pub pattern: PathPattern,
     /// Which methods; empty means all. `GET` covers `HEAD`.
     pub methods: Vec<Method>,
-    /// At what price.
+    /// At what price, except at the hours of the schedule.
     pub price: Price,
+    /// At which hours it costs something else.
+    pub schedule: Schedule<Price>,
+    /// Which part of the price is charged, by the answer's status.
+    pub status_rule: StatusRule,
     /// What it is, for the quote.
     pub description: Option<String>,
     /// The type of its answers, for the quote.
@@ -223,6 +251,8 @@ impl Route {
             pattern,
             methods: Vec::new(),
             price,
+            schedule: Schedule::default(),
+            status_rule: StatusRule::default(),
             description: None,
             mime_type: None,
             extensions: Map::new(),
@@ -256,6 +286,7 @@ pub struct Policy {
     /// The network's name in headers.
     network: String,
     public_url: String,
+    quote_grace_s: u64,
     entries: Vec<Entry>,
 }
 
@@ -265,13 +296,39 @@ struct Entry {
     route: Arc<Route>,
     /// Where it costs something.
     listing: Option<Listing>,
+    /// The same for each window of its schedule.
+    by_window: Vec<Option<Listing>>,
 }
 
-/// A route that costs something, with what its requests have in common made once.
+impl Entry {
+    fn new(route: Arc<Route>, terms: &Terms, origin: &str) -> Self {
+        let listing = Listing::of(&route, &route.price, terms, origin);
+        let windows = route.schedule.windows().iter();
+        let by_window = windows.map(|(_, price)| Listing::of(&route, price, terms, origin)).collect();
+        Self { listing, by_window, route }
+    }
+
+    /// What is in force in this window of its schedule, or otherwise.
+    fn listing_in(&self, window: Option<usize>) -> Option<&Listing> {
+        match window {
+            None => self.listing.as_ref(),
+            Some(window) => self.by_window.get(window)?.as_ref(),
+        }
+    }
+
+    /// What is in force at this moment, Unix seconds.
+    fn listing_at(&self, at_s: u64) -> Option<&Listing> {
+        self.listing_in(self.route.schedule.index_at(at_s))
+    }
+}
+
+/// A price of a route that costs something, with what its requests have in common made once.
 #[derive(Debug, Clone)]
 pub struct Listing {
     /// The route.
     pub route: Arc<Route>,
+    /// What a request costs: the route's price, or that of a window of its schedule. Not free.
+    pub cost: Price,
     /// The most a request costs, above zero.
     pub price: Amount,
     /// The offer of a request.
@@ -281,14 +338,24 @@ pub struct Listing {
 }
 
 impl Listing {
-    fn of(route: &Arc<Route>, terms: &Terms, origin: &str) -> Option<Self> {
-        let price = route.price.most()?;
-        let offer = WrittenOffer::new(terms.offer(price));
+    fn of(route: &Arc<Route>, cost: &Price, terms: &Terms, origin: &str) -> Option<Self> {
+        let price = cost.most()?;
+        let mut offer = terms.offer(price);
+        if let Price::Metered(tariff) = cost {
+            offer.extra.insert(TARIFF.to_owned(), json!(tariff.describe(terms.token.decimals)));
+        }
+        let offer = WrittenOffer::new(offer);
         let Route { description, mime_type, extensions, .. } = &**route;
         let resource =
             Resource { url: origin.to_owned(), description: description.clone(), mime_type: mime_type.clone() };
         let quote = WrittenQuote::new(&resource, &offer, extensions);
-        Some(Self { route: Arc::clone(route), price, offer, quote })
+        Some(Self { route: Arc::clone(route), cost: cost.clone(), price, offer, quote })
+    }
+
+    /// What an answer is charged that turned out like this: what it costs, as far as its status is charged. Never above
+    /// the price.
+    pub fn charge(&self, measured: &Measured) -> Amount {
+        self.route.status_rule.charge(measured.status, self.cost.cost(measured))
     }
 }
 
@@ -324,10 +391,17 @@ impl Policy {
         // Among equal paths a route that names its methods is the more specific one.
         routes.sort_by_key(|route| (route.pattern.specificity(), route.methods.is_empty()));
         let origin = public_url.trim_end_matches('/');
-        let entry = |route| Entry { listing: Listing::of(&route, &terms, origin), route };
-        let entries = routes.into_iter().map(entry).collect();
+        let entries = routes.into_iter().map(|route| Entry::new(route, &terms, origin)).collect();
         let (settlement, network) = (terms.settlement(), terms.network());
-        Ok(Self { settlement, network, public_url: origin.to_owned(), entries, terms })
+        let (public_url, quote_grace_s) = (origin.to_owned(), QUOTE_GRACE_S);
+        Ok(Self { settlement, network, public_url, quote_grace_s, entries, terms })
+    }
+
+    /// The same policy, where a quote stays good for so many seconds, at most [`MAX_QUOTE_GRACE_S`], once another price of
+    /// its route's schedule is in force.
+    #[must_use]
+    pub fn with_quote_grace(self, quote_grace_s: u64) -> Self {
+        Self { quote_grace_s: quote_grace_s.min(MAX_QUOTE_GRACE_S), ..self }
     }
 
     /// The terms of every channel.
@@ -376,8 +450,10 @@ impl Policy {
             return Verdict::Unclear(PathError::OtherRoute);
         }
         match siblings.find(|entry| entry.route.takes(method)) {
-            Some(Entry { listing: Some(listing), .. }) => Verdict::Paid(listing),
-            Some(Entry { route, listing: None }) => Verdict::Free(route),
+            Some(entry) => match entry.listing_at(asked.at) {
+                Some(listing) => Verdict::Paid(listing),
+                None => Verdict::Free(&entry.route),
+            },
             None => Verdict::OtherMethods(self.siblings(&path).flat_map(|entry| entry.route.methods.clone()).collect()),
         }
     }
@@ -402,7 +478,21 @@ impl Policy {
 
     /// The first route that costs something, for answers that need an offer without a paid path.
     pub fn first_paid(&self) -> Option<&Listing> {
-        self.entries.iter().find_map(|entry| entry.listing.as_ref())
+        let mut entries = self.entries.iter();
+        entries.find_map(|entry| entry.listing.as_ref().or_else(|| entry.by_window.iter().flatten().next()))
+    }
+
+    /// The listing that a payment is for, where this one is in force. A quote stays good for a while after a window of its
+    /// route's schedule began or ended: a payment that answers an offer which was in force then has that offer's price.
+    pub fn answered<'p>(&'p self, in_force: &'p Listing, accepted: &Echo<'_>, at_s: u64) -> &'p Listing {
+        let route = &in_force.route;
+        if route.schedule.is_empty() || accepted.answers(in_force.offer.offer()) {
+            return in_force;
+        }
+        let Some(entry) = self.entries.iter().find(|entry| Arc::ptr_eq(&entry.route, route)) else { return in_force };
+        let lately = route.schedule.lately(at_s, self.quote_grace_s);
+        let mut lately = lately.filter_map(|window| entry.listing_in(window));
+        lately.find(|listing| accepted.answers(listing.offer.offer())).unwrap_or(in_force)
     }
 }
 

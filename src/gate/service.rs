@@ -129,7 +129,8 @@ impl Gate {
     {
         let policy = self.policy();
         let sent = take_payment(request.headers_mut());
-        let verdict = policy.judge(&Asked::of(&request));
+        let asked = Asked::of(&request);
+        let (verdict, at_s) = (policy.judge(&asked), asked.at);
         let listing = match verdict {
             Verdict::Paid(listing) => Some(listing),
             _ => None,
@@ -152,6 +153,10 @@ impl Gate {
             }
             Verdict::OtherMethods(methods) => return Ok(own(&request, answer::other_methods(&methods))),
             Verdict::Paid(..) => unreachable!("a paid route is either offered or an OPTIONS request"),
+        };
+        let offer = match (&payment, offer) {
+            (Ok(payment), Some(in_force)) => Some(policy.answered(in_force, &payment.accepted, at_s)),
+            (Err(_), _) | (Ok(_), None) => offer,
         };
         let admission = match payment {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
