@@ -180,13 +180,13 @@ fn tariff(mut section: Section<'_>, around: &Section<'_>, entry: &Entry<'_>, mon
         }
         most => Ok(most),
     });
-    if !is_rated {
+    let known = |key: &str| ["base", "most", "reported"].contains(&key) || RATES.iter().any(|(name, ..)| *name == key);
+    let is_mistyped = entry.pairs().into_iter().flatten().any(|(key, _)| !known(key));
+    if !is_rated && !is_mistyped {
         let problem = Problem::new("says no rate of anything that is counted");
-        around.refuse(
-            entry,
-            problem.fix("add one, such as response_bytes = \"$0.01 / 1 MiB\", or write \"$0.002\" for a fixed price"),
-        );
-    } else if matches!(most, Given::Absent) {
+        let fix = "add one, such as response_bytes = \"$0.01 / 1 MiB\", or write \"$0.002\" for a fixed price";
+        around.refuse(entry, problem.fix(fix));
+    } else if is_rated && matches!(most, Given::Absent) {
         section.missing(
             "most",
             "most = \"$0.25\", the most a request may cost: the quote says it and the agent signs for it",
@@ -388,7 +388,8 @@ impl Counted {
     /// A count above zero.
     fn read(self, text: &str) -> Result<u64, Problem> {
         let refused = |what: &str| {
-            Problem::new(format!("{} {what}", quoted(text))).fix(format!("write it like {}", self.end_example()))
+            let sizes = self.sizes();
+            Problem::new(format!("{} {what}", quoted(text))).fix(format!("write it like {}{sizes}", self.end_example()))
         };
         let count = match self {
             Self::Time => {
@@ -411,6 +412,15 @@ impl Counted {
             Self::Time => "\"$0.0005 / 1s\"",
             Self::Tokens => "\"$2.50 / 1M\"",
             Self::Things => "\"$0.10 / 1K\"",
+        }
+    }
+
+    /// What can stand behind the number, for errors that do not say it themselves.
+    fn sizes(self) -> &'static str {
+        match self {
+            Self::Bytes => ", with KiB, MiB, GiB or TiB",
+            Self::Time => "",
+            Self::Tokens | Self::Things => ", with K, M or B for thousands, millions or billions",
         }
     }
 
