@@ -129,10 +129,17 @@ fn the_example_shows_the_defaults() {
 #[test]
 fn the_example_is_complete() {
     let mut heading = String::new();
-    let mut shown = BTreeSet::new();
+    let mut shown: BTreeSet<(String, String)> = BTreeSet::new();
     for line in EXAMPLE.lines() {
         let line = line.strip_prefix("# ").unwrap_or(line);
         if line.starts_with('[') && line.ends_with(']') {
+            let name = |heading: &str| heading.trim_matches(['[', ']']).to_owned();
+            // A section within another is a key of that one.
+            if let Some((outer, key)) = name(line).rsplit_once('.')
+                && let Some((outer, _)) = shown.iter().find(|(shown, _)| name(shown) == outer)
+            {
+                shown.insert((outer.clone(), key.to_owned()));
+            }
             heading = line.to_owned();
             continue;
         }
@@ -724,6 +731,351 @@ fn a_chain_without_a_preset_is_described() {
     let config = Config::parse(&text.replace("$0.002", "$0.02"), "c.toml").unwrap();
     assert_eq!((config.chain.network, config.chain.chain_id), (None, 31337));
     assert_eq!(config.routes[0].price, Price::Fixed(Amount::new(2)));
+}
+
+/// The minimal config with another price, as TOML has it.
+fn priced_at(price: &str) -> String {
+    changed("\"$0.002\"", price)
+}
+
+#[test]
+fn every_error_of_a_price_says_where_what_and_how_to_fix_it() {
+    let cases: &[(String, &str)] = &[
+        (
+            priced_at("\"02 units\""),
+            "14:9 [[route]].price: \"02 units\" is no number of units; units are whole, and written without a sign \
+             or leading zeros: \"2000 units\"",
+        ),
+        (
+            priced_at("\"units\""),
+            "14:9 [[route]].price: \"units\" is no number of units; units are whole, and written without a sign or \
+             leading zeros: \"2000 units\"",
+        ),
+        (
+            priced_at("\"1.5 units\""),
+            "14:9 [[route]].price: \"1.5 units\" is no number of units; units are whole, and written without a sign \
+             or leading zeros: \"2000 units\"",
+        ),
+        (priced_at("\"0 units\""), "14:9 [[route]].price: \"0 units\" is no price; write \"free\" if you mean it"),
+        (
+            priced_at("\"340282366920938463463374607431768211456 units\""),
+            "14:9 [[route]].price: \"340282366920938463463374607431768211456 units\" is more than there can be",
+        ),
+        (
+            priced_at("\"$2.50 / 1M\""),
+            "14:9 [[route]].price: \"$2.50 / 1M\" is a rate, and this is the price of a request; say what is \
+             counted, as in price = { output_tokens = \"$10 / 1M\", most = \"$0.25\" }",
+        ),
+        (
+            priced_at("[\"$1\"]"),
+            "14:9 [[route]].price: expected a price, found a list; write it like \"$0.002\", or \"free\"",
+        ),
+        (
+            priced_at("{}"),
+            "14:9 [[route]].price: says no rate of anything that is counted; add one, such as response_bytes = \
+             \"$0.01 / 1 MiB\", or write \"$0.002\" for a fixed price",
+        ),
+        (
+            priced_at("{ most = \"$1\" }"),
+            "14:9 [[route]].price: says no rate of anything that is counted; add one, such as response_bytes = \
+             \"$0.01 / 1 MiB\", or write \"$0.002\" for a fixed price",
+        ),
+        (
+            priced_at("{ base = \"$0.001\", most = \"$1\" }"),
+            "14:9 [[route]].price: says no rate of anything that is counted; add one, such as response_bytes = \
+             \"$0.01 / 1 MiB\", or write \"$0.002\" for a fixed price",
+        ),
+        (
+            priced_at("{ events = \"$0.1\" }"),
+            "14:9 [route.price].most: is missing; add most = \"$0.25\", the most a request may cost: the quote says \
+             it and the agent signs for it",
+        ),
+        (
+            priced_at("{ events = \"$0.1\", most = \"$0\" }"),
+            "14:35 [route.price].most: nothing could be charged; write the most a request may cost, \"$0.25\" say",
+        ),
+        (
+            priced_at("{ base = \"$2\", events = \"$0.1\", most = \"$1\" }"),
+            "14:48 [route.price].most: is less than the base, which every charged request costs; raise it, or lower \
+             the base",
+        ),
+        (
+            priced_at("{ events = 3, most = \"$1\" }"),
+            "14:20 [route.price].events: expected a rate, found the number 3; write it like \"$0.10 / 1K\"",
+        ),
+        (
+            priced_at("{ events = \"cheap\", most = \"$1\" }"),
+            "14:20 [route.price].events: \"cheap\" is not a price; write it like \"$0.002\"",
+        ),
+        (
+            priced_at("{ events = \"0.1\", most = \"$1\" }"),
+            "14:20 [route.price].events: \"0.1\" is not a price; write it with a dollar sign: \"$0.1\"",
+        ),
+        (
+            priced_at("{ events = \"$0\", most = \"$1\" }"),
+            "14:20 [route.price].events: costs nothing however much it is; leave it out",
+        ),
+        (
+            priced_at("{ event = \"$0.1\", most = \"$1\" }"),
+            "14:11 [route.price].event: unknown key; did you mean \"events\"?",
+        ),
+        (
+            priced_at("{ input_tokens = \"$2.50\", most = \"$1\" }"),
+            "14:26 [route.price].input_tokens: \"$2.50\" does not say for how much; write it like \"$2.50 / 1M\"",
+        ),
+        (
+            priced_at("{ input_tokens = \"free\", most = \"$1\" }"),
+            "14:26 [route.price].input_tokens: \"free\" is not a price; write it like \"$0.002\"",
+        ),
+        (
+            priced_at("{ input_tokens = \"$2.50 / 1m\", most = \"$1\" }"),
+            "14:26 [route.price].input_tokens: \"1m\" is not a count; write it like \"1M\", with K, M or B for \
+             thousands, millions or billions",
+        ),
+        (
+            priced_at("{ input_tokens = \"$2.50 / 0\", most = \"$1\" }"),
+            "14:26 [route.price].input_tokens: \"0\" is nothing; write it like \"1M\", with K, M or B for thousands, \
+             millions or billions",
+        ),
+        (
+            priced_at("{ input_tokens = \"$2.50 /\", most = \"$1\" }"),
+            "14:26 [route.price].input_tokens: \"\" is not a count; write it like \"1M\", with K, M or B for \
+             thousands, millions or billions",
+        ),
+        (
+            priced_at("{ input_tokens = \"$0.0000000000000000001 / 1\", most = \"$1\" }"),
+            "14:26 [route.price].input_tokens: \"$0.0000000000000000001\" is too fine to be counted; write the price \
+             of more of it, as in \"$2.50 / 1M\"",
+        ),
+        (
+            priced_at("{ input_tokens = \"$0.000000000001 / 99999999999999\", most = \"$1\" }"),
+            "14:26 [route.price].input_tokens: \"$0.000000000001\" is too fine to be counted; write the price of \
+             more of it, as in \"$2.50 / 1M\"",
+        ),
+        (
+            priced_at("{ input_tokens = \"$1 / 99999999999999999999\", most = \"$1\" }"),
+            "14:26 [route.price].input_tokens: \"99999999999999999999\" is not a count; write it like \"1M\", with \
+             K, M or B for thousands, millions or billions",
+        ),
+        (
+            priced_at("{ response_bytes = \"$1 / 1 MB\", most = \"$1\" }"),
+            "14:28 [route.price].response_bytes: \"1 MB\" is not a count; write it like \"1 MiB\", with KiB, MiB, \
+             GiB or TiB",
+        ),
+        (
+            priced_at("{ response_bytes = \"$1\", most = \"$1\" }"),
+            "14:28 [route.price].response_bytes: \"$1\" does not say for how much; write it like \"$0.01 / 1 MiB\"",
+        ),
+        (
+            priced_at("{ time = \"$1\", most = \"$1\" }"),
+            "14:18 [route.price].time: \"$1\" does not say for how much; write it like \"$0.0005 / 1s\"",
+        ),
+        (
+            priced_at("{ time = \"$1 / 1\", most = \"$1\" }"),
+            "14:18 [route.price].time: \"1\" is no time: a duration needs a unit (ms, s, m, h, d), as in \"30s\"; \
+             write it like \"10s\"",
+        ),
+        (
+            priced_at("{ time = \"$1 / 0s\", most = \"$1\" }"),
+            "14:18 [route.price].time: \"0s\" is nothing; write it like \"10s\"",
+        ),
+        (
+            priced_at(
+                "{ events = \"$1 / 18446744073709551557\", response_bytes = \"$1 / 18446744073709551533\", request_bytes = \"$1 / 3\", most = \"$1\" }",
+            ),
+            "14:9 [[route]].price: the rates make fractions of a unit that cannot be added up exactly; write the \
+             prices of round numbers of things, such as 1K, 1M or 1 MiB",
+        ),
+        (
+            priced_at("{ output_tokens = [], most = \"$1\" }"),
+            "14:27 [route.price].output_tokens: has 0 tiers, and there may be 1 to 8; write them like [{ up_to = \
+             \"1M\", price = \"$2.50 / 1M\" }, { price = \"$2.50 / 1M\" }]",
+        ),
+        (
+            priced_at("{ output_tokens = [1], most = \"$1\" }"),
+            "14:28 [route.price].output_tokens: expected a tier, found the number 1; write them like [{ up_to = \
+             \"1M\", price = \"$2.50 / 1M\" }, { price = \"$2.50 / 1M\" }]",
+        ),
+        (
+            priced_at("{ output_tokens = [{ up_to = \"1K\", price = \"$1 / 1M\" }], most = \"$1\" }"),
+            "14:28 [route.price].output_tokens: is the last tier and has an end; leave up_to out there: what is \
+             beyond it costs something too",
+        ),
+        (
+            priced_at("{ output_tokens = [{ price = \"$1 / 1M\" }, { price = \"$1 / 1M\" }], most = \"$1\" }"),
+            "14:28 [route.price].output_tokens: has no end and is not the last tier; add up_to",
+        ),
+        (
+            priced_at(
+                "{ output_tokens = [{ up_to = \"2K\", price = \"$1 / 1M\" }, { up_to = 2000, price = \"$1 / 1M\" }, { price = \"$1 / 1M\" }], most = \"$1\" }",
+            ),
+            "14:65 [route.price].output_tokens: ends where it begins, or before; write the tiers from the lowest \
+             count to the highest",
+        ),
+        (
+            priced_at(
+                "{ output_tokens = [{ upto = \"2K\", price = \"$1 / 1M\" }, { price = \"$1 / 1M\" }], most = \"$1\" }",
+            ),
+            "14:37 [route.price].output_tokens.upto: unknown key; did you mean \"up_to\"?",
+        ),
+        (
+            priced_at("{ output_tokens = [{ up_to = \"2K\" }, { price = \"$1 / 1M\" }], most = \"$1\" }"),
+            "14:28 [route.price].output_tokens: has no price; add price = \"$2.50 / 1M\"",
+        ),
+        (
+            priced_at("{ time = [{ up_to = 10, price = \"$1 / 1s\" }, { price = \"$1 / 1h\" }], most = \"$1\" }"),
+            "14:29 [route.price].time.up_to: expected a count, found the number 10; write it like \"10s\"",
+        ),
+        (
+            priced_at("{ reported = 3, most = \"$1\" }"),
+            "14:22 [route.price].reported: expected a table of headers and their prices, found the number 3; write \
+             it like reported = { x-units-used = \"$0.0002\" }",
+        ),
+        (
+            priced_at("{ reported = {}, most = \"$1\" }"),
+            "14:22 [route.price].reported: names no header; write it like reported = { x-units-used = \"$0.0002\" }",
+        ),
+        (
+            priced_at("{ reported = { X-Units = \"$1\" }, most = \"$1\" }"),
+            "14:34 [route.price].reported.X-Units: \"X-Units\" is not in lower case; write \"x-units\"; an upstream \
+             may write it as it likes",
+        ),
+        (
+            priced_at("{ reported = { \"x units\" = \"$1\" }, most = \"$1\" }"),
+            "14:36 [route.price].reported.\"x units\": \"x units\" is not the name of a header; write it like \
+             reported = { x-units-used = \"$0.0002\" }",
+        ),
+        (
+            priced_at("{ reported = { x-units = 3 }, most = \"$1\" }"),
+            "14:34 [route.price].reported.x-units: expected a rate, found the number 3; write it like \"$0.10 / 1K\"",
+        ),
+        (
+            with("charge_on = \"10%\""),
+            "15:13 [[route]].charge_on: expected a table of statuses and shares, found text; write it like charge_on \
+             = { \"404\" = \"10%\", \"3xx\" = \"0%\" }",
+        ),
+        (
+            with("charge_on = { 404 = 10 }"),
+            "15:21 [[route]].charge_on.404: expected a percentage, found the number 10; write it like \"10%\"",
+        ),
+        (
+            with("charge_on = { 404 = \"10\" }"),
+            "15:21 [[route]].charge_on.404: \"10\" is not a percentage; write it like \"10%\" or \"0.25%\"",
+        ),
+        (
+            with("charge_on = { 404 = \"101%\" }"),
+            "15:21 [[route]].charge_on.404: \"101%\" is more than the price; write it like \"10%\" or \"0.25%\"",
+        ),
+        (
+            with("charge_on = { 404 = \"0.001%\" }"),
+            "15:21 [[route]].charge_on.404: \"0.001%\" is not a percentage of at most two decimal places; write it \
+             like \"10%\" or \"0.25%\"",
+        ),
+        (
+            with("charge_on = { 402 = \"10%\" }"),
+            "15:21 [[route]].charge_on.402: 402 cannot be charged: an answer that only asks for credentials or a \
+             payment is not paid; leave it out",
+        ),
+        (
+            with("charge_on = { 5xx = \"10%\" }"),
+            "15:21 [[route]].charge_on.5xx: 5xx cannot be charged: a server that failed is not paid; leave it out",
+        ),
+        (
+            with("charge_on = { 503 = \"1%\" }"),
+            "15:21 [[route]].charge_on.503: 503 cannot be charged: a server that failed is not paid; leave it out",
+        ),
+        (
+            with("charge_on = { 1xx = \"1%\" }"),
+            "15:21 [[route]].charge_on.1xx: \"1xx\" is not a status; an upgraded connection counts as 2xx",
+        ),
+        (
+            with("charge_on = { 6xx = \"1%\" }"),
+            "15:21 [[route]].charge_on.6xx: \"6xx\" is not a status; write one status, such as \"404\", or a class: \
+             \"2xx\", \"3xx\", \"4xx\"",
+        ),
+        (
+            with("charge_on = { 600 = \"1%\" }"),
+            "15:21 [[route]].charge_on.600: 600 cannot be charged: no answer has this status; statuses are 100 to \
+             599",
+        ),
+        (
+            with("charge_on = { ok = \"1%\" }"),
+            "15:20 [[route]].charge_on.ok: \"ok\" is not a status; write one status, such as \"404\", or a class: \
+             \"2xx\", \"3xx\", \"4xx\"",
+        ),
+        (with("at = 3"), "15:6 [[route]].at: is a list of sections; write [[route.at]], with two brackets"),
+        (
+            with("[[route.at]]\nprice = \"$1\""),
+            "15:1 [[route.at]].hours: says no time, so it would always be in force; add days = \"mon-fri\" or hours \
+             = \"08:00-18:00\"",
+        ),
+        (
+            with("[[route.at]]\ndays = \"mon-fri\""),
+            "15:1 [[route.at]].price: is missing; add price = \"$0.001\", or \"free\"",
+        ),
+        (
+            with("[[route.at]]\ndays = \"monday\"\nprice = \"$1\""),
+            "16:8 [[route.at]].days: \"monday\" names no days; write them like \"mon-fri\" or \"sat,sun\": mon, tue, \
+             wed, thu, fri, sat, sun",
+        ),
+        (
+            with("[[route.at]]\nhours = \"8-18\"\nprice = \"$1\""),
+            "16:9 [[route.at]].hours: \"8-18\" begins at no time; write them like \"08:00-18:00\", or \
+             \"22:00-06:00\" over midnight; \"24:00\" is the end of a day",
+        ),
+        (
+            with("[[route.at]]\nhours = \"24:00-06:00\"\nprice = \"$1\""),
+            "16:9 [[route.at]].hours: \"24:00-06:00\" begins at no time; write them like \"08:00-18:00\", or \
+             \"22:00-06:00\" over midnight; \"24:00\" is the end of a day",
+        ),
+        (
+            with("[[route.at]]\nhours = \"08:00\"\nprice = \"$1\""),
+            "16:9 [[route.at]].hours: \"08:00\" is no part of a day; write them like \"08:00-18:00\", or \
+             \"22:00-06:00\" over midnight; \"24:00\" is the end of a day",
+        ),
+        (
+            with("[[route.at]]\nhours = \"08:00-08:00\"\nprice = \"$1\""),
+            "16:9 [[route.at]].hours: \"08:00-08:00\" ends when it begins; leave hours out for whole days",
+        ),
+        (
+            with("[[route.at]]\ndays = \"sat\"\nzone = \"europe/madird\"\nprice = \"$1\""),
+            "17:8 [[route.at]].zone: \"europe/madird\" is not a time zone; did you mean \"Europe/Madrid\"?",
+        ),
+        (
+            with("[[route.at]]\ndays = \"sat\"\nzone = \"+02:00\"\nprice = \"$1\""),
+            "17:8 [[route.at]].zone: \"+02:00\" is not a time zone; write it like \"Europe/Madrid\" or \"UTC\"",
+        ),
+        (
+            with("[[route.at]]\ndays = \"sat\"\nprice = \"cheap\""),
+            "17:9 [[route.at]].price: \"cheap\" is not a price; write it like \"$0.002\"",
+        ),
+        (
+            with("[[route.at]]\ndays = \"sat\"\nprice = { events = \"$1\" }"),
+            "17:9 [route.at.price].most: is missing; add most = \"$0.25\", the most a request may cost: the quote \
+             says it and the agent signs for it",
+        ),
+        (
+            with(
+                "[[route.at]]\ndays = \"sat,sun\"\nprice = \"$1\"\n[[route.at]]\nhours = \"23:00-01:00\"\nprice = \"free\"",
+            ),
+            "18:1 [[route.at]]: holds at a time when the window in line 15 does; change the days or hours of one of \
+             them: one price is in force at a time",
+        ),
+        (
+            with(
+                "[[route.at]]\ndays = \"sat,sun\"\nprice = \"$1\"\n[[route.at]]\nhours = \"23:00-01:00\"\nzone = \"Asia/Tokyo\"\nprice = \"free\"",
+            ),
+            "18:1 [[route.at]]: has another zone than the window in line 15; give all windows of a route the same \
+             zone",
+        ),
+        (
+            with("[[route.at]]\ndays = \"sat\"\nhour = \"23:00-01:00\"\nprice = \"$1\""),
+            "17:1 [[route.at]].hour: unknown key; did you mean \"hours\"?",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(errors(text), [*expected], "{text}");
+    }
 }
 
 #[test]

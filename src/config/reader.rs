@@ -206,7 +206,7 @@ impl<'a> Section<'a> {
 
     /// The sections of this repeated name.
     pub(super) fn sections(&mut self, name: &'static str) -> Vec<Section<'a>> {
-        let heading = format!("[[{name}]]");
+        let heading = format!("[{}]", nested(&self.heading, name));
         let Some(entry) = self.entry(name) else { return Vec::new() };
         let DeValue::Array(array) = entry.value else {
             let problem = Problem::new("is a list of sections").fix(format!("write {heading}, with two brackets"));
@@ -236,6 +236,11 @@ impl<'a> Section<'a> {
         let span = Some(entry.span.clone());
         let heading = nested(&self.heading, name);
         Some(Section { report: self.report, heading, table: Some(table), span, spoilt: false, asked: BTreeSet::new() })
+    }
+
+    /// Where it begins, if it is there.
+    pub(super) fn span(&self) -> Option<Range<usize>> {
+        self.span.clone()
     }
 
     /// Whether the document has it.
@@ -432,8 +437,26 @@ impl<'a> Entry<'a> {
         self.value.as_str()
     }
 
+    pub(super) fn as_number(&self) -> Option<u64> {
+        match self.value {
+            DeValue::Integer(number) => unsigned(number),
+            _ => None,
+        }
+    }
+
     pub(super) fn kind(&self) -> String {
         kind(self.value)
+    }
+
+    /// The keys of a table and their values, if it is one whose keys are somebody else's choice.
+    pub(super) fn pairs(&self) -> Option<impl Iterator<Item = (&'a str, Entry<'a>)> + use<'a>> {
+        let DeValue::Table(table) = self.value else { return None };
+        let path = self.path.clone();
+        Some(table.iter().map(move |(key, value)| {
+            let key: &str = key.get_ref();
+            let path = format!("{path}.{}", quoted_key(key));
+            (key, Entry { value: value.get_ref(), span: value.span(), path })
+        }))
     }
 }
 

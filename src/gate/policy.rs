@@ -13,12 +13,19 @@ use serde_json::{Map, Value, json};
 use super::path::{CleanPath, PathError, PathPattern};
 use super::tender::Tender;
 use crate::clock;
-use crate::pricing::Tariff;
+use crate::pricing::{Measured, Schedule, StatusRule, Tariff};
 use crate::protocol::deposit::EIP2612_SPONSORING;
-use crate::protocol::x402::{MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TRANSFER_METHOD, network_of};
+use crate::protocol::x402::{
+    Echo, MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TRANSFER_METHOD, network_of,
+};
 use crate::protocol::{Address, Amount, ChannelConfig, Dollars, Domain, Hash, Network, Token};
 
 pub use super::tender::{Listing, Offered};
+
+/// How long a quote stays good once another price of its route is in force, seconds, unless said otherwise.
+pub const QUOTE_GRACE_S: u64 = 60;
+/// The most that can be said, seconds: every minute of it is looked at.
+pub const MAX_QUOTE_GRACE_S: u64 = 3_600;
 
 /// What every channel with this provider must agree to.
 #[derive(Debug, Clone)]
@@ -147,7 +154,7 @@ impl Terms {
 pub enum Price {
     /// Nothing: the request goes straight through.
     Free,
-    /// So much for each answer below status 400, unless the upstream reports less. Never zero.
+    /// So much for each answer that is charged, unless the upstream reports less. Never zero.
     Fixed(Amount),
     /// What its tariff makes of what it used, which is known at its end.
     Metered(Arc<Tariff>),
@@ -160,6 +167,24 @@ impl Price {
             Self::Free => None,
             Self::Fixed(amount) => Some(*amount),
             Self::Metered(tariff) => Some(tariff.most()),
+        }
+    }
+
+    /// What an answer costs that turned out like this, whatever its status.
+    pub fn cost(&self, measured: &Measured) -> Amount {
+        match self {
+            Self::Free => Amount::ZERO,
+            Self::Fixed(amount) => *amount,
+            Self::Metered(tariff) => tariff.charge(measured),
+        }
+    }
+
+    /// The price in words, for a token with so many `decimals`.
+    pub fn describe(&self, decimals: u8) -> String {
+        match self {
+            Self::Free => "free".to_owned(),
+            Self::Fixed(amount) => amount.to_price(decimals),
+            Self::Metered(tariff) => tariff.describe(decimals),
         }
     }
 }
@@ -206,8 +231,12 @@ pub struct Route {
     pub pattern: PathPattern,
     /// Which methods; empty means all. `GET` covers `HEAD`.
     pub methods: Vec<Method>,
-    /// At what price.
+    /// At what price, except at the hours of the schedule.
     pub price: Price,
+    /// At which hours it costs something else.
+    pub schedule: Schedule<Price>,
+    /// Which part of the price is charged, by the answer's status.
+    pub status_rule: StatusRule,
     /// What it is, for the quote.
     pub description: Option<String>,
     /// The type of its answers, for the quote.
@@ -224,6 +253,8 @@ impl Route {
             pattern,
             methods: Vec::new(),
             price,
+            schedule: Schedule::default(),
+            status_rule: StatusRule::default(),
             description: None,
             mime_type: None,
             extensions: Map::new(),
@@ -255,6 +286,7 @@ pub struct Policy {
     /// All of them, the preferred one first.
     tenders: Vec<Arc<Tender>>,
     public_url: String,
+    quote_grace_s: u64,
     entries: Vec<Entry>,
 }
 
@@ -264,6 +296,33 @@ struct Entry {
     route: Arc<Route>,
     /// Where it costs something.
     listing: Option<Listing>,
+    /// The same for each window of its schedule.
+    by_window: Vec<Option<Listing>>,
+}
+
+impl Entry {
+    fn new(route: Arc<Route>, tenders: &[Arc<Tender>], origin: &str) -> Self {
+        let Route { description, mime_type, .. } = &*route;
+        let (description, mime_type) = (description.clone(), mime_type.clone());
+        let resource = Resource { url: origin.to_owned(), description, mime_type };
+        let listing = Listing::of(&route, &route.price, tenders, &resource);
+        let windows = route.schedule.windows().iter();
+        let by_window = windows.map(|(_, price)| Listing::of(&route, price, tenders, &resource)).collect();
+        Self { listing, by_window, route }
+    }
+
+    /// What is in force in this window of its schedule, or otherwise.
+    fn listing_in(&self, window: Option<usize>) -> Option<&Listing> {
+        match window {
+            None => self.listing.as_ref(),
+            Some(window) => self.by_window.get(window)?.as_ref(),
+        }
+    }
+
+    /// What is in force at this moment, Unix seconds.
+    fn listing_at(&self, at_s: u64) -> Option<&Listing> {
+        self.listing_in(self.route.schedule.index_at(at_s))
+    }
 }
 
 /// What the policy says of a request.
@@ -316,14 +375,16 @@ impl Policy {
         // Among equal paths a route that names its methods is the more specific one.
         routes.sort_by_key(|route| (route.pattern.specificity(), route.methods.is_empty()));
         let origin = public_url.trim_end_matches('/');
-        let entry = |route: Arc<Route>| {
-            let Route { description, mime_type, .. } = &*route;
-            let (description, mime_type) = (description.clone(), mime_type.clone());
-            let resource = Resource { url: origin.to_owned(), description, mime_type };
-            Entry { listing: Listing::of(&route, &tenders, &resource), route }
-        };
-        let entries = routes.into_iter().map(entry).collect();
-        Ok(Self { preferred, tenders, public_url: origin.to_owned(), entries })
+        let entries = routes.into_iter().map(|route| Entry::new(route, &tenders, origin)).collect();
+        let (public_url, quote_grace_s) = (origin.to_owned(), QUOTE_GRACE_S);
+        Ok(Self { preferred, tenders, public_url, quote_grace_s, entries })
+    }
+
+    /// The same policy, where a quote stays good for so many seconds, at most [`MAX_QUOTE_GRACE_S`], once another price of
+    /// its route's schedule is in force.
+    #[must_use]
+    pub fn with_quote_grace(self, quote_grace_s: u64) -> Self {
+        Self { quote_grace_s: quote_grace_s.min(MAX_QUOTE_GRACE_S), ..self }
     }
 
     /// The terms of channels in the preferred token.
@@ -386,8 +447,10 @@ impl Policy {
             return Verdict::Unclear(PathError::OtherRoute);
         }
         match siblings.find(|entry| entry.route.takes(method)) {
-            Some(Entry { listing: Some(listing), .. }) => Verdict::Paid(listing),
-            Some(Entry { route, listing: None }) => Verdict::Free(route),
+            Some(entry) => match entry.listing_at(asked.at) {
+                Some(listing) => Verdict::Paid(listing),
+                None => Verdict::Free(&entry.route),
+            },
             None => Verdict::OtherMethods(self.siblings(&path).flat_map(|entry| entry.route.methods.clone()).collect()),
         }
     }
@@ -412,7 +475,21 @@ impl Policy {
 
     /// The first route that costs something, for answers that need an offer without a paid path.
     pub fn first_paid(&self) -> Option<&Listing> {
-        self.entries.iter().find_map(|entry| entry.listing.as_ref())
+        let mut entries = self.entries.iter();
+        entries.find_map(|entry| entry.listing.as_ref().or_else(|| entry.by_window.iter().flatten().next()))
+    }
+
+    /// The listing that a payment is for, where this one is in force. A quote stays good for a while after a window of its
+    /// route's schedule began or ended: a payment that answers an offer which was in force then has that offer's price.
+    pub fn answered<'p>(&'p self, in_force: &'p Listing, accepted: &Echo<'_>, at_s: u64) -> &'p Listing {
+        let route = &in_force.route;
+        if route.schedule.is_empty() || in_force.answered(accepted, false).is_some() {
+            return in_force;
+        }
+        let Some(entry) = self.entries.iter().find(|entry| Arc::ptr_eq(&entry.route, route)) else { return in_force };
+        let lately = route.schedule.lately(at_s, self.quote_grace_s);
+        let mut lately = lately.filter_map(|window| entry.listing_in(window));
+        lately.find(|listing| listing.answered(accepted, false).is_some()).unwrap_or(in_force)
     }
 }
 

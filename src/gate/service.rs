@@ -130,7 +130,8 @@ impl Gate {
     {
         let policy = self.policy();
         let sent = take_payment(request.headers_mut());
-        let verdict = policy.judge(&Asked::of(&request));
+        let asked = Asked::of(&request);
+        let (verdict, at_s) = (policy.judge(&asked), asked.at);
         let listing = match verdict {
             Verdict::Paid(listing) => Some(listing),
             _ => None,
@@ -153,6 +154,11 @@ impl Gate {
             }
             Verdict::OtherMethods(methods) => return Ok(own(&request, answer::other_methods(&methods))),
             Verdict::Paid(..) => unreachable!("a paid route is either offered or an OPTIONS request"),
+        };
+        // Whoever was quoted a moment ago may pay what was in force then.
+        let listing = match (&payment, listing) {
+            (Ok(payment), Some(in_force)) => Some(policy.answered(in_force, &payment.accepted, at_s)),
+            _ => listing,
         };
         let answered = payment.as_ref().ok().and_then(|payment| listing?.answered(&payment.accepted, refund));
         // Whoever pays with an offer finds it first.

@@ -8,7 +8,8 @@
 use std::sync::Arc;
 
 use super::policy::{Price, Route, Terms};
-use crate::protocol::x402::{Echo, Resource, WrittenOffer, WrittenQuote};
+use crate::pricing::Measured;
+use crate::protocol::x402::{Echo, Resource, TARIFF, WrittenOffer, WrittenQuote};
 use crate::protocol::{Amount, Domain};
 
 /// A token on a chain that is taken in payment.
@@ -53,7 +54,7 @@ impl Price {
     }
 }
 
-/// A route that costs something, with what its requests have in common made once.
+/// A price of a route that costs something, with what its requests have in common made once.
 #[derive(Debug, Clone)]
 pub struct Listing {
     /// The route.
@@ -88,9 +89,9 @@ struct Draft<'t> {
 }
 
 impl Listing {
-    /// What a route is offered for; nothing where it is free. `resource` has the origin for its URL.
-    pub(super) fn of(route: &Arc<Route>, tenders: &[Arc<Tender>], resource: &Resource) -> Option<Self> {
-        let drafts: Vec<_> = tenders.iter().filter_map(|tender| Draft::of(route, tender)).collect();
+    /// What a route is offered for at this price; nothing where it is free. `resource` has the origin for its URL.
+    pub(super) fn of(route: &Arc<Route>, price: &Price, tenders: &[Arc<Tender>], resource: &Resource) -> Option<Self> {
+        let drafts: Vec<_> = tenders.iter().filter_map(|tender| Draft::of(price, tender)).collect();
         let offered = |place: usize| {
             let others = drafts.iter().enumerate().filter(|(other, _)| *other != place).map(|(_, draft)| &draft.offer);
             let Draft { tender, charged, price, offer } = drafts.get(place)?;
@@ -100,6 +101,12 @@ impl Listing {
         };
         let preferred = offered(0)?;
         Some(Self { route: Arc::clone(route), preferred, others: (1..drafts.len()).filter_map(offered).collect() })
+    }
+
+    /// What an answer is charged that turned out like this, in units of the tender of `offered`: what it costs, as far as its
+    /// status is charged. Never above the price.
+    pub fn charge(&self, offered: &Offered, measured: &Measured) -> Amount {
+        self.route.status_rule.charge(measured.status, offered.charged.cost(measured))
     }
 
     /// What is offered, in order.
@@ -124,10 +131,14 @@ impl Listing {
 }
 
 impl<'t> Draft<'t> {
-    fn of(route: &Route, tender: &'t Arc<Tender>) -> Option<Self> {
-        let charged = tender.price(&route.price)?;
+    fn of(price: &Price, tender: &'t Arc<Tender>) -> Option<Self> {
+        let charged = tender.price(price)?;
         let price = charged.most()?;
-        let offer = WrittenOffer::new(tender.terms.offer(price));
+        let mut offer = tender.terms.offer(price);
+        if let Price::Metered(tariff) = &charged {
+            offer.extra.insert(TARIFF.to_owned(), tariff.describe(tender.terms.token.decimals).into());
+        }
+        let offer = WrittenOffer::new(offer);
         Some(Self { tender, charged, price, offer })
     }
 }

@@ -2,6 +2,7 @@
 
 mod chain;
 mod channel;
+mod hours;
 mod limits;
 mod other;
 mod price;
@@ -9,6 +10,7 @@ mod receiver;
 mod redeem;
 mod routes;
 mod server;
+mod statuses;
 mod tokens;
 mod upstream;
 mod values;
@@ -48,7 +50,7 @@ pub(super) fn resolve(text: &str, file: &str) -> Result<Config, ConfigErrors> {
 
 /// Every key there is, as section heading and key; a section's own name is a key of the section around it.
 pub(super) fn known_keys() -> BTreeSet<(String, &'static str)> {
-    let text = "[chain.token]\n[[route]]\n";
+    let text = "[chain.token]\n[[route]]\n[route.price]\n[[route.at]]\n";
     let (document, _) = DeTable::parse_recoverable(text);
     let report = Report::new(text);
     let _ = read(&report, document.get_ref());

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use http::Method;
 
-use super::price::{price, price_without_quotes};
+use super::hours::schedule;
+use super::price::{Denomination, price};
+use super::statuses::charge_on;
 use super::values::shown_text;
 use crate::config::reader::{Given, Problem, Report, Section, quoted};
 use crate::gate::path::PathPattern;
@@ -45,7 +47,7 @@ pub(super) fn routes(report: &Report<'_>, root: &mut Section<'_>, decimals: Opti
         return None;
     }
     let count = sections.len();
-    let drafts: Vec<_> = sections.into_iter().filter_map(|section| route(section, decimals)).collect();
+    let drafts: Vec<_> = sections.into_iter().filter_map(|section| route(report, section, decimals)).collect();
     let comparable = drafts.iter().map(|draft| draft.route.clone()).collect();
     if let Err(ambiguities) = Policy::new(placeholder_terms(), "", comparable) {
         for ambiguity in ambiguities {
@@ -84,7 +86,7 @@ fn placeholder_terms() -> Terms {
     }
 }
 
-fn route(mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
+fn route(report: &Report<'_>, mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
     let pattern = section.text("path", |text| PathPattern::parse(text).map_err(|error| bad_pattern(text, &error)));
     let span = pattern.span();
     let pattern = section.required("path", pattern, "path = \"/*\"");
@@ -96,19 +98,10 @@ fn route(mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
         section.error("methods", Some(span.clone()), problem);
     }
     let methods = methods.or(Vec::new());
-    let price = match section.entry("price") {
-        None => {
-            section.missing("price", "price = \"$0.001\", or \"free\"");
-            None
-        }
-        Some(entry) => {
-            let result = match entry.as_text() {
-                Some(text) => price(text, decimals),
-                None => Err(price_without_quotes(&entry.kind())),
-            };
-            result.map_err(|problem| section.refuse(&entry, problem)).ok()
-        }
-    };
+    let money = Denomination::only(decimals);
+    let price = price(&mut section, "price", money);
+    let schedule = schedule(report, &mut section, money);
+    let status_rule = charge_on(&mut section);
     let name = section.text("name", |text| shown_text(text, MAX_NAME_CHARS)).optional();
     let description = section.text("description", |text| shown_text(text, MAX_TEXT_CHARS)).optional();
     let mime_type = section.text("mime_type", mime_type).optional();
@@ -122,6 +115,8 @@ fn route(mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
     }
     let extensions = extensions.or(serde_json::Map::new());
     let whole = price.is_some()
+        && schedule.is_some()
+        && status_rule.is_some()
         && name.is_some()
         && description.is_some()
         && mime_type.is_some()
@@ -131,6 +126,8 @@ fn route(mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
     let methods = methods?.into_iter().map(|(method, _)| method).collect();
     let mut route = Route { methods, ..Route::new(pattern?, price.unwrap_or(Price::Free)) };
     route.name = name.flatten().map_or(route.name, Into::into);
+    route.schedule = schedule.unwrap_or_default();
+    route.status_rule = status_rule.unwrap_or_default();
     route.description = description.flatten();
     route.mime_type = mime_type.flatten();
     route.extensions = extensions.unwrap_or_default();

@@ -4,7 +4,7 @@ use super::chain::Which;
 use super::values::{address, names, one_of, some_text};
 use crate::config::Chain;
 use crate::config::reader::{Entry, Given, Problem, Report, Section, quoted};
-use crate::gate::policy::{Route, TokenTerms, Transfer};
+use crate::gate::policy::{Price, Route, TokenTerms, Transfer};
 use crate::protocol::Amount;
 
 /// Each is an offer in every quote, and quotes travel in a header.
@@ -119,9 +119,12 @@ pub(super) fn check_prices(report: &Report<'_>, root: &mut Section<'_>, chain: &
     let from = chain.token.decimals;
     let places = root.entry("route").and_then(|entry| entry.items()).unwrap_or_default();
     for (number, route) in routes.iter().enumerate() {
-        let coarse = |token: &&TokenTerms| route.price.in_decimals(from, token.decimals).is_none();
-        if let Some(token) = chain.other_tokens.iter().find(coarse) {
-            let dollars = route.price.most().unwrap_or_default().to_price(from);
+        let prices = std::iter::once(&route.price).chain(route.schedule.windows().iter().map(|(_, price)| price));
+        let coarse = |price: &Price| {
+            let token = chain.other_tokens.iter().find(|token| price.in_decimals(from, token.decimals).is_none())?;
+            Some((price.most().unwrap_or_default().to_price(from), token))
+        };
+        if let Some((dollars, token)) = prices.into_iter().find_map(coarse) {
             let place = places.get(number).and_then(|entry| entry.place_of("price"));
             report.error(place, "[[route]].price", cannot_express(&dollars, token));
         }

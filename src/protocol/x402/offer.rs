@@ -21,6 +21,9 @@ pub const PERMIT2_METHOD: &str = "permit2";
 /// The key in an offer's `extra` that says how many vouchers of one channel a client may sign ahead; without it each waits
 /// for the answer to the one before. It is ours: clients that do not know it echo it and go on one by one.
 pub const MAX_IN_FLIGHT: &str = "maxInFlight";
+/// The key in an offer's `extra` that says in words how the charge of a request is made up, where it is not a fixed price:
+/// the offer's amount is the most it can be. It is ours: clients that do not know it echo it.
+pub const TARIFF: &str = "tariff";
 /// The key in an offer's `extra` that says whose key signs claims and refunds: an address, so its letter case is free.
 const RECEIVER_AUTHORIZER: &str = "receiverAuthorizer";
 /// What the name of an EVM network begins with (CAIP-2); the chain id follows in decimal.
