@@ -155,7 +155,7 @@ impl Gate {
             verified = Some(self.verify(claimed).await?);
             self.until_deposited(claimed, price, turn).await?;
         }
-        let limits = self.limits.of_channels(claimed.terms);
+        let limits = self.limits().of_channels(claimed.terms);
         let preview = |order| {
             let now = clock::now_s();
             let read = |channel: &Channel| channel.preview_hold(voucher.max_claimable, price, order, limits, now);
@@ -292,10 +292,10 @@ impl Gate {
             max: claimed.voucher.max_claimable,
             price,
             order: claimed.order,
-            limits: self.limits.of_channels(claimed.terms),
-            most: self.limits.max_waiting,
+            limits: self.limits().of_channels(claimed.terms),
+            most: self.limits().max_waiting,
         };
-        let longest = self.limits.max_wait.min(Duration::from_secs(claimed.terms.max_timeout_s));
+        let longest = self.limits().max_wait.min(Duration::from_secs(claimed.terms.max_timeout_s));
         let deadline = Instant::now() + longest;
         match &mut turn.waiting {
             Some(waiting) => waiting.ask(asked, deadline),
@@ -346,7 +346,7 @@ impl Gate {
                         }
                     }
                     // Counted last: what is refused for less costs no gas, and no budget.
-                    let spent = self.deposits.spend(peer, self.limits.deposits, clock::now_s()).map_err(|seconds| {
+                    let spent = self.deposits.spend(peer, self.limits().deposits, clock::now_s()).map_err(|seconds| {
                         let request = claimed.request;
                         tracing::warn!(request, channel = %id, seconds, "too many deposits; one more is not relayed");
                         Refusal::from(Code::DepositRateLimited).retry_after(seconds)
@@ -446,7 +446,7 @@ impl Gate {
         deposit: &Deposit,
     ) -> Result<Judged, Refusal> {
         let id = &claimed.id;
-        let limits = self.limits.of_channels(claimed.terms);
+        let limits = self.limits().of_channels(claimed.terms);
         let known = self.accounts.read(id, |channel| {
             let refused = if channel.is_full(limits) {
                 Some(Reject::Busy)
@@ -520,7 +520,7 @@ impl Gate {
             return Err(Code::RefundTooOften.into());
         }
         // A payer may have any number of channels, and ask for a unit at a time; it can always withdraw at its own cost.
-        self.refunds.spend(peer, self.limits.deposits, clock::now_s()).map_err(|seconds| {
+        self.refunds.spend(peer, self.limits().deposits, clock::now_s()).map_err(|seconds| {
             tracing::warn!(request = claimed.request, channel = %id, seconds, "too many refunds; one more is not paid");
             Refusal::from(Code::RefundTooOften).retry_after(seconds)
         })?;
@@ -695,7 +695,7 @@ impl Gate {
                 .with_detail("a withdrawal of this channel can be finished soon; finish it, or use another channel"),
             Reject::WalletExposed => {
                 self.accounts.want_claim();
-                let most = self.limits.max_wallet_exposure;
+                let most = self.limits().max_wallet_exposure;
                 let detail = format!("at most {most} may wait to be claimed where the payer's own account signs");
                 Refusal::from(Code::WalletExposed).with_detail(detail)
             }

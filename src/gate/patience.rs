@@ -205,7 +205,7 @@ impl Gate {
     /// Refuses where the peer has used its minute up and nothing vouches for the channel.
     pub(super) fn bear(&self, claimed: &Claimed<'_>) -> Result<(), Refusal> {
         let Some(peer) = claimed.look.peer else { return Ok(()) };
-        match self.patience.check(peer, self.limits.bad_signatures_per_minute, clock::now_s()) {
+        match self.patience.check(peer, self.limits().bad_signatures_per_minute, clock::now_s()) {
             Ok(()) => Ok(()),
             Err(_) if self.vouched(claimed, peer) => Ok(()),
             Err(seconds) => Err(Refusal::from(Code::PaymentRateLimited).retry_after(seconds)),
@@ -231,7 +231,7 @@ impl Gate {
         strict.store(true, Ordering::Relaxed);
         let now = clock::now_s();
         if asked.get().is_none() {
-            if self.patience.check(*peer, self.limits.bad_signatures_per_minute, now).is_err() {
+            if self.patience.check(*peer, self.limits().bad_signatures_per_minute, now).is_err() {
                 return false;
             }
             asked.get_or_init(|| self.patience.count(*peer, now));
@@ -270,7 +270,7 @@ impl Gate {
     /// Whether arithmetic has nothing against the voucher. That of a refund is in no step: it pays for nothing.
     fn in_step(&self, claimed: &Claimed<'_>) -> bool {
         let Claimed { terms, id, voucher, order, due: Some(price), .. } = claimed else { return false };
-        let limits = self.limits.of_channels(terms);
+        let limits = self.limits().of_channels(terms);
         let preview = self.accounts.read(id, |channel| {
             channel.preview_hold(voucher.max_claimable, *price, *order, limits, clock::now_s()).is_ok()
         });

@@ -4,6 +4,7 @@
 //! route names is not served, and that a quote is a pure function of the policy and the request. **Does not** know who
 //! pays; that is the accounts' business.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::header::HOST;
@@ -13,6 +14,7 @@ use serde_json::{Map, Value, json};
 use super::path::{CleanPath, PathError, PathPattern};
 use crate::clock;
 use crate::pricing::Tariff;
+use crate::protocol::bytes::keccak256;
 use crate::protocol::deposit::EIP2612_SPONSORING;
 use crate::protocol::x402::{
     MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TRANSFER_METHOD, WrittenOffer, WrittenQuote, network_of,
@@ -257,15 +259,23 @@ pub struct Policy {
     network: String,
     public_url: String,
     entries: Vec<Entry>,
+    /// See [`Policy::generation`].
+    generation: u64,
+    digest: String,
 }
 
 /// A route, and what it is quoted as.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     route: Arc<Route>,
     /// Where it costs something.
-    listing: Option<Listing>,
+    listing: Option<Arc<Listing>>,
+    /// Equal where route and listing are.
+    digest: Hash,
 }
+
+/// How much of a digest is shown, hex digits: enough to tell price lists apart.
+const SHOWN_DIGEST: usize = 12;
 
 /// A route that costs something, with what its requests have in common made once.
 #[derive(Debug, Clone)]
@@ -324,10 +334,41 @@ impl Policy {
         // Among equal paths a route that names its methods is the more specific one.
         routes.sort_by_key(|route| (route.pattern.specificity(), route.methods.is_empty()));
         let origin = public_url.trim_end_matches('/');
-        let entry = |route| Entry { listing: Listing::of(&route, &terms, origin), route };
-        let entries = routes.into_iter().map(entry).collect();
+        // All that a listing is made of, whatever a route may have one day.
+        let common = format!("{terms:?}{origin:?}");
+        let entry = |route: Arc<Route>| Entry {
+            listing: Listing::of(&route, &terms, origin).map(Arc::new),
+            digest: keccak256(format!("{common}{route:?}").as_bytes()),
+            route,
+        };
+        let entries: Vec<_> = routes.into_iter().map(entry).collect();
         let (settlement, network) = (terms.settlement(), terms.network());
-        Ok(Self { settlement, network, public_url: origin.to_owned(), entries, terms })
+        let mut digests = common.into_bytes();
+        digests.extend(entries.iter().flat_map(|entry| entry.digest.0));
+        let digest = keccak256(&digests).to_string().chars().skip(2).take(SHOWN_DIGEST).collect();
+        Ok(Self { settlement, network, public_url: origin.to_owned(), entries, generation: 1, digest, terms })
+    }
+
+    /// The how-manieth price list of its gate it is, from 1: in receipts and logs, so that a charge can be explained.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What it says, in a few hex digits: price lists of one version of this program that say the same have the same.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// The same as the next list after `former`, with what did not change in common with it.
+    pub(super) fn following(mut self, former: &Self) -> Self {
+        let known: HashMap<Hash, &Entry> = former.entries.iter().map(|entry| (entry.digest, entry)).collect();
+        for entry in &mut self.entries {
+            if let Some(same) = known.get(&entry.digest) {
+                *entry = (*same).clone();
+            }
+        }
+        self.generation = former.generation.saturating_add(1);
+        self
     }
 
     /// The terms of every channel.
@@ -377,7 +418,7 @@ impl Policy {
         }
         match siblings.find(|entry| entry.route.takes(method)) {
             Some(Entry { listing: Some(listing), .. }) => Verdict::Paid(listing),
-            Some(Entry { route, listing: None }) => Verdict::Free(route),
+            Some(Entry { route, listing: None, .. }) => Verdict::Free(route),
             None => Verdict::OtherMethods(self.siblings(&path).flat_map(|entry| entry.route.methods.clone()).collect()),
         }
     }
@@ -402,7 +443,7 @@ impl Policy {
 
     /// The first route that costs something, for answers that need an offer without a paid path.
     pub fn first_paid(&self) -> Option<&Listing> {
-        self.entries.iter().find_map(|entry| entry.listing.as_ref())
+        self.entries.iter().find_map(|entry| entry.listing.as_deref())
     }
 }
 
