@@ -1820,7 +1820,7 @@ mod operators {
         let socket = admin::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = socket.local_addr().unwrap();
         let (unready, stop) = (CancellationToken::new(), CancellationToken::new());
-        let serving = admin::serve(socket, gate.clone(), redemption.clone(), unready.clone(), stop.clone());
+        let serving = admin::serve(socket, gate.clone(), redemption.clone(), Reloads::default(), unready.clone(), stop.clone());
         let task = tokio::spawn(serving);
         Office { address, gate, redemption, unready, stop, task, devnet: Some(devnet) }
     }

@@ -9,11 +9,13 @@ mod connect;
 pub mod dev;
 pub mod exit;
 pub mod ledger;
+pub mod live;
 pub mod output;
 pub mod pay;
 pub mod redeem;
 pub mod serve;
 pub mod site;
+mod supervisor;
 pub mod value;
 
 use std::path::PathBuf;

@@ -181,7 +181,12 @@ impl Recorder {
         (Self { queue, dropped: Arc::default() }, records)
     }
 
-    /// How many records were dropped because the reader was behind, or gone.
+    /// Counts records that their reader could not keep.
+    pub fn lost(&self, records: u64) {
+        self.dropped.fetch_add(records, Ordering::Relaxed);
+    }
+
+    /// How many records were dropped because the reader was behind, gone, or could not keep them.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -189,7 +194,7 @@ impl Recorder {
     /// Hands a record over, or drops it.
     pub fn record(&self, record: AccessRecord) {
         if self.queue.try_send(record).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            self.lost(1);
         }
     }
 

@@ -71,6 +71,7 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
     let cors = cors(root.section("cors"));
     let log = log(root.section("log"));
     let routes = routes(report, &mut root, decimals);
+    let (log, access_log) = log?;
     Some(Config {
         server: server?,
         admin: admin?,
@@ -84,7 +85,8 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
         redeem: redeem?,
         facilitator: facilitator?,
         cors: cors?,
-        log: log?,
+        log,
+        access_log,
         routes: routes?,
     })
 }
