@@ -163,10 +163,10 @@ impl Live {
         loop {
             let ordered = tokio::select! {
                 () = hangups.next() => true,
-                _ = changes.recv() => {
-                    settle(&mut changes).await;
-                    false
-                }
+                _ = changes.recv() => tokio::select! {
+                    () = hangups.next() => true,
+                    () = settle(&mut changes) => false,
+                },
                 () = tokio::time::sleep(LOOK_EVERY) => {
                     let looked = self::stamp(&path);
                     if looked == stamp {

@@ -44,10 +44,7 @@ impl Config {
                 ..running.clone()
             },
             deposits: Deposits { instant: self.deposits.instant, ..next.deposits.clone() },
-            limits: Limits {
-                bad_signatures_per_minute: next.limits.bad_signatures_per_minute,
-                ..self.limits.clone()
-            },
+            limits: Limits { bad_signatures_per_minute: next.limits.bad_signatures_per_minute, ..self.limits.clone() },
             cors: next.cors.clone(),
             log: LogOptions { level: next.log.level, ..self.log },
             routes: next.routes.clone(),
@@ -198,7 +195,10 @@ mod tests {
         };
         let changes = with("s3cret").changes(&with("0ther"));
         assert_eq!(changes.len(), 1);
-        assert_eq!((changes[0].old.as_str(), changes[0].new.as_str()), ("https://node.example/…", "https://node.example/…"));
+        assert_eq!(
+            (changes[0].old.as_str(), changes[0].new.as_str()),
+            ("https://node.example/…", "https://node.example/…")
+        );
         assert!(with("s3cret").changes(&with("s3cret")).is_empty());
     }
 

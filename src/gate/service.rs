@@ -244,11 +244,16 @@ impl Gate {
         introduce(request.headers_mut(), &payer_text, payer.channel, hold.price());
         let head_only = request.method() == Method::HEAD;
         hold.sent();
+        if let Some(draft) = &mut draft {
+            // As the hold does, should the client leave now.
+            draft.record().charge = Some(hold.price());
+        }
         // A panic upstream of us is our failure, not the payer's: it voids, where a client that leaves posts.
         let result = match AssertUnwindSafe(inner(request)).catch_unwind().await {
             Ok(result) => result,
             Err(panic) => {
                 hold.void();
+                void(&mut draft);
                 std::panic::resume_unwind(panic);
             }
         };
@@ -256,6 +261,7 @@ impl Gate {
             Ok(response) => response,
             Err(error) => {
                 hold.void();
+                void(&mut draft);
                 return Err(error);
             }
         };
@@ -264,6 +270,9 @@ impl Gate {
         let served = response.status() < StatusCode::BAD_REQUEST;
         let price = hold.price();
         let decimals = terms.token.decimals;
+        if !served {
+            void(&mut draft);
+        }
         note(&mut draft, if served { Outcome::Paid } else { Outcome::Void }, &response);
         let charge = if served { meter::charge(response.headers(), price, decimals, id) } else { Amount::ZERO };
         strip_payment_headers(response.headers_mut());
@@ -278,6 +287,7 @@ impl Gate {
                     }
                     Err(not_written) => {
                         let response = not_charged(policy, payer, id, deposited, not_written);
+                        void(&mut draft);
                         note(&mut draft, Outcome::Void, &response);
                         return Ok(response.map(|body| AnswerBody::own(if head_only { Bytes::new() } else { body })));
                     }
@@ -286,6 +296,7 @@ impl Gate {
                 // done and cannot be charged; the client is told nothing it could book.
                 Err(reject) => {
                     tracing::error!(request = id, channel = %payer.channel, %reject, "a served request could not be charged");
+                    void(&mut draft);
                     None
                 }
             }
@@ -446,6 +457,14 @@ fn introduce(headers: &mut HeaderMap, payer_text: &[u8; 42], channel: ChannelId,
 fn note<B>(draft: &mut Option<Draft>, outcome: Outcome, response: &Response<B>) {
     if let Some(draft) = draft {
         draft.ended(outcome, response.status().as_u16());
+    }
+}
+
+/// Writes down that nothing was charged, so far.
+fn void(draft: &mut Option<Draft>) {
+    if let Some(draft) = draft {
+        let record = draft.record();
+        (record.outcome, record.charge) = (Outcome::Void, Some(Amount::ZERO));
     }
 }
 

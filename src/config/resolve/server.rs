@@ -31,7 +31,13 @@ pub(super) fn server(mut section: Section<'_>) -> (Option<Server>, Option<Socket
     let server = (|| {
         let public_url = public_url.optional()?.or(default_url)?;
         let cores = cores?.and_then(|cores| NonZeroUsize::new(usize::try_from(cores).ok()?));
-        Some(Server { listen: listen?, public_url, shutdown_timeout: shutdown_timeout?, cores, quote_grace: quote_grace? })
+        Some(Server {
+            listen: listen?,
+            public_url,
+            shutdown_timeout: shutdown_timeout?,
+            cores,
+            quote_grace: quote_grace?,
+        })
     })();
     (server, listen)
 }
