@@ -168,8 +168,9 @@ impl Bench {
         let states: Vec<_> = states.collect();
         let (network, payer) = (self.terms.network(), self.config.payer);
         let text = payer.text();
-        let receipt = each(states.iter(), |state| Receipt::encode_charged(&network, &text, PRICE, state));
-        let plain_receipt = each(states.iter(), |state| x402::encode(&Receipt::charged(&network, payer, PRICE, state)));
+        let receipt = each(states.iter(), |state| Receipt::encode_charged(&network, &text, PRICE, state, 1));
+        let plain_receipt =
+            each(states.iter(), |state| x402::encode(&Receipt::charged(&network, payer, PRICE, state).by_prices(1)));
 
         let resource = |url: &str| Resource { url: url.to_owned(), description: None, mime_type: None };
         let written = WrittenQuote::new(&resource("https://api.example.com"), &offer, [], &Map::new());

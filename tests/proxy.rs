@@ -26,6 +26,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use peaje::config::Reloads;
 use peaje::gate::path::PathPattern;
 use peaje::gate::policy::{Policy, Price, Route};
 use peaje::gate::{DepositLimits, Desk, Gate, Limits};
@@ -1820,7 +1821,8 @@ mod operators {
         let socket = admin::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = socket.local_addr().unwrap();
         let (unready, stop) = (CancellationToken::new(), CancellationToken::new());
-        let serving = admin::serve(socket, gate.clone(), redemption.clone(), unready.clone(), stop.clone());
+        let serving =
+            admin::serve(socket, gate.clone(), redemption.clone(), Reloads::default(), unready.clone(), stop.clone());
         let task = tokio::spawn(serving);
         Office { address, gate, redemption, unready, stop, task, devnet: Some(devnet) }
     }

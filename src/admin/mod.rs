@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /livez` | 200 while the process answers |
 //! | `GET /readyz` | 200 while paid work is taken, else 503 and why |
+//! | `GET /status` | which prices are in force, and how the last change of the config went |
 //! | `GET /channels` | the books, one object a channel |
 //! | `GET /redemption` | how redemption is doing, and how it is run |
 //! | `GET /redeem/plan` | a dry run: what a round would do now, cost and leave |
@@ -32,6 +33,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::config::{ReloadState, Reloads};
+use crate::gate::record::Recorder;
 use crate::gate::{Gate, Statement};
 use crate::protocol::{Address, Amount, ChannelId};
 use crate::redeem::{Redemption, Settings, Vitals};
@@ -148,10 +151,29 @@ impl RedemptionSettings {
     }
 }
 
+/// What is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The version of this program.
+    pub version: String,
+    /// The number of the price list in force, 1 for that of the start; receipts and the access log name it.
+    pub price_generation: u64,
+    /// What it says, in a few hex digits: proxies of one version with the same prices and terms show the same.
+    pub price_digest: String,
+    /// How many former price lists are kept for the sake of quotes that are still good.
+    pub former_price_lists: usize,
+    /// How changes of the config file went.
+    #[serde(flatten)]
+    pub config: ReloadState,
+    /// How many lines the access log lacks; nothing where there is no access log.
+    pub access_log_dropped: Option<u64>,
+}
+
 #[derive(Clone)]
 struct Operators {
     gate: Gate,
     redemption: Redemption,
+    reloads: Reloads,
     unready: CancellationToken,
 }
 
@@ -172,19 +194,21 @@ pub async fn serve(
     socket: TcpListener,
     gate: Gate,
     redemption: Redemption,
+    reloads: Reloads,
     unready: CancellationToken,
     stop: CancellationToken,
 ) {
     let app = Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
+        .route("/status", get(status))
         .route("/channels", get(channels))
         .route("/redemption", get(state))
         .route("/redeem/plan", get(plan))
         .route("/redeem", post(redeem).route_layer(middleware::from_fn(ordered_on_purpose)))
         .fallback(nothing_here)
         .layer(middleware::from_fn(asked_by_name))
-        .with_state(Operators { gate, redemption, unready });
+        .with_state(Operators { gate, redemption, reloads, unready });
     let serving = axum::serve(socket, app).with_graceful_shutdown(stop.clone().cancelled_owned()).into_future();
     let out_of_patience = async {
         stop.cancelled().await;
@@ -249,6 +273,18 @@ fn stuck(vitals: &Vitals, decimals: u8, now: u64) -> String {
     )
 }
 
+async fn status(State(operators): State<Operators>) -> Json<Status> {
+    let policy = operators.gate.policy();
+    Json(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        price_generation: policy.generation(),
+        price_digest: policy.digest().to_owned(),
+        former_price_lists: operators.gate.former_policies(),
+        config: operators.reloads.state(),
+        access_log_dropped: operators.gate.recorder().map(Recorder::dropped),
+    })
+}
+
 async fn channels(State(operators): State<Operators>) -> Json<Vec<ChannelLine>> {
     Json(operators.gate.accounts().statements().iter().map(ChannelLine::from).collect())
 }
@@ -288,7 +324,7 @@ async fn nothing_here() -> Response {
     refuse(
         StatusCode::NOT_FOUND,
         "not_found",
-        "there are /livez, /readyz, /channels, /redemption, /redeem/plan and /redeem",
+        "there are /livez, /readyz, /status, /channels, /redemption, /redeem/plan and /redeem",
     )
 }
 

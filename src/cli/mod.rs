@@ -7,13 +7,18 @@
 pub mod check;
 mod connect;
 pub mod dev;
+pub mod diff;
 pub mod exit;
+pub mod explain;
 pub mod ledger;
+pub mod live;
 pub mod output;
 pub mod pay;
 pub mod redeem;
+pub mod replay;
 pub mod serve;
 pub mod site;
+mod supervisor;
 pub mod value;
 
 use std::path::PathBuf;
@@ -47,6 +52,11 @@ Start here:
   peaje serve                sell your API
   peaje pay URL              buy from one
 
+Before a price is changed:
+  peaje explain \"GET /x\"     what a request costs, and why
+  peaje diff OLD NEW         what another config would change
+  peaje replay LOG           yesterday's requests at other prices
+
 And once it earns:
   peaje redeem               turn vouchers into money now; --dry-run says what that would do
   peaje redeem --status      how redemption is doing by itself
@@ -69,6 +79,18 @@ pub enum Command {
     ///
     /// Finds everything that would go wrong with this config, at once, and says how to fix it.
     Check(check::CheckArgs),
+    /// Says what another config would change.
+    ///
+    /// Compares two config files as peaje understands them: routes and their prices, and every other key.
+    Diff(diff::DiffArgs),
+    /// Says what a request would cost, and why.
+    ///
+    /// Asks the price list of a config about one request: which route decides, the quote, the charges.
+    Explain(explain::ExplainArgs),
+    /// Judges recorded requests by another price list.
+    ///
+    /// Reads access logs and says, route by route, what other prices would have brought in and refused.
+    Replay(replay::ReplayArgs),
     /// Turns vouchers into money now.
     ///
     /// Asks the running proxy to claim the latest voucher of each channel on chain and to settle what is owed to
@@ -94,6 +116,9 @@ impl Command {
         match self {
             Self::Serve(args) => serve::run(args, output).await,
             Self::Check(args) => check::run(args, output).await,
+            Self::Diff(args) => diff::run(&args, output),
+            Self::Explain(args) => explain::run(&args, output),
+            Self::Replay(args) => replay::run(&args, output),
             Self::Redeem(args) => redeem::run(args, output).await,
             Self::Ledger(args) => ledger::run(*args, output).await,
             Self::Pay(args) => pay::run(*args, output).await,
@@ -106,6 +131,9 @@ impl Command {
         match self {
             Self::Serve(_) => false,
             Self::Check(args) => args.json,
+            Self::Diff(args) => args.json,
+            Self::Explain(args) => args.json,
+            Self::Replay(args) => args.json,
             Self::Redeem(args) => args.json,
             Self::Ledger(args) => args.json(),
             Self::Pay(args) => args.json,

@@ -3,13 +3,20 @@
 use clap::Args;
 
 use super::connect::{connect, open_books, told_to_stop};
-use super::{ConfigArgs, Exit, Failure, Outcome, Output};
+use super::{ConfigArgs, Exit, Failure, Outcome, Output, supervisor};
+use crate::config::Config;
 
 const MORE: &str = "\
 Serve reads the config, opens the books, connects to the chain, and listens. It
 runs until it is told to stop (SIGTERM, or Ctrl-C): then it accepts no more,
 lets requests in flight finish within server.shutdown_timeout, redeems what is
 left if redeem.on_shutdown says so, and ends. A second signal ends it at once.
+
+The config file is watched: a change of prices, and of whatever else needs no
+restart, is in force at once, as it is on SIGHUP. A file with errors changes
+nothing, and the log says what is wrong with it. An agent that was quoted the old
+price pays it for another server.quote_grace. `peaje diff` says beforehand what a
+change would do.
 
 Every charge is on disk before its answer leaves, so a crash, a kill or a power
 cut loses nothing: start it again and it goes on. If the books cannot be written
@@ -39,19 +46,11 @@ pub struct ServeArgs {
     pub config: ConfigArgs,
 }
 
-/// A terminal that closes, or a `reload` out of habit, must not end the process.
-async fn outlive_hangups() {
-    #[cfg(unix)]
-    if let Ok(mut hangups) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) {
-        while hangups.recv().await.is_some() {
-            tracing::warn!("SIGHUP changes nothing: the config is read at start; restart to read it again");
-        }
-    }
-}
-
 /// Runs until it is told to stop, or cannot go on.
 pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
-    let config = args.config.load()?;
+    let file = args.config.config;
+    let text = Config::read(&file)?;
+    let config = Config::load_text(&file, &text)?;
     crate::telemetry::init(config.log).map_err(|error| Failure::new(Exit::Usage, error))?;
     let books = open_books(&config.store.directory, config.chain.chain_id).await?;
     let (chain, authorizer) = connect(&config).await?;
@@ -63,11 +62,13 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
         public_url = config.server.public_url,
         chain = config.chain.chain_id,
         routes = config.routes.len(),
+        prices = site.gate().policy().digest(),
         books = %config.store.directory.display(),
         channels = site.gate().accounts().len(),
         "open"
     );
-    let hangups = tokio::spawn(outlive_hangups());
+    let reloads = tokio::spawn(site.live().clone().follow(file, text));
+    supervisor::ready();
     let mut broken = false;
     tokio::select! {
         () = told_to_stop() => tracing::info!("stopping; a second signal ends at once"),
@@ -77,7 +78,8 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
             tracing::error!("stopping, because a thread that serves has broken");
         }
     }
-    hangups.abort();
+    supervisor::stopping();
+    reloads.abort();
     let accounts = site.gate().accounts().clone();
     let closed = tokio::select! {
         report = site.close() => Some(report),

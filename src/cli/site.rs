@@ -7,12 +7,14 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::live::Live;
 use crate::admin;
 use crate::chain::Chain;
 use crate::config::{self, Config};
@@ -21,6 +23,7 @@ use crate::protocol::{Amount, Dollars, LocalKey};
 use crate::proxy::{Bounds, Cors, Listener, Upstream, UpstreamSettings};
 use crate::redeem::{Redemption, Report, Rules, Sending, Settings, Watch};
 use crate::store::{Latched, LedgerStore, Opening, StoreError};
+use crate::telemetry::access::AccessLog;
 
 /// Why a site could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +40,15 @@ pub enum SiteError {
     /// The upstream's URL cannot be used.
     #[error(transparent)]
     Upstream(#[from] crate::proxy::NoUpstream),
+    /// The access log cannot be written.
+    #[error("the access log {file} cannot be opened")]
+    AccessLog {
+        /// Which.
+        file: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// Two routes are equal; the config's own check finds that first.
     #[error("two routes match the same requests")]
     Routes,
@@ -70,6 +82,8 @@ pub struct Site {
     address: SocketAddr,
     admin: Option<SocketAddr>,
     gate: Gate,
+    live: Live,
+    access: Option<Arc<AccessLog>>,
     redemption: Redemption,
     redeem_at_end: bool,
     unready: CancellationToken,
@@ -108,17 +122,24 @@ impl Site {
         };
         let admin = operators.as_ref().and_then(|socket| socket.local_addr().ok());
 
+        let access = config.access_log.as_deref().map(access_log).transpose()?;
+
         let (desk, questions) = Desk::new();
         let Books { accounts, opening } = books;
         let gate = Gate::with_accounts(policy, desk, accounts).with_limits(limits(config));
-        let gate = gate.with_hot_keys(config.limits.hot_keys_bytes);
+        let mut gate = gate.with_hot_keys(config.limits.hot_keys_bytes);
+        if let Some(access) = &access {
+            gate = gate.with_recorder(access.recorder());
+        }
+        let receiver_authorizer = authorizer.address();
         let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings(config), opening);
         let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors), bounds(config));
+        let live = Live::new(config, gate.clone(), stack.clone(), receiver_authorizer, access.clone());
         let unready = CancellationToken::new();
         let stop_admin = CancellationToken::new();
         let operators = operators.map(|socket| {
-            let (gate, redemption) = (gate.clone(), redemption.clone());
-            tokio::spawn(admin::serve(socket, gate, redemption, unready.clone(), stop_admin.clone()))
+            let (gate, redemption, reloads) = (gate.clone(), redemption.clone(), live.reloads().clone());
+            tokio::spawn(admin::serve(socket, gate, redemption, reloads, unready.clone(), stop_admin.clone()))
         });
         let accounts = gate.accounts().clone();
         let drain = config.server.shutdown_timeout;
@@ -130,6 +151,8 @@ impl Site {
             address,
             admin,
             gate,
+            live,
+            access,
             redemption,
             redeem_at_end: config.redeem.on_shutdown,
             unready,
@@ -152,6 +175,11 @@ impl Site {
     /// The payment core.
     pub fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// What of it can be changed while it runs.
+    pub fn live(&self) -> &Live {
+        &self.live
     }
 
     /// Redemption.
@@ -177,6 +205,9 @@ impl Site {
         self.unready.cancel();
         if let Err(error) = self.listener.await {
             tracing::error!(%error, "the listener did not end well");
+        }
+        if let Some(access) = self.access {
+            drop(tokio::task::spawn_blocking(move || access.close()).await);
         }
         let report = if self.redeem_at_end && journal.latch().is_none() {
             tokio::time::timeout(MAX_LAST_REDEMPTION, self.redemption.redeem()).await.ok().and_then(Result::ok)
@@ -240,7 +271,8 @@ fn settings(config: &Config) -> Settings {
     Settings { rules, sending, watch, stuck_after: config.redeem.stuck_after, poll: config.chain.poll }
 }
 
-fn limits(config: &Config) -> Limits {
+/// How far a config lets the gate go.
+pub(super) fn limits(config: &Config) -> Limits {
     let config::Deposits { per_peer_per_hour, per_hour, .. } = config.deposits;
     Limits {
         deposits: DepositLimits { per_peer_per_hour, per_hour },
@@ -256,7 +288,13 @@ fn bounds(config: &Config) -> Bounds {
     Bounds { max_requests: config.limits.max_requests, body_time: config.limits.body_timeout, ..Bounds::default() }
 }
 
-fn cors(config: &config::Cors) -> Cors {
+fn access_log(path: &Path) -> Result<Arc<AccessLog>, SiteError> {
+    let failed = |source| SiteError::AccessLog { file: path.display().to_string(), source };
+    AccessLog::open(path).map(Arc::new).map_err(failed)
+}
+
+/// Which web pages a config lets pay.
+pub(super) fn cors(config: &config::Cors) -> Cors {
     match config {
         config::Cors::Off => Cors::Off,
         config::Cors::Any => Cors::Any,

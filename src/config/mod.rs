@@ -31,8 +31,11 @@
 //! # Ok::<(), peaje::config::ConfigErrors>(())
 //! ```
 
+pub mod diff;
 mod duration;
 mod error;
+mod keys;
+mod live;
 mod reader;
 mod reference;
 mod resolve;
@@ -48,6 +51,8 @@ use http::{HeaderValue, Uri};
 
 pub use self::duration::{DurationError, parse_duration, write_duration};
 pub use self::error::{ConfigError, ConfigErrors};
+pub use self::keys::{KEYS, Key, When};
+pub use self::live::{OtherMoney, ReloadFailure, ReloadState, Reloads};
 pub use self::reference::{KeyReference, KeyReferenceError, RpcReference, RpcReferenceError};
 pub use self::size::{SizeError, parse_size};
 use crate::gate::policy::{Ambiguity, Policy, Route, Terms, TokenTerms};
@@ -85,6 +90,8 @@ pub struct Config {
     pub cors: Cors,
     /// What is logged, and how.
     pub log: LogOptions,
+    /// `[log] access`: the file with a line for each request; none by default. A relative one is beside the config file.
+    pub access_log: Option<PathBuf>,
     /// The price list, in the file's order; at least one, and no two match a request with equal right.
     pub routes: Vec<Route>,
 }
@@ -100,6 +107,8 @@ pub struct Server {
     pub shutdown_timeout: Duration,
     /// How many threads serve requests; `None` means one for each core there is.
     pub cores: Option<NonZeroUsize>,
+    /// How long a quote stays good once the price list it came from was replaced.
+    pub quote_grace: Duration,
 }
 
 /// `[admin]`: the operator's listener.
@@ -336,17 +345,27 @@ pub enum LogFormat {
 impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let name = path.display().to_string();
-        match read(path) {
-            Ok(text) => Self::parse(&text, &name).map(|config| config.seen_from(path.parent())),
-            Err(problem) => Err(ConfigErrors::unreadable(&name, &problem)),
-        }
+        Self::load_text(path, &Self::read(path)?)
+    }
+
+    /// The text of a file.
+    ///
+    /// # Errors
+    /// It is not there, not text, or too large.
+    pub fn read(path: &Path) -> Result<String, ConfigErrors> {
+        read(path).map_err(|problem| ConfigErrors::unreadable(&path.display().to_string(), &problem))
+    }
+
+    /// Checks the text of a file that was read already.
+    pub fn load_text(path: &Path, text: &str) -> Result<Self, ConfigErrors> {
+        Self::parse(text, &path.display().to_string()).map(|config| config.seen_from(path.parent()))
     }
 
     fn seen_from(mut self, folder: Option<&Path>) -> Self {
         if let Some(folder) = folder {
             // An absolute path stays as it is.
             self.store.directory = folder.join(&self.store.directory);
+            self.access_log = self.access_log.map(|file| folder.join(file));
         }
         self
     }

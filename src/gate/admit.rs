@@ -125,7 +125,7 @@ impl Gate {
         }
         let (due, look) = ((!refund).then_some(price), Look::at(peer));
         let route = &route.name;
-        let limits = self.limits.of_channels(tender);
+        let limits = self.limits().of_channels(tender);
         let claimed =
             Claimed { tender, terms, settlement, limits, id, config, bound, voucher, order, due, route, look, request };
         self.bear(&claimed)?;
@@ -295,9 +295,9 @@ impl Gate {
             price,
             order: claimed.order,
             limits: claimed.limits,
-            most: self.limits.max_waiting,
+            most: self.limits().max_waiting,
         };
-        let longest = self.limits.max_wait.min(Duration::from_secs(claimed.terms.max_timeout_s));
+        let longest = self.limits().max_wait.min(Duration::from_secs(claimed.terms.max_timeout_s));
         let deadline = Instant::now() + longest;
         match &mut turn.waiting {
             Some(waiting) => waiting.ask(asked, deadline),
@@ -348,7 +348,7 @@ impl Gate {
                         }
                     }
                     // Counted last: what is refused for less costs no gas, and no budget.
-                    let spent = self.deposits.spend(peer, self.limits.deposits, clock::now_s()).map_err(|seconds| {
+                    let spent = self.deposits.spend(peer, self.limits().deposits, clock::now_s()).map_err(|seconds| {
                         let request = claimed.request;
                         tracing::warn!(request, channel = %id, seconds, "too many deposits; one more is not relayed");
                         Refusal::from(Code::DepositRateLimited).retry_after(seconds)
@@ -522,7 +522,7 @@ impl Gate {
             return Err(Code::RefundTooOften.into());
         }
         // A payer may have any number of channels, and ask for a unit at a time; it can always withdraw at its own cost.
-        self.refunds.spend(peer, self.limits.deposits, clock::now_s()).map_err(|seconds| {
+        self.refunds.spend(peer, self.limits().deposits, clock::now_s()).map_err(|seconds| {
             tracing::warn!(request = claimed.request, channel = %id, seconds, "too many refunds; one more is not paid");
             Refusal::from(Code::RefundTooOften).retry_after(seconds)
         })?;

@@ -55,6 +55,7 @@ mod answer;
 mod body;
 pub mod desk;
 mod evidence;
+mod former;
 pub mod hot;
 mod idle;
 mod limits;
@@ -62,24 +63,29 @@ pub mod meter;
 pub mod path;
 mod patience;
 pub mod policy;
+pub mod record;
 mod service;
 pub mod tender;
 mod turns;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
 use crate::protocol::{ChannelConfig, Hash};
 use desk::DepositPlace;
 use evidence::Evidence;
+use former::Former;
 use limits::Budget;
 use patience::Patience;
+use record::Recorder;
 
 pub use accounts::{Accounts, Statement};
 pub use answer::refusal;
 pub use body::AnswerBody;
 pub use desk::{Desk, Questions};
+pub use former::MAX_FORMER;
 pub use hot::HotKeys;
 pub use limits::{DepositLimits, Limits, MAX_PEERS, Peer};
 pub use patience::MAX_DOUBTED;
@@ -91,14 +97,16 @@ pub(crate) use service::{as_variable, strip_ours};
 #[derive(Debug, Clone)]
 pub struct Gate {
     policy: Arc<ArcSwap<Policy>>,
+    former: Arc<Former>,
     accounts: Accounts,
     desk: Desk,
-    limits: Limits,
+    limits: Arc<ArcSwap<Limits>>,
     deposits: Arc<Budget>,
     refunds: Arc<Budget>,
     evidence: Arc<Evidence>,
     patience: Arc<Patience>,
     hot_keys: HotKeys,
+    recorder: Option<Recorder>,
 }
 
 impl Gate {
@@ -111,21 +119,23 @@ impl Gate {
     pub fn with_accounts(policy: Policy, desk: Desk, accounts: Accounts) -> Self {
         Self {
             policy: Arc::new(ArcSwap::from_pointee(policy)),
+            former: Arc::default(),
             accounts,
             desk,
-            limits: Limits::default(),
+            limits: Arc::default(),
             deposits: Arc::default(),
             refunds: Arc::default(),
             evidence: Arc::default(),
             patience: Arc::default(),
             hot_keys: HotKeys::default(),
+            recorder: None,
         }
     }
 
     /// The same gate with other limits than [`Limits::default`]. Layers and clones that were made before keep theirs.
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
-        Self { limits, ..self }
+        Self { limits: Arc::new(ArcSwap::from_pointee(limits)), ..self }
     }
 
     /// The same gate with so many bytes for the tables of keys that pay often, instead of [`HotKeys::DEFAULT_BYTES`]; with
@@ -142,7 +152,23 @@ impl Gate {
 
     /// How far it goes for its payers.
     pub fn limits(&self) -> Limits {
-        self.limits
+        **self.limits.load()
+    }
+
+    /// Other limits from now on, for all clones.
+    pub fn set_limits(&self, limits: Limits) {
+        self.limits.store(Arc::new(limits));
+    }
+
+    /// The same gate, which tells this recorder of each request. Layers and clones that were made before do not.
+    #[must_use]
+    pub fn with_recorder(self, recorder: Recorder) -> Self {
+        Self { recorder: Some(recorder), ..self }
+    }
+
+    /// Who is told of each request, if anybody is.
+    pub fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.as_ref()
     }
 
     /// The layer that puts this gate in front of a service.
@@ -155,9 +181,29 @@ impl Gate {
         self.policy.load_full()
     }
 
-    /// Puts another price list in force. Requests that are being served keep theirs.
+    /// Puts another price list in force at once: quotes of the former one are not good any more. Requests that are being
+    /// served keep theirs.
     pub fn set_policy(&self, policy: Policy) {
-        self.policy.store(Arc::new(policy));
+        self.replace_policy(policy, Duration::ZERO);
+    }
+
+    /// Puts another price list in force. Quotes of the former one stay good for so long: who pays one is served and charged
+    /// by the list it came from. True if the new list says anything new; otherwise nothing is done.
+    pub fn replace_policy(&self, policy: Policy, grace: Duration) -> bool {
+        let _alone = self.former.replacing();
+        let replaced = self.policy();
+        let next = policy.following(&replaced);
+        self.former.keep(&replaced, &next, grace, Instant::now());
+        let is_new = replaced.digest() != next.digest();
+        if is_new {
+            self.policy.store(Arc::new(next));
+        }
+        is_new
+    }
+
+    /// How many former price lists are kept for the sake of their quotes, at most [`MAX_FORMER`].
+    pub fn former_policies(&self) -> usize {
+        self.former.len()
     }
 
     /// Takes the place of a deposit that a former process relayed and whose end is not known, so that nobody relays it

@@ -205,7 +205,7 @@ impl Gate {
     /// Refuses where the peer has used its minute up and nothing vouches for the channel.
     pub(super) fn bear(&self, claimed: &Claimed<'_>) -> Result<(), Refusal> {
         let Some(peer) = claimed.look.peer else { return Ok(()) };
-        match self.patience.check(peer, self.limits.bad_signatures_per_minute, clock::now_s()) {
+        match self.patience.check(peer, self.limits().bad_signatures_per_minute, clock::now_s()) {
             Ok(()) => Ok(()),
             Err(_) if self.vouched(claimed, peer) => Ok(()),
             Err(seconds) => Err(Refusal::from(Code::PaymentRateLimited).retry_after(seconds)),
@@ -231,7 +231,7 @@ impl Gate {
         strict.store(true, Ordering::Relaxed);
         let now = clock::now_s();
         if asked.get().is_none() {
-            if self.patience.check(*peer, self.limits.bad_signatures_per_minute, now).is_err() {
+            if self.patience.check(*peer, self.limits().bad_signatures_per_minute, now).is_err() {
                 return false;
             }
             asked.get_or_init(|| self.patience.count(*peer, now));

@@ -4,6 +4,7 @@
 //! route names is not served, and that a quote is a pure function of the policy and the request. **Does not** know who
 //! pays; that is the accounts' business.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::header::HOST;
@@ -14,18 +15,12 @@ use super::path::{CleanPath, PathError, PathPattern};
 use super::tender::Tender;
 use crate::clock;
 use crate::pricing::{Measured, Schedule, StatusRule, Tariff};
+use crate::protocol::bytes::keccak256;
 use crate::protocol::deposit::EIP2612_SPONSORING;
-use crate::protocol::x402::{
-    Echo, MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TRANSFER_METHOD, network_of,
-};
+use crate::protocol::x402::{MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TRANSFER_METHOD, network_of};
 use crate::protocol::{Address, Amount, ChannelConfig, Dollars, Domain, Hash, Network, Token};
 
 pub use super::tender::{Listing, Offered};
-
-/// How long a quote stays good once another price of its route is in force, seconds, unless said otherwise.
-pub const QUOTE_GRACE_S: u64 = 60;
-/// The most that can be said, seconds: every minute of it is looked at.
-pub const MAX_QUOTE_GRACE_S: u64 = 3_600;
 
 /// What every channel with this provider must agree to.
 #[derive(Debug, Clone)]
@@ -286,36 +281,44 @@ pub struct Policy {
     /// All of them, the preferred one first.
     tenders: Vec<Arc<Tender>>,
     public_url: String,
-    quote_grace_s: u64,
     entries: Vec<Entry>,
+    /// See [`Policy::generation`].
+    generation: u64,
+    digest: String,
 }
 
 /// A route, and what it is quoted as.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     route: Arc<Route>,
     /// Where it costs something.
-    listing: Option<Listing>,
+    listing: Option<Arc<Listing>>,
     /// The same for each window of its schedule.
-    by_window: Vec<Option<Listing>>,
+    by_window: Vec<Option<Arc<Listing>>>,
+    /// Equal where route and listings are.
+    digest: Hash,
 }
 
+/// How much of a digest is shown, hex digits: enough to tell price lists apart.
+const SHOWN_DIGEST: usize = 12;
+
 impl Entry {
-    fn new(route: Arc<Route>, tenders: &[Arc<Tender>], origin: &str) -> Self {
+    /// `common` is all that the listings are made of beside the route.
+    fn new(route: Arc<Route>, tenders: &[Arc<Tender>], origin: &str, common: &str) -> Self {
         let Route { description, mime_type, .. } = &*route;
         let (description, mime_type) = (description.clone(), mime_type.clone());
         let resource = Resource { url: origin.to_owned(), description, mime_type };
-        let listing = Listing::of(&route, &route.price, tenders, &resource);
-        let windows = route.schedule.windows().iter();
-        let by_window = windows.map(|(_, price)| Listing::of(&route, price, tenders, &resource)).collect();
-        Self { listing, by_window, route }
+        let listing = |price| Listing::of(&route, price, tenders, &resource).map(Arc::new);
+        let by_window = route.schedule.windows().iter().map(|(_, price)| listing(price)).collect();
+        let digest = keccak256(format!("{common}{route:?}").as_bytes());
+        Self { listing: listing(&route.price), by_window, digest, route }
     }
 
     /// What is in force in this window of its schedule, or otherwise.
     fn listing_in(&self, window: Option<usize>) -> Option<&Listing> {
         match window {
-            None => self.listing.as_ref(),
-            Some(window) => self.by_window.get(window)?.as_ref(),
+            None => self.listing.as_deref(),
+            Some(window) => self.by_window.get(window)?.as_deref(),
         }
     }
 
@@ -375,16 +378,36 @@ impl Policy {
         // Among equal paths a route that names its methods is the more specific one.
         routes.sort_by_key(|route| (route.pattern.specificity(), route.methods.is_empty()));
         let origin = public_url.trim_end_matches('/');
-        let entries = routes.into_iter().map(|route| Entry::new(route, &tenders, origin)).collect();
-        let (public_url, quote_grace_s) = (origin.to_owned(), QUOTE_GRACE_S);
-        Ok(Self { preferred, tenders, public_url, quote_grace_s, entries })
+        let terms: Vec<_> = tenders.iter().map(|tender| &tender.terms).collect();
+        let common = format!("{terms:?}{origin:?}");
+        let entry = |route| Entry::new(route, &tenders, origin, &common);
+        let entries: Vec<_> = routes.into_iter().map(entry).collect();
+        let mut digests = common.into_bytes();
+        digests.extend(entries.iter().flat_map(|entry| entry.digest.0));
+        let digest = keccak256(&digests).to_string().chars().skip(2).take(SHOWN_DIGEST).collect();
+        Ok(Self { preferred, tenders, public_url: origin.to_owned(), entries, generation: 1, digest })
     }
 
-    /// The same policy, where a quote stays good for so many seconds, at most [`MAX_QUOTE_GRACE_S`], once another price of
-    /// its route's schedule is in force.
-    #[must_use]
-    pub fn with_quote_grace(self, quote_grace_s: u64) -> Self {
-        Self { quote_grace_s: quote_grace_s.min(MAX_QUOTE_GRACE_S), ..self }
+    /// The how-manieth price list of its gate it is, from 1: in receipts and logs, so that a charge can be explained.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What it says, in a few hex digits: price lists of one version of this program that say the same have the same.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// The same as the next list after `former`, with what did not change in common with it.
+    pub(super) fn following(mut self, former: &Self) -> Self {
+        let known: HashMap<Hash, &Entry> = former.entries.iter().map(|entry| (entry.digest, entry)).collect();
+        for entry in &mut self.entries {
+            if let Some(same) = known.get(&entry.digest) {
+                *entry = (*same).clone();
+            }
+        }
+        self.generation = former.generation.saturating_add(1);
+        self
     }
 
     /// The terms of channels in the preferred token.
@@ -476,20 +499,9 @@ impl Policy {
     /// The first route that costs something, for answers that need an offer without a paid path.
     pub fn first_paid(&self) -> Option<&Listing> {
         let mut entries = self.entries.iter();
-        entries.find_map(|entry| entry.listing.as_ref().or_else(|| entry.by_window.iter().flatten().next()))
-    }
-
-    /// The listing that a payment is for, where this one is in force. A quote stays good for a while after a window of its
-    /// route's schedule began or ended: a payment that answers an offer which was in force then has that offer's price.
-    pub fn answered<'p>(&'p self, in_force: &'p Listing, accepted: &Echo<'_>, at_s: u64) -> &'p Listing {
-        let route = &in_force.route;
-        if route.schedule.is_empty() || in_force.answered(accepted, false).is_some() {
-            return in_force;
-        }
-        let Some(entry) = self.entries.iter().find(|entry| Arc::ptr_eq(&entry.route, route)) else { return in_force };
-        let lately = route.schedule.lately(at_s, self.quote_grace_s);
-        let mut lately = lately.filter_map(|window| entry.listing_in(window));
-        lately.find(|listing| listing.answered(accepted, false).is_some()).unwrap_or(in_force)
+        entries.find_map(|entry| {
+            entry.listing.as_deref().or_else(|| entry.by_window.iter().flatten().map(|listing| &**listing).next())
+        })
     }
 }
 

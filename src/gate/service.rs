@@ -26,7 +26,8 @@ use super::accounts::{Charged, NotWritten, Payer};
 use super::admit::{Admission, Admitted};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
-use super::policy::{Asked, Listing, Verdict};
+use super::policy::{Asked, Policy, Verdict};
+use super::record::{Draft, Outcome};
 use super::tender::Tender;
 use super::{Gate, Peer, meter};
 use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
@@ -128,15 +129,23 @@ impl Gate {
     where
         F: Future<Output = Result<Response<R>, E>>,
     {
-        let policy = self.policy();
+        let current = self.policy();
+        let mut draft = self.recorder.as_ref().map(|recorder| recorder.begin(&request));
         let sent = take_payment(request.headers_mut());
-        let asked = Asked::of(&request);
-        let (verdict, at_s) = (policy.judge(&asked), asked.at);
-        let listing = match verdict {
-            Verdict::Paid(listing) => Some(listing),
-            _ => None,
-        };
-        let payment = read_payment(&sent, listing);
+        let former;
+        let (mut policy, mut asked) = (&current, Asked::of(&request));
+        let mut verdict = policy.judge(&asked);
+        let mut payment = read_payment(&sent, &verdict);
+        // Who was quoted a price a moment ago pays that one, although it was changed meanwhile.
+        former = payment.as_ref().ok().and_then(|sent| self.former.offering(&current, &verdict, &asked, sent));
+        if let Some((former, at)) = &former {
+            (policy, asked.at) = (former, *at);
+            verdict = policy.judge(&asked);
+            payment = read_payment(&sent, &verdict);
+        }
+        if let Some(draft) = &mut draft {
+            draft.judged(policy, &verdict);
+        }
         let refund = matches!(&payment, Ok(Payment { action: x402::Action::Refund(_), .. }));
         let listing = match verdict {
             Verdict::Paid(listing) if request.method() != Method::OPTIONS => Some(listing),
@@ -144,25 +153,22 @@ impl Gate {
             _ if refund => policy.first_paid(),
             Verdict::Free(_) => {
                 drop(payment);
-                return self.pass(request, inner).await;
+                return self.pass(request, inner, draft).await;
             }
-            Verdict::Unknown => return Ok(own(&request, answer::unknown_route())),
-            Verdict::Unclear(error) => return Ok(own(&request, answer::unclear_path(error))),
+            Verdict::Unknown => return Ok(not_sold(&request, answer::unknown_route(), draft)),
+            Verdict::Unclear(error) => return Ok(not_sold(&request, answer::unclear_path(error), draft)),
             // The gate answers OPTIONS itself: a paid route's upstream must not work unpaid.
             Verdict::Paid(..) | Verdict::OtherMethods(_) if request.method() == Method::OPTIONS => {
-                return Ok(own(&request, answer::options(&policy.methods_of(request.uri().path()))));
+                let options = answer::options(&policy.methods_of(request.uri().path()));
+                return Ok(not_sold(&request, options, draft));
             }
-            Verdict::OtherMethods(methods) => return Ok(own(&request, answer::other_methods(&methods))),
+            Verdict::OtherMethods(methods) => return Ok(not_sold(&request, answer::other_methods(&methods), draft)),
             Verdict::Paid(..) => unreachable!("a paid route is either offered or an OPTIONS request"),
-        };
-        // Whoever was quoted a moment ago may pay what was in force then.
-        let listing = match (&payment, listing) {
-            (Ok(payment), Some(in_force)) => Some(policy.answered(in_force, &payment.accepted, at_s)),
-            _ => listing,
         };
         let answered = payment.as_ref().ok().and_then(|payment| listing?.answered(&payment.accepted, refund));
         // Whoever pays with an offer finds it first.
         let offered = answered.or(listing.map(|listing| &listing.preferred));
+        let is_unpaid = matches!(sent, Sent::Nothing);
         let admission = match (payment, listing.zip(answered)) {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
             (Ok(payment), Some((listing, offered))) => {
@@ -172,16 +178,29 @@ impl Gate {
             (Err(refusal), _) => Err(refusal),
         };
         match admission {
-            Ok(Admission::Serve(admitted)) => Box::pin(self.serve_paid(request, id, inner, admitted)).await,
-            Ok(Admission::Refunded { receipt, state }) => Ok(own(&request, answer::refunded(&receipt, &state))),
+            Ok(Admission::Serve(admitted)) => {
+                Box::pin(self.serve_paid(policy, request, id, inner, admitted, draft)).await
+            }
+            Ok(Admission::Refunded { receipt, state }) => {
+                let response = answer::refunded(&receipt, &state);
+                note(&mut draft, Outcome::Refunded, &response);
+                Ok(own(&request, response))
+            }
             Err(refusal) => {
-                tracing::debug!(
-                    route = listing.map(|listing| &*listing.route.name),
-                    error = refusal.error(),
-                    "refused"
-                );
+                let (outcome, code) = if is_unpaid {
+                    (Outcome::Unpaid, None)
+                } else {
+                    (Outcome::Refused, draft.is_some().then(|| refusal.error().to_owned()))
+                };
+                let route = listing.map(|listing| &*listing.route.name);
+                tracing::debug!(route, error = refusal.error(), "refused");
                 let hold_back = refusal.is_one_of(&[Code::PaymentRateLimited]);
-                let mut response = own(&request, refusal.into_response(offered, target_of(&request)));
+                let response = refusal.into_response(offered, target_of(&request));
+                if let Some(draft) = &mut draft {
+                    draft.record().code = code;
+                }
+                note(&mut draft, outcome, &response);
+                let mut response = own(&request, response);
                 if hold_back {
                     response.extensions_mut().insert(HoldBack);
                 }
@@ -201,36 +220,49 @@ impl Gate {
         &self,
         request: Request<B>,
         inner: impl FnOnce(Request<B>) -> F,
+        mut draft: Option<Draft>,
     ) -> Result<Response<AnswerBody<R>>, E>
     where
         F: Future<Output = Result<Response<R>, E>>,
     {
         let mut response = inner(request).await?;
+        note(&mut draft, Outcome::Free, &response);
         strip_payment_headers(response.headers_mut());
         Ok(response.map(AnswerBody::upstream))
     }
 
     async fn serve_paid<B, R, E, F>(
         &self,
+        policy: &Policy,
         mut request: Request<B>,
         id: Option<&str>,
         inner: impl FnOnce(Request<B>) -> F,
         admitted: Admitted<'_>,
+        mut draft: Option<Draft>,
     ) -> Result<Response<AnswerBody<R>>, E>
     where
         F: Future<Output = Result<Response<R>, E>>,
     {
-        let Admitted { tender: Tender { terms, network, .. }, mut hold, payer, deposited } = admitted;
+        let Admitted { tender, mut hold, payer, deposited } = admitted;
+        let Tender { terms, network, .. } = tender;
+        if let Some(draft) = &mut draft {
+            draft.record().payer = Some(payer.address);
+        }
         // Made once: its checksum takes a hash.
         let payer_text = payer.address.text();
         introduce(request.headers_mut(), &payer_text, payer.channel, hold.price());
         let head_only = request.method() == Method::HEAD;
         hold.sent();
+        if let Some(draft) = &mut draft {
+            // As the hold does, should the client leave now.
+            draft.record().charge = Some(hold.price());
+        }
         // A panic upstream of us is our failure, not the payer's: it voids, where a client that leaves posts.
         let result = match AssertUnwindSafe(inner(request)).catch_unwind().await {
             Ok(result) => result,
             Err(panic) => {
                 hold.void();
+                void(&mut draft);
                 std::panic::resume_unwind(panic);
             }
         };
@@ -238,20 +270,32 @@ impl Gate {
             Ok(response) => response,
             Err(error) => {
                 hold.void();
+                void(&mut draft);
                 return Err(error);
             }
         };
         let served = response.status() < StatusCode::BAD_REQUEST;
         let price = hold.price();
         let decimals = terms.token.decimals;
+        if !served {
+            void(&mut draft);
+        }
+        note(&mut draft, if served { Outcome::Paid } else { Outcome::Void }, &response);
         let charge = if served { meter::charge(response.headers(), price, decimals, id) } else { Amount::ZERO };
         strip_payment_headers(response.headers_mut());
         let receipt = if served {
             match hold.post(charge) {
                 Ok(posted) => match posted.written().await {
-                    Ok(charged) => Some(receipt(network, payer, &payer_text, deposited, &charged)),
+                    Ok(charged) => {
+                        if let Some(draft) = &mut draft {
+                            draft.record().charge = Some(charged.charge);
+                        }
+                        Some(receipt((network, policy.generation()), payer, &payer_text, deposited, &charged))
+                    }
                     Err(not_written) => {
                         let response = not_charged(network, payer, id, deposited, not_written);
+                        void(&mut draft);
+                        note(&mut draft, Outcome::Void, &response);
                         return Ok(response.map(|body| AnswerBody::own(if head_only { Bytes::new() } else { body })));
                     }
                 },
@@ -259,6 +303,7 @@ impl Gate {
                 // done and cannot be charged; the client is told nothing it could book.
                 Err(reject) => {
                     tracing::error!(request = id, channel = %payer.channel, %reject, "a served request could not be charged");
+                    void(&mut draft);
                     None
                 }
             }
@@ -282,18 +327,20 @@ impl Gate {
 
 /// What tells the payer of a charge that is in the books, as a header's text.
 fn receipt(
-    network: &str,
+    (network, generation): (&str, u64),
     payer: Payer,
     payer_text: &[u8; 42],
     deposited: Option<(Hash, Amount)>,
     Charged { charge, state }: &Charged,
 ) -> String {
-    tracing::debug!(channel = %payer.channel, %charge, charged = %state.charged_cumulative_amount, "charged");
+    let charged = state.charged_cumulative_amount;
+    tracing::debug!(channel = %payer.channel, %charge, %charged, generation, "charged");
     match deposited {
         Some((transaction, amount)) => {
-            x402::encode(&Receipt::deposited(network, payer.address, transaction, amount, *charge, state))
+            let receipt = Receipt::deposited(network, payer.address, transaction, amount, *charge, state);
+            x402::encode(&receipt.by_prices(generation))
         }
-        None => Receipt::encode_charged(network, payer_text, *charge, state),
+        None => Receipt::encode_charged(network, payer_text, *charge, state, generation),
     }
 }
 
@@ -379,7 +426,7 @@ pub(super) fn strip_payment_headers(headers: &mut HeaderMap) {
 }
 
 /// The one payment header there may be. Two could disagree about who pays, so neither is taken.
-fn read_payment<'p>(sent: &Sent, offered: Option<&'p Listing>) -> Result<Payment<'p>, Refusal> {
+fn read_payment<'p>(sent: &Sent, verdict: &Verdict<'p>) -> Result<Payment<'p>, Refusal> {
     let value = match sent {
         Sent::Nothing => return Err(Refusal::unpaid()),
         Sent::Several => {
@@ -388,9 +435,9 @@ fn read_payment<'p>(sent: &Sent, offered: Option<&'p Listing>) -> Result<Payment
         Sent::OldPayment => return Err(Refusal::quoting("Unsupported x402 version: 1")),
         Sent::Payment(value) => value.as_bytes(),
     };
-    let payment = match offered {
-        Some(listing) => Payment::read_for(value, listing.offers()),
-        None => Payment::read(value),
+    let payment = match verdict {
+        Verdict::Paid(listing) => Payment::read_for(value, listing.offers()),
+        _ => Payment::read(value),
     };
     payment.map_err(|error| match &error {
         PaymentError::Version(_) => Refusal::quoting(error.to_string()),
@@ -410,6 +457,31 @@ fn introduce(headers: &mut HeaderMap, payer_text: &[u8; 42], channel: ChannelId,
         Err(_) => HeaderValue::try_from(price.to_string()).expect("digits are header text"),
     };
     headers.insert(X_PEAJE_CHARGED, price);
+}
+
+/// Writes down what became of a request, where anybody wants to know.
+fn note<B>(draft: &mut Option<Draft>, outcome: Outcome, response: &Response<B>) {
+    if let Some(draft) = draft {
+        draft.ended(outcome, response.status().as_u16());
+    }
+}
+
+/// Writes down that nothing was charged, so far.
+fn void(draft: &mut Option<Draft>) {
+    if let Some(draft) = draft {
+        let record = draft.record();
+        (record.outcome, record.charge) = (Outcome::Void, Some(Amount::ZERO));
+    }
+}
+
+/// The answer to a request for nothing that is sold.
+fn not_sold<B, R>(
+    request: &Request<B>,
+    response: Response<Bytes>,
+    mut draft: Option<Draft>,
+) -> Response<AnswerBody<R>> {
+    note(&mut draft, Outcome::NotSold, &response);
+    own(request, response)
 }
 
 fn target_of<B>(request: &Request<B>) -> &str {

@@ -23,6 +23,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::header::ORIGIN;
@@ -31,6 +32,7 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use tracing::Instrument as _;
 
+use crate::gate::record::Outcome;
 use crate::gate::{self, AnswerBody, Gate, HoldBack, refusal};
 use crowd::Crowd;
 use headers::RequestIds;
@@ -89,7 +91,7 @@ pub struct Stack {
 #[derive(Debug)]
 struct Layers {
     ids: RequestIds,
-    cors: Cors,
+    cors: Arc<ArcSwap<Cors>>,
     bounds: Bounds,
     crowd: Crowd,
     gate: Gate,
@@ -100,6 +102,7 @@ struct Layers {
 pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors, bounds: Bounds) -> Stack {
     let upstream = upstream.seen_at(gate.policy().public_url());
     let (crowd, gate) = (Crowd::up_to(bounds.max_requests), gate.clone());
+    let cors = Arc::new(ArcSwap::from_pointee(cors));
     Stack { layers: Arc::new(Layers { ids: RequestIds::new(), cors, bounds, crowd, gate, upstream }) }
 }
 
@@ -110,6 +113,11 @@ impl Stack {
         let (cors, crowd, gate) = (cors.clone(), crowd.clone(), gate.clone());
         let layers = Layers { ids: RequestIds::new(), cors, bounds: *bounds, crowd, gate, upstream: upstream.apart() };
         Self { layers: Arc::new(layers) }
+    }
+
+    /// Other origins' scripts may use the site from now on. For all clones, on all cores.
+    pub fn set_cors(&self, cors: Cors) {
+        self.layers.cors.store(Arc::new(cors));
     }
 
     /// What each thread that serves does once, before its first connection and inside its runtime.
@@ -132,7 +140,8 @@ impl Stack {
         let mut response = async {
             // Browsers must be able to read every answer, the 402 and failures too, so CORS is around all that answers.
             let origin = request.headers().get(ORIGIN).cloned();
-            let mut response = match cors.preflight(&request) {
+            let preflight = cors.load().preflight(&request);
+            let mut response = match preflight {
                 Some(preflight) => own(preflight),
                 // A bug in serving one request is that request's 500.
                 None => AssertUnwindSafe(self.answer(request, framing, caller, &id))
@@ -140,7 +149,7 @@ impl Stack {
                     .await
                     .unwrap_or_else(|_| panicked(&id)),
             };
-            cors.add(response.headers_mut(), origin.as_ref());
+            cors.load().add(response.headers_mut(), origin.as_ref());
             if let Some(begun) = begun {
                 let latency_us = begun.elapsed().as_micros();
                 tracing::debug!(status = response.status().as_u16(), latency_us, "answered");
@@ -167,12 +176,14 @@ impl Stack {
         let Layers { bounds, crowd, gate, upstream, .. } = &*self.layers;
         // What there is no room for is told so before anything is done for it.
         let Some(place) = crowd.enter(|| gate.is_paying(&request)) else {
+            record(gate, &request, Outcome::Overloaded, StatusCode::SERVICE_UNAVAILABLE);
             // Its client may be writing still, and wants to use the connection again.
             drop(body::guard(request, Duration::MAX));
             return own(crowd::overloaded());
         };
         // Requests that would turn the proxy into something else, or that two servers could read differently.
         if let Some(refusal) = headers::oddity(&request, framing) {
+            record(gate, &request, Outcome::Refused, refusal.status());
             return own(refusal);
         }
         // An unpaid client's body is drained, so that it can read its 402 and stay connected.
@@ -197,6 +208,13 @@ impl Stack {
 
 fn own(response: Response<Bytes>) -> Response<ResponseBody> {
     response.map(|body| Either::Right(Full::new(body)))
+}
+
+/// Records a request that does not reach the gate, where requests are recorded.
+fn record<B>(gate: &Gate, request: &Request<B>, outcome: Outcome, status: StatusCode) {
+    if let Some(recorder) = gate.recorder() {
+        recorder.begin(request).ended(outcome, status.as_u16());
+    }
 }
 
 /// Names the request to what is logged meanwhile. To make a span costs as much as a layer of the stack, so there is one

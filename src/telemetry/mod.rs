@@ -1,11 +1,14 @@
-//! The log.
+//! The log, and the access log ([`access`]).
 //!
 //! **Owns** where events go and in which form: stderr, as text for people or as one JSON object a line for machines.
 //! **Promises** that by default only this crate speaks below a warning, because the libraries below it would print
 //! bodies, headers and RPC URLs with their API keys. **Does not** decide what is logged; the rule that no key,
 //! signature, payment header or query string may be is every room's own to keep.
 
+pub mod access;
+
 use std::io::IsTerminal as _;
+use std::sync::OnceLock;
 
 use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
@@ -27,13 +30,33 @@ pub enum TelemetryError {
     Twice(#[source] tracing::subscriber::SetGlobalDefaultError),
 }
 
+/// Puts another filter in the place of the one in force.
+type Refilter = Box<dyn Fn(EnvFilter) + Send + Sync>;
+
+/// That of the process's log, once it is set up.
+static REFILTER: OnceLock<Refilter> = OnceLock::new();
+
 /// Sets the log of this process up. Once.
 pub fn init(options: LogOptions) -> Result<(), TelemetryError> {
-    let filter = std::env::var(FILTER_ENV).ok().filter(|text| !text.trim().is_empty());
     let terminal = std::io::stderr().is_terminal();
     let colour = terminal && colours_welcome();
-    let subscriber = subscriber(options, filter.as_deref(), terminal, colour, std::io::stderr)?;
-    tracing::subscriber::set_global_default(subscriber).map_err(TelemetryError::Twice)
+    let (subscriber, refilter) = subscriber(options, filter().as_deref(), terminal, colour, std::io::stderr)?;
+    tracing::subscriber::set_global_default(subscriber).map_err(TelemetryError::Twice)?;
+    // Nobody else can have been here: the log is set up once.
+    drop(REFILTER.set(refilter));
+    Ok(())
+}
+
+/// Another level from now on, for this process's log if it is set up. The environment goes on to win.
+pub fn set_level(level: LogLevel) {
+    if let (Some(refilter), Ok(filter)) = (REFILTER.get(), filter_of(level, filter().as_deref())) {
+        refilter(filter);
+    }
+}
+
+/// What the environment says, if anything.
+fn filter() -> Option<String> {
+    std::env::var(FILTER_ENV).ok().filter(|text| !text.trim().is_empty())
 }
 
 /// Whether the environment allows colours on a terminal (<https://no-color.org>).
@@ -48,7 +71,7 @@ fn subscriber<W>(
     terminal: bool,
     colour: bool,
     writer: W,
-) -> Result<Box<dyn Subscriber + Send + Sync>, TelemetryError>
+) -> Result<(Box<dyn Subscriber + Send + Sync>, Refilter), TelemetryError>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
@@ -58,10 +81,15 @@ where
         LogFormat::Json => true,
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter_of(options.level, filter)?).with_writer(writer);
+    // A log that cannot be changed any more is that of a process that ends.
     Ok(if json {
-        Box::new(builder.json().flatten_event(true).with_span_list(false).finish())
+        let builder = builder.json().flatten_event(true).with_span_list(false).with_filter_reloading();
+        let handle = builder.reload_handle();
+        (Box::new(builder.finish()), Box::new(move |filter| drop(handle.reload(filter))))
     } else {
-        Box::new(builder.with_ansi(colour).finish())
+        let builder = builder.with_ansi(colour).with_filter_reloading();
+        let handle = builder.reload_handle();
+        (Box::new(builder.finish()), Box::new(move |filter| drop(handle.reload(filter))))
     })
 }
 
@@ -101,7 +129,7 @@ mod tests {
         let sink = Sink::default();
         let writer = sink.clone();
         let options = LogOptions { level, format };
-        let subscriber = subscriber(options, filter, terminal, false, move || writer.clone()).unwrap();
+        let (subscriber, _) = subscriber(options, filter, terminal, false, move || writer.clone()).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(target: "peaje::gate", route = "v1", "our info");
             tracing::debug!(target: "peaje::gate", "our debug");
@@ -126,6 +154,24 @@ mod tests {
     fn the_environment_wins_over_the_file() {
         assert_eq!(log(LogLevel::Error, LogFormat::Text, Some("hyper=info"), true).lines().count(), 2);
         assert!(matches!(filter_of(LogLevel::Info, Some("peaje=loud")), Err(TelemetryError::Filter(_))));
+    }
+
+    #[test]
+    fn the_level_can_be_changed_while_the_log_is_written() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let options = LogOptions { level: LogLevel::Warn, format: LogFormat::Json };
+        let (subscriber, refilter) = subscriber(options, None, false, false, move || writer.clone()).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            let tell = |message| tracing::info!(target: "peaje::gate", message);
+            tell("before");
+            refilter(filter_of(LogLevel::Info, None).unwrap());
+            tell("meanwhile");
+            refilter(filter_of(LogLevel::Error, None).unwrap());
+            tell("after");
+        });
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        assert!(text.lines().count() == 1 && text.contains("meanwhile"), "{text}");
     }
 
     #[test]

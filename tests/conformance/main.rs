@@ -14,6 +14,7 @@ mod payer;
 mod deposit;
 mod failure;
 mod identity;
+mod live;
 mod misc;
 mod parallel;
 mod permit2;

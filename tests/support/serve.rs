@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use peaje::admin::ChannelLine;
+use peaje::admin::{ChannelLine, Status};
 use peaje::redeem::Report;
 use tempfile::TempDir;
 
@@ -243,9 +243,24 @@ impl Peaje {
 
     /// Tells it to stop, as a supervisor does, and does not wait.
     pub(crate) fn terminate(&self) {
+        self.signal("-TERM");
+    }
+
+    /// Tells it to read its config again, and does not wait.
+    pub(crate) fn hang_up(&self) {
+        self.signal("-HUP");
+    }
+
+    fn signal(&self, signal: &str) {
         let child = self.child.as_ref().expect("it runs");
-        let status = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill runs");
+        let status = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill runs");
         assert!(status.success());
+    }
+
+    /// What is in force, as `/status` shows it.
+    pub(crate) async fn status(&self) -> Status {
+        let answer = self.client.get(format!("http://{}/status", self.admin)).send().await.unwrap();
+        answer.json().await.unwrap()
     }
 
     /// Waits until it has ended by itself.
@@ -273,9 +288,7 @@ impl Peaje {
 
     /// Ends it without warning, and does not wait.
     pub(crate) fn kill(&self) {
-        let child = self.child.as_ref().expect("it runs");
-        let status = Command::new("kill").args(["-KILL", &child.id().to_string()]).status().expect("kill runs");
-        assert!(status.success());
+        self.signal("-KILL");
     }
 
     /// Waits until it is gone after [`Peaje::kill`].

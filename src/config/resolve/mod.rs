@@ -80,6 +80,7 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
     if let (Some(chain), Some(routes)) = (&chain, &routes) {
         tokens::check_prices(report, &mut root, chain, routes);
     }
+    let (log, access_log) = log?;
     Some(Config {
         server: server?,
         admin: admin?,
@@ -93,7 +94,8 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
         redeem: redeem?,
         facilitator: facilitator?,
         cors: cors?,
-        log: log?,
+        log,
+        access_log,
         routes: routes?,
     })
 }

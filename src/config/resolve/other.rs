@@ -43,7 +43,7 @@ pub(super) fn cors(mut section: Section<'_>) -> Option<Cors> {
     }
 }
 
-pub(super) fn log(mut section: Section<'_>) -> Option<LogOptions> {
+pub(super) fn log(mut section: Section<'_>) -> Option<(LogOptions, Option<PathBuf>)> {
     const LEVELS: [(&str, LogLevel); 5] = [
         ("error", LogLevel::Error),
         ("warn", LogLevel::Warn),
@@ -55,7 +55,13 @@ pub(super) fn log(mut section: Section<'_>) -> Option<LogOptions> {
         [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
     let level = section.text("level", |text| one_of(text, &LEVELS)).or(LogLevel::Info);
     let format = section.text("format", |text| one_of(text, &FORMATS)).or(LogFormat::Auto);
-    Some(LogOptions { level: level?, format: format? })
+    let access = section.text("access", |text| {
+        if text.trim().is_empty() || text.contains('\0') || text.ends_with('/') {
+            return Err(Problem::new("is no file").fix("write a path such as \"access.jsonl\", or leave it out"));
+        }
+        Ok(PathBuf::from(text))
+    });
+    Some((LogOptions { level: level?, format: format? }, access.optional()?))
 }
 
 fn origin(text: &str) -> Result<HeaderValue, Problem> {

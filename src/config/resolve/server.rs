@@ -15,6 +15,7 @@ pub(super) fn server(mut section: Section<'_>) -> (Option<Server>, Option<Socket
     let listen = section.text("listen", socket_address).or(SocketAddr::from(([127, 0, 0, 1], 4020)));
     let public_url = section.text("public_url", public_url);
     let shutdown_timeout = duration(&mut section, "shutdown_timeout", Duration::ZERO..=HOUR).or(30 * SECOND);
+    let quote_grace = duration(&mut section, "quote_grace", Duration::ZERO..=HOUR).or(30 * SECOND);
     let cores = counted(&mut section, "cores", 1..=MAX_CORES).optional();
     if let (Given::Absent, Some(listen)) = (&public_url, listen)
         && listen.ip().is_unspecified()
@@ -30,7 +31,13 @@ pub(super) fn server(mut section: Section<'_>) -> (Option<Server>, Option<Socket
     let server = (|| {
         let public_url = public_url.optional()?.or(default_url)?;
         let cores = cores?.and_then(|cores| NonZeroUsize::new(usize::try_from(cores).ok()?));
-        Some(Server { listen: listen?, public_url, shutdown_timeout: shutdown_timeout?, cores })
+        Some(Server {
+            listen: listen?,
+            public_url,
+            shutdown_timeout: shutdown_timeout?,
+            cores,
+            quote_grace: quote_grace?,
+        })
     })();
     (server, listen)
 }

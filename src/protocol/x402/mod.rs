@@ -27,4 +27,4 @@ pub use offer::{
 };
 pub use payment::{Action, Deposit, Order, Payment, PaymentError, RefundRequest, SIGNED_AHEAD};
 pub use quote::{QuoteDetails, WrittenQuote};
-pub use receipt::Receipt;
+pub use receipt::{PRICE_GENERATION, Receipt};

@@ -10,6 +10,10 @@ use crate::protocol::amount::Amount;
 use crate::protocol::bytes::{Address, Hash};
 use crate::protocol::code::Code;
 
+/// The key in a receipt's `extra` that says by which price list was charged: a number, 1 for the one the server began
+/// with. It is ours; clients that do not know it pass over it.
+pub const PRICE_GENERATION: &str = "priceGeneration";
+
 /// The `PAYMENT-RESPONSE` header.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -32,7 +36,7 @@ pub struct Receipt {
     /// The same in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_message: Option<String>,
-    /// `chargedAmount` and `channelState`.
+    /// `chargedAmount`, `channelState` and [`PRICE_GENERATION`].
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub extra: Map<String, Value>,
 }
@@ -52,8 +56,22 @@ impl Receipt {
         }
     }
 
-    /// The header's text of [`Receipt::charged`], written without making one. `payer` is an [`Address::text`].
-    pub fn encode_charged(network: &str, payer: &[u8; 42], charge: Amount, state: &ChannelState) -> String {
+    /// The same, with the number of the price list it was charged by: [`PRICE_GENERATION`].
+    #[must_use]
+    pub fn by_prices(mut self, generation: u64) -> Self {
+        self.extra.insert(PRICE_GENERATION.to_owned(), Value::from(generation));
+        self
+    }
+
+    /// The header's text of [`Receipt::charged`], [`Receipt::by_prices`] of this generation, written without making one.
+    /// `payer` is an [`Address::text`].
+    pub fn encode_charged(
+        network: &str,
+        payer: &[u8; 42],
+        charge: Amount,
+        state: &ChannelState,
+        generation: u64,
+    ) -> String {
         encode_written(|json| {
             json.extend_from_slice(b"{\"success\":true,\"transaction\":\"\",\"network\":");
             write_string(json, network);
@@ -63,7 +81,9 @@ impl Receipt {
             state.write(json);
             json.extend_from_slice(b",\"chargedAmount\":\"");
             write_number(json, charge.units());
-            json.extend_from_slice(b"\"}}");
+            json.extend_from_slice(b"\",\"priceGeneration\":");
+            write_number(json, u128::from(generation));
+            json.extend_from_slice(b"}}");
         })
     }
 
@@ -112,6 +132,11 @@ impl Receipt {
         self.extra.get("chargedAmount")?.as_str()?.parse().ok()
     }
 
+    /// The number of the price list it was charged by, where it is said.
+    pub fn price_generation(&self) -> Option<u64> {
+        self.extra.get(PRICE_GENERATION)?.as_u64()
+    }
+
     /// The `channelState`, where there is one.
     pub fn channel_state(&self) -> Option<ChannelState> {
         ChannelState::deserialize(self.extra.get("channelState")?).ok()
@@ -140,7 +165,7 @@ mod tests {
         fn a_written_receipt_is_the_one_serde_writes(
             (network, payer, id) in (any::<String>(), any::<[u8; 20]>(), any::<[u8; 32]>()),
             (balance, claimed, charged, charge) in (any::<u128>(), any::<u128>(), any::<u128>(), any::<u128>()),
-            (withdraw_requested_at, refund_nonce) in (any::<u64>(), any::<u128>()),
+            (withdraw_requested_at, refund_nonce, generation) in (any::<u64>(), any::<u128>(), any::<u64>()),
         ) {
             let state = ChannelState {
                 channel_id: ChannelId(id),
@@ -151,8 +176,10 @@ mod tests {
                 charged_cumulative_amount: Amount::new(charged),
             };
             let (payer, charge) = (Address(payer), Amount::new(charge));
-            let written = Receipt::encode_charged(&network, &payer.text(), charge, &state);
-            prop_assert_eq!(written, encode(&Receipt::charged(&network, payer, charge, &state)));
+            let written = Receipt::encode_charged(&network, &payer.text(), charge, &state, generation);
+            let receipt = Receipt::charged(&network, payer, charge, &state).by_prices(generation);
+            prop_assert_eq!(receipt.price_generation(), Some(generation));
+            prop_assert_eq!(written, encode(&receipt));
         }
     }
 }

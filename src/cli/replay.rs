@@ -1,0 +1,374 @@
+//! `peaje replay`: yesterday's requests at tomorrow's prices.
+//!
+//! **Owns** the judgement of recorded requests by another price list. **Promises** that a request is judged and charged as
+//! the proxy would have done it, as far as the log tells; what it does not tell is said. **Does not** ask anybody, read
+//! keys, or change anything. It cannot know who would have stayed away at another price.
+
+use std::collections::BTreeMap;
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use serde_json::{Value, json};
+
+use super::ledger::{Side, aligned};
+use super::{ConfigArgs, Exit, Failure, Outcome as Done, Output};
+use crate::config::Config;
+use crate::gate::policy::{Asked, Listing, Policy, Price, Verdict};
+use crate::protocol::{Address, Amount};
+use crate::telemetry::access::{AccessRecord, Outcome};
+
+const MORE: &str = "\
+Replay reads access logs (log.access in the config makes them) and judges every
+request once more by the price list of --config: what it would have brought in,
+and how many requests would have been refused, route by route, beside what the
+log says happened; or, with --old, beside what another price list would have
+made of the same requests.
+
+A request that was served free and has a price now counts as refused: its agent
+brought no payment. One that was paid is charged by the new list, from what was
+counted of its answer; where the log has no counts, a metered price counts in
+full, and the summary says how often. Who would have stayed away from a higher
+price, nobody knows.
+
+Examples:
+  peaje replay access.jsonl --config new.toml
+      What the new prices would have made of yesterday.
+  peaje replay access.jsonl access.jsonl.1 --config new.toml --old peaje.toml
+      Both lists, the same requests.
+  zcat access.jsonl.*.gz | peaje replay - --config new.toml --json | jq .total
+      For programs; stdout is JSON whenever it is no terminal.
+
+Environment:
+  PEAJE_CONFIG   the config file, where --config is not given
+  NO_COLOR       no colours";
+
+/// The route of what no route decides about.
+const NO_ROUTE: &str = "(no route)";
+
+/// The arguments of `peaje replay`.
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = format!("{MORE}\n\n{}", super::exit::HELP))]
+pub struct ReplayArgs {
+    /// The access logs; - is standard input.
+    #[arg(value_name = "LOG", required = true)]
+    pub logs: Vec<PathBuf>,
+    #[command(flatten)]
+    /// Where the config with the new prices is.
+    pub config: ConfigArgs,
+    /// Compare with what this config would have made of the requests, instead of what happened.
+    #[arg(long, value_name = "FILE")]
+    pub old: Option<PathBuf>,
+    /// Print JSON, as is done anyway when stdout is no terminal.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What a price list makes of requests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Sum {
+    requests: u64,
+    revenue: Amount,
+    refused: u64,
+}
+
+impl Sum {
+    fn add(&mut self, judged: Judged) {
+        self.requests = self.requests.saturating_add(1);
+        match judged {
+            Judged::Served(charge) => self.revenue = self.revenue.saturating_add(charge),
+            Judged::Refused => self.refused = self.refused.saturating_add(1),
+        }
+    }
+
+    fn to_json(self) -> Value {
+        json!({"requests": self.requests, "revenue": self.revenue, "refused": self.refused})
+    }
+}
+
+/// What became, or would become, of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Judged {
+    Served(Amount),
+    Refused,
+}
+
+/// What became of all of them, by route: before, and after.
+#[derive(Debug, Default)]
+struct Replay {
+    routes: BTreeMap<String, (Sum, Sum)>,
+    records: u64,
+    /// Lines that are no records.
+    unreadable: u64,
+    /// Metered charges that could only be guessed at.
+    uncounted: u64,
+}
+
+/// Reads, judges and prints.
+pub fn run(args: &ReplayArgs, output: &Output) -> Done {
+    let config = args.config.load()?;
+    let new = policy(&config)?;
+    let old = args.old.as_deref().map(|old| policy(&Config::load(old)?)).transpose()?;
+    let mut replay = Replay::default();
+    for log in &args.logs {
+        let unreadable = |error: std::io::Error| {
+            let error = anyhow::Error::new(error).context(format!("the access log {} cannot be read", log.display()));
+            Failure::new(Exit::Failed, error)
+        };
+        read(log, |line| replay.line(line, old.as_ref(), &new)).map_err(unreadable)?;
+    }
+    if replay.records == 0 && replay.unreadable > 0 {
+        return Err(Failure::message(Exit::Failed, "no line of the log is a record of a request")
+            .hint("log.access in the config names the file that is meant"));
+    }
+    if output.json_result(args.json) {
+        output.json(&replay.to_json());
+    } else {
+        output.text(&replay.to_text(config.chain.token.decimals, args.old.is_some(), output));
+    }
+    Ok(())
+}
+
+fn policy(config: &Config) -> Result<Policy, Failure> {
+    let equal = |_| Failure::message(Exit::Config, "two routes of the config match the same requests");
+    config.policy(Address::ZERO).map_err(equal)
+}
+
+fn read(log: &Path, mut line: impl FnMut(&str)) -> std::io::Result<()> {
+    let reader: Box<dyn BufRead> = if log == Path::new("-") {
+        Box::new(std::io::stdin().lock())
+    } else {
+        Box::new(std::io::BufReader::new(std::fs::File::open(log)?))
+    };
+    for text in reader.lines() {
+        line(&text?);
+    }
+    Ok(())
+}
+
+impl Replay {
+    fn line(&mut self, line: &str, old: Option<&Policy>, new: &Policy) {
+        if line.trim().is_empty() {
+            return;
+        }
+        let Ok(record) = serde_json::from_str::<AccessRecord>(line) else {
+            self.unreadable = self.unreadable.saturating_add(1);
+            return;
+        };
+        self.records = self.records.saturating_add(1);
+        let (route, before) = match old {
+            Some(old) => self.judge(&record, old),
+            None => (record.route.clone().unwrap_or_else(|| NO_ROUTE.to_owned()), happened(&record)),
+        };
+        self.routes.entry(route).or_default().0.add(before);
+        let (route, after) = self.judge(&record, new);
+        self.routes.entry(route).or_default().1.add(after);
+    }
+
+    /// What a price list makes of a request: which route, and what becomes of it.
+    fn judge(&mut self, record: &AccessRecord, policy: &Policy) -> (String, Judged) {
+        let Ok(method) = Method::from_bytes(record.method.as_bytes()) else {
+            return (NO_ROUTE.to_owned(), Judged::Refused);
+        };
+        let (headers, query) = (headers(record), query(record));
+        let asked = Asked {
+            method: &method,
+            path: &record.path,
+            query: query.as_deref(),
+            host: record.host.as_deref(),
+            headers: &headers,
+            at: record.time_ms / 1_000,
+        };
+        match policy.judge(&asked) {
+            Verdict::Free(route) => (route.name.to_string(), Judged::Served(Amount::ZERO)),
+            Verdict::Paid(listing) => (listing.route.name.to_string(), self.paid(record, listing)),
+            _ => (NO_ROUTE.to_owned(), Judged::Refused),
+        }
+    }
+
+    fn paid(&mut self, record: &AccessRecord, listing: &Listing) -> Judged {
+        match record.outcome {
+            Outcome::Paid => Judged::Served(self.charge(record, listing)),
+            // It was on its way when its client left: that is charged in full.
+            Outcome::Left if record.charge.is_some() => Judged::Served(listing.preferred.price),
+            Outcome::Void | Outcome::Refunded => Judged::Served(Amount::ZERO),
+            _ => Judged::Refused,
+        }
+    }
+
+    fn charge(&mut self, record: &AccessRecord, listing: &Listing) -> Amount {
+        let status = record.status.unwrap_or(200);
+        match (&listing.preferred.charged, &record.counts) {
+            (Price::Metered(_), Some(counts)) => listing.charge(&listing.preferred, &counts.measured(status)),
+            (Price::Metered(tariff), None) => {
+                self.uncounted = self.uncounted.saturating_add(1);
+                tariff.most()
+            }
+            // The upstream reported less than the quote; it would do so again.
+            _ if record.charge < record.quote => record.charge.unwrap_or(Amount::ZERO).min(listing.preferred.price),
+            _ => listing.preferred.price,
+        }
+    }
+
+    fn total(&self) -> (Sum, Sum) {
+        let add = |sum: Sum, other: Sum| Sum {
+            requests: sum.requests.saturating_add(other.requests),
+            revenue: sum.revenue.saturating_add(other.revenue),
+            refused: sum.refused.saturating_add(other.refused),
+        };
+        self.routes
+            .values()
+            .fold(Default::default(), |(old, new), (before, after)| (add(old, *before), add(new, *after)))
+    }
+
+    fn to_json(&self) -> Value {
+        let routes: Vec<_> = self
+            .routes
+            .iter()
+            .map(|(route, (old, new))| json!({"route": route, "old": old.to_json(), "new": new.to_json()}))
+            .collect();
+        let (old, new) = self.total();
+        json!({
+            "routes": routes,
+            "total": {"old": old.to_json(), "new": new.to_json()},
+            "records": self.records,
+            "unreadable": self.unreadable,
+            "charged_in_full_for_want_of_counts": self.uncounted,
+        })
+    }
+
+    fn to_text(&self, decimals: u8, against_config: bool, output: &Output) -> String {
+        let old = if against_config { "old" } else { "log" };
+        let heading = ["route", old, "new", &format!("refused, {old}"), "new", &format!("revenue, {old}"), "new"];
+        let mut rows = vec![heading.map(str::to_owned).to_vec()];
+        let row = |route: &str, old: Sum, new: Sum| {
+            let money = |amount: Amount| amount.to_price(decimals);
+            let counts = [old.requests, new.requests, old.refused, new.refused].map(|count| count.to_string());
+            let sums = [money(old.revenue), money(new.revenue)];
+            std::iter::once(route.to_owned()).chain(counts).chain(sums).collect::<Vec<_>>()
+        };
+        rows.extend(self.routes.iter().map(|(route, (old, new))| row(route, *old, *new)));
+        let (before, after) = self.total();
+        rows.push(row("total", before, after));
+        let mut sides = [Side::Right; 7];
+        if let Some(first) = sides.first_mut() {
+            *first = Side::Left;
+        }
+        let paint = output.paint();
+        let mut lines = aligned(&sides, &rows).into_iter();
+        let mut text = lines.next().map(|heading| format!("{}\n", paint.bold(&heading))).unwrap_or_default();
+        lines.for_each(|line| text.push_str(&format!("{line}\n")));
+        if self.unreadable > 0 {
+            text.push_str(&format!("{} lines are no records and were passed over\n", self.unreadable));
+        }
+        if self.uncounted > 0 {
+            text.push_str(&format!("{} metered charges are the most, for want of counts\n", self.uncounted));
+        }
+        text
+    }
+}
+
+/// What the log says became of a request.
+fn happened(record: &AccessRecord) -> Judged {
+    match record.outcome {
+        Outcome::Unpaid | Outcome::Refused | Outcome::NotSold | Outcome::Overloaded => Judged::Refused,
+        _ => Judged::Served(record.charge.unwrap_or(Amount::ZERO)),
+    }
+}
+
+/// The headers that were recorded because a route matches on them.
+fn headers(record: &AccessRecord) -> HeaderMap {
+    let named = |(name, value): (&String, &String)| {
+        let name = HeaderName::try_from(name.strip_prefix("header ")?).ok()?;
+        Some((name, HeaderValue::try_from(value).ok()?))
+    };
+    record.matched.iter().filter_map(named).collect()
+}
+
+/// The part of the query that was recorded because a route matches on it.
+fn query(record: &AccessRecord) -> Option<String> {
+    let named = |(name, value): (&String, &String)| Some(format!("{}={value}", name.strip_prefix("query ")?));
+    let parts: Vec<_> = record.matched.iter().filter_map(named).collect();
+    (!parts.is_empty()).then(|| parts.join("&"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(routes: &str) -> Policy {
+        let text = format!(
+            "[upstream]\nurl = \"http://127.0.0.1:8080\"\n[chain]\nnetwork = \"base-sepolia\"\nrpc = \"env:R\"\n[receiver]\n\
+             pay_to = \"0x209693Bc6afc0C5328bA36FaF03C514EF312287C\"\nauthorizer_key = \"env:K\"\n{routes}"
+        );
+        policy(&Config::parse(&text, "c.toml").unwrap()).unwrap()
+    }
+
+    fn record(path: &str, outcome: &str, quote: Option<u128>, charge: Option<u128>) -> String {
+        let amount = |amount: Option<u128>| amount.map(Amount::new);
+        let route = if path == "/gone" { None } else { Some(path) };
+        json!({
+            "time_ms": 1_800_000_000_000u64, "method": "GET", "path": path, "route": route, "outcome": outcome,
+            "quote": amount(quote), "charge": amount(charge), "status": 200, "elapsed_ms": 1,
+        })
+        .to_string()
+    }
+
+    #[test]
+    fn requests_are_judged_once_more() {
+        let new = listed(
+            "[[route]]\npath = \"/a\"\nprice = \"$0.003\"\n[[route]]\npath = \"/f\"\nprice = \"$0.001\"\n[[route]]\npath = \
+             \"/p\"\nprice = \"free\"\n",
+        );
+        let mut replay = Replay::default();
+        for line in [
+            record("/a", "paid", Some(2_000), Some(2_000)),
+            record("/a", "paid", Some(2_000), Some(500)),
+            record("/a", "void", Some(2_000), Some(0)),
+            record("/a", "unpaid", Some(2_000), None),
+            record("/a", "left", Some(2_000), Some(2_000)),
+            record("/a", "left", Some(2_000), None),
+            record("/f", "free", None, None),
+            record("/p", "paid", Some(2_000), Some(2_000)),
+            record("/p", "unpaid", Some(2_000), None),
+            record("/gone", "not_sold", None, None),
+            "no record".to_owned(),
+            String::new(),
+        ] {
+            replay.line(&line, None, &new);
+        }
+        let sum = |requests, revenue, refused| Sum { requests, revenue: Amount::new(revenue), refused };
+        let rows: Vec<_> = replay.routes.iter().map(|(route, sums)| (route.as_str(), *sums)).collect();
+        let expected = [
+            ("(no route)", (sum(1, 0, 1), sum(1, 0, 1))),
+            ("/a", (sum(6, 4_500, 1), sum(6, 3_000 + 500 + 3_000, 2))),
+            ("/f", (sum(1, 0, 0), sum(1, 0, 1))),
+            ("/p", (sum(2, 2_000, 1), sum(2, 0, 0))),
+        ];
+        assert_eq!(rows, expected);
+        assert_eq!((replay.records, replay.unreadable), (10, 1));
+        assert_eq!(replay.total(), (sum(10, 6_500, 3), sum(10, 6_500, 4)));
+    }
+
+    #[test]
+    fn with_another_list_both_judge_the_same_requests() {
+        let old = listed("[[route]]\npath = \"/*\"\nprice = \"$0.001\"\n");
+        let new = listed("[[route]]\npath = \"/*\"\nprice = \"$0.004\"\nname = \"all\"\n");
+        let mut replay = Replay::default();
+        replay.line(&record("/a", "paid", Some(2_000), Some(2_000)), Some(&old), &new);
+        let revenue = |route: &str| replay.routes.get(route).map(|(old, new)| (old.revenue, new.revenue));
+        assert_eq!(revenue("/*"), Some((Amount::new(1_000), Amount::ZERO)));
+        assert_eq!(revenue("all"), Some((Amount::ZERO, Amount::new(4_000))));
+    }
+
+    #[test]
+    fn what_routes_matched_on_is_asked_again() {
+        let mut record: AccessRecord = serde_json::from_str(&record("/a", "free", None, None)).unwrap();
+        assert_eq!((headers(&record).len(), query(&record)), (0, None));
+        record.matched.insert("header x-tier".to_owned(), "gold".to_owned());
+        record.matched.insert("query model".to_owned(), "big".to_owned());
+        assert_eq!(headers(&record).get("x-tier").unwrap(), "gold");
+        assert_eq!(query(&record).as_deref(), Some("model=big"));
+    }
+}

@@ -1,0 +1,261 @@
+//! What a change of the file would change.
+//!
+//! **Owns** the comparison of two configs, in words an operator reads. **Promises** that configs without a difference here
+//! behave the same, that a route is compared with the one it came from (the same paths and methods, or else the same
+//! name), and that no secret is shown. **Does not** apply anything.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Config, Key, When};
+use crate::gate::policy::{Price, Route};
+use crate::pricing::{Rate, Tier, Unit};
+use crate::protocol::Amount;
+
+/// A key that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyChange {
+    /// Which, as in `[server].listen`.
+    pub key: String,
+    /// `live` or `start`: whether a running process takes it from the file, or only the next start does.
+    pub when: String,
+    /// What it was, in words.
+    pub old: String,
+    /// What it is.
+    pub new: String,
+}
+
+impl KeyChange {
+    pub(super) fn of(key: &Key, old: &Config, new: &Config) -> Self {
+        let when = match key.when {
+            When::Live => "live",
+            When::Start => "start",
+        };
+        Self {
+            key: format!("{}.{}", key.section, key.name),
+            when: when.to_owned(),
+            old: key.shown(old).unwrap_or_default(),
+            new: key.shown(new).unwrap_or_default(),
+        }
+    }
+}
+
+/// A route that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteChange {
+    /// Its name; the new one, where it has one.
+    pub route: String,
+    /// Which paths and methods, as they are now or, for one that is removed, were.
+    pub requests: String,
+    /// What it cost, in words; nothing where it is new.
+    pub old: Option<String>,
+    /// What it costs; nothing where it is removed.
+    pub new: Option<String>,
+    /// What else of it is different, by key.
+    pub also: Vec<String>,
+}
+
+/// What a change would change.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diff {
+    /// Routes, in the order of the new file; removed ones last.
+    pub routes: Vec<RouteChange>,
+    /// All other keys.
+    pub keys: Vec<KeyChange>,
+}
+
+impl Diff {
+    /// Compares two configs.
+    pub fn between(old: &Config, new: &Config) -> Self {
+        Self { routes: routes(old, new), keys: old.changes(new) }
+    }
+
+    /// Whether nothing would change.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty() && self.keys.is_empty()
+    }
+}
+
+fn routes(old: &Config, new: &Config) -> Vec<RouteChange> {
+    let mut left: Vec<&Route> = old.routes.iter().collect();
+    let mut take = |is_it: &dyn Fn(&Route) -> bool| {
+        let index = left.iter().position(|route| is_it(route))?;
+        Some(left.remove(index))
+    };
+    // The surest pairs first: a route that was moved within the file is no other one.
+    let mut pairs: Vec<_> = new.routes.iter().map(|route| (route, None)).collect();
+    let same = |a: &Route, b: &Route| written(a) == written(b);
+    let same_place = |a: &Route, b: &Route| a.pattern == b.pattern && a.methods == b.methods;
+    let same_name = |a: &Route, b: &Route| a.name == b.name;
+    for is_pair in [&same as &dyn Fn(&Route, &Route) -> bool, &same_place, &same_name] {
+        for (route, former) in pairs.iter_mut().filter(|(_, former)| former.is_none()) {
+            *former = take(&|other| is_pair(other, route));
+        }
+    }
+    let (before, after) = (old.chain.token.decimals, new.chain.token.decimals);
+    let changed = pairs.into_iter().filter(|(route, former)| !former.is_some_and(|former| same(former, route)));
+    let mut changes: Vec<_> = changed
+        .map(|(route, former)| RouteChange {
+            route: route.name.to_string(),
+            requests: requests(route),
+            old: former.map(|former| price_in_words(&former.price, before)),
+            new: Some(price_in_words(&route.price, after)),
+            also: former.map(|former| other_differences(former, route)).unwrap_or_default(),
+        })
+        .collect();
+    changes.extend(left.into_iter().map(|route| RouteChange {
+        route: route.name.to_string(),
+        requests: requests(route),
+        old: Some(price_in_words(&route.price, before)),
+        new: None,
+        also: Vec::new(),
+    }));
+    changes
+}
+
+/// All there is to a route, whatever it may have one day.
+fn written(route: &Route) -> String {
+    format!("{route:?}")
+}
+
+/// Which requests a route is for, in words.
+pub fn requests(route: &Route) -> String {
+    let methods: Vec<_> = route.methods.iter().map(http::Method::as_str).collect();
+    if methods.is_empty() { route.pattern.to_string() } else { format!("{} {}", methods.join("|"), route.pattern) }
+}
+
+fn other_differences(old: &Route, new: &Route) -> Vec<String> {
+    let named = [
+        ("name", old.name != new.name),
+        ("path", old.pattern != new.pattern),
+        ("methods", old.methods != new.methods),
+        ("description", old.description != new.description),
+        ("mime_type", old.mime_type != new.mime_type),
+        ("extensions", old.extensions != new.extensions),
+    ];
+    let mut also: Vec<_> = named.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned()).collect();
+    if also.is_empty() && old.price == new.price {
+        also.push("other keys".to_owned());
+    }
+    also
+}
+
+/// A price as people say it.
+pub fn price_in_words(price: &Price, decimals: u8) -> String {
+    let tariff = match price {
+        Price::Free => return "free".to_owned(),
+        Price::Fixed(amount) => return amount.to_price(decimals),
+        Price::Metered(tariff) => tariff,
+    };
+    let base = Some(tariff.base).filter(|base| !base.is_zero()).map(|base| base.to_price(decimals));
+    let rates = tariff.rates.iter().map(|rate| rate_in_words(rate, decimals));
+    let parts: Vec<_> = base.into_iter().chain(rates).collect();
+    let most = tariff.most().to_price(decimals);
+    if parts.is_empty() { format!("up to {most}") } else { format!("{}, up to {most}", parts.join(" + ")) }
+}
+
+fn rate_in_words(Rate { unit, tiers }: &Rate, decimals: u8) -> String {
+    let tier = |Tier { up_to, price, per }: &Tier| {
+        let per = if *per == 1 { String::new() } else { format!("{per} ") };
+        let price = small_price(*price, decimals);
+        let up_to = up_to.map(|up_to| format!(" up to {up_to}")).unwrap_or_default();
+        format!("{price} for {}{}{up_to}", if per.is_empty() { "each " } else { &per }, unit_in_words(unit))
+    };
+    tiers.iter().map(tier).collect::<Vec<_>>().join(", then ")
+}
+
+fn small_price(amount: Amount, decimals: u8) -> String {
+    amount.to_price(decimals)
+}
+
+fn unit_in_words(unit: &Unit) -> Arc<str> {
+    match unit {
+        Unit::RequestBytes => "bytes sent".into(),
+        Unit::ResponseBytes => "bytes received".into(),
+        Unit::Milliseconds => "ms".into(),
+        Unit::Events => "events".into(),
+        Unit::InputTokens => "input tokens".into(),
+        Unit::CachedInputTokens => "cached input tokens".into(),
+        Unit::CacheWriteTokens => "cache write tokens".into(),
+        Unit::OutputTokens => "output tokens".into(),
+        Unit::Reported(name) => Arc::clone(name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pricing::Tariff;
+
+    const BASE: &str = "[upstream]\nurl = \"http://127.0.0.1:8080\"\n[chain]\nnetwork = \"base-sepolia\"\nrpc = \
+                        \"env:PEAJE_RPC\"\n[receiver]\npay_to = \"0x209693Bc6afc0C5328bA36FaF03C514EF312287C\"\n\
+                        authorizer_key = \"env:K\"\n";
+
+    fn config(routes: &str) -> Config {
+        Config::parse(&format!("{BASE}{routes}"), "c.toml").unwrap()
+    }
+
+    fn route(path: &str, price: &str, more: &str) -> String {
+        format!("[[route]]\npath = \"{path}\"\nprice = \"{price}\"\n{more}\n")
+    }
+
+    #[test]
+    fn a_route_is_compared_with_the_one_it_came_from() {
+        let old = config(
+            &[
+                route("/a", "$0.01", ""),
+                route("/b", "free", "name = \"bee\""),
+                route("/gone", "$1", ""),
+                route("/d", "$1", "methods = [\"GET\"]"),
+                route("/d", "$2", "methods = [\"POST\"]"),
+            ]
+            .concat(),
+        );
+        let new = config(
+            &[
+                route("/new", "$0.50", ""),
+                route("/d", "$2", "methods = [\"POST\"]"),
+                route("/d", "$3", "methods = [\"GET\"]"),
+                route("/b2", "free", "name = \"bee\""),
+                route("/a", "$0.01", "description = \"x\""),
+            ]
+            .concat(),
+        );
+        let Diff { routes, keys } = Diff::between(&old, &new);
+        assert!(keys.is_empty());
+        let told: Vec<_> = routes
+            .iter()
+            .map(|change| (&*change.requests, change.old.as_deref(), change.new.as_deref(), change.also.join(",")))
+            .collect();
+        let none = String::new;
+        assert_eq!(
+            told,
+            [
+                ("/new", None, Some("$0.50"), none()),
+                ("GET /d", Some("$1.00"), Some("$3.00"), none()),
+                ("/b2", Some("free"), Some("free"), "path".to_owned()),
+                ("/a", Some("$0.01"), Some("$0.01"), "description".to_owned()),
+                ("/gone", Some("$1.00"), None, none()),
+            ]
+        );
+        assert!(Diff::between(&old, &old).is_empty() && !Diff::between(&old, &new).is_empty());
+    }
+
+    #[test]
+    fn a_tariff_is_told_in_words() {
+        let tier = |up_to, price, per| Tier { up_to, price: Amount::new(price), per };
+        let tariff = Tariff {
+            base: Amount::new(1_000),
+            rates: vec![Rate {
+                unit: Unit::OutputTokens,
+                tiers: vec![tier(Some(1_000_000), 2_000_000, 1_000_000), tier(None, 1, 1)],
+            }],
+            most: Amount::new(5_000_000),
+        };
+        assert_eq!(
+            price_in_words(&Price::Metered(Arc::new(tariff)), 6),
+            "$0.001 + $2.00 for 1000000 output tokens up to 1000000, then $0.000001 for each output tokens, up to $5.00"
+        );
+    }
+}

@@ -1,0 +1,198 @@
+//! Which keys a running process takes from a file that was changed, and which only a start reads.
+//!
+//! **Owns** the one table of that, with what each key is set to in words. **Promises** that every key a file can have is
+//! in it exactly once, and that no secret is in the words. **Does not** apply anything.
+
+use std::fmt::Display;
+
+use super::{Config, Cors, LogFormat, LogLevel, MaxLag, write_duration};
+use crate::gate::policy::Transfer;
+use crate::protocol::Amount;
+
+/// When a change of a key takes effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// As soon as the file is read again.
+    Live,
+    /// At the next start.
+    Start,
+}
+
+/// A key of the config file.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Its section's heading, as in `[server]`.
+    pub section: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// When a change takes effect.
+    pub when: When,
+    /// What it is set to, in words. Nothing for keys of routes, which are compared route by route.
+    show: Option<fn(&Config) -> String>,
+    /// Whether two configs differ in it, where the words hide something.
+    differs: Option<fn(&Config, &Config) -> bool>,
+}
+
+impl Key {
+    /// What it is set to, in words; nothing for keys of routes.
+    pub fn shown(&self, config: &Config) -> Option<String> {
+        self.show.map(|show| show(config))
+    }
+
+    /// Whether two configs differ in it. Never so for keys of routes.
+    pub fn differs(&self, one: &Config, other: &Config) -> bool {
+        match self.differs {
+            Some(differs) => differs(one, other),
+            None => self.shown(one) != self.shown(other),
+        }
+    }
+}
+
+const fn start(section: &'static str, name: &'static str, show: fn(&Config) -> String) -> Key {
+    Key { section, name, when: When::Start, show: Some(show), differs: None }
+}
+
+const fn live(section: &'static str, name: &'static str, show: fn(&Config) -> String) -> Key {
+    Key { section, name, when: When::Live, show: Some(show), differs: None }
+}
+
+const fn of_routes(name: &'static str) -> Key {
+    Key { section: "[[route]]", name, when: When::Live, show: None, differs: None }
+}
+
+/// Every key there is.
+pub const KEYS: &[Key] = &[
+    start("[server]", "listen", |c| c.server.listen.to_string()),
+    start("[server]", "public_url", |c| c.server.public_url.clone()),
+    start("[server]", "shutdown_timeout", |c| write_duration(c.server.shutdown_timeout)),
+    live("[server]", "quote_grace", |c| write_duration(c.server.quote_grace)),
+    start("[server]", "cores", |c| some(c.server.cores, "one for each core")),
+    start("[admin]", "listen", |c| some(c.admin.listen, "off")),
+    start("[upstream]", "url", |c| c.upstream.url.to_string()),
+    start("[upstream]", "connect_timeout", |c| write_duration(c.upstream.connect_timeout)),
+    start("[upstream]", "response_timeout", |c| write_duration(c.upstream.response_timeout)),
+    start("[chain]", "network", |c| some(c.chain.network, "none")),
+    start("[chain]", "chain_id", |c| c.chain.chain_id.to_string()),
+    Key {
+        differs: Some(|one, other| one.chain.rpc != other.chain.rpc),
+        ..start("[chain]", "rpc", |c| c.chain.rpc.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+    },
+    start("[chain]", "token", |c| c.chain.token.address.to_string()),
+    start("[chain]", "poll", |c| write_duration(c.chain.poll)),
+    start("[chain]", "confirmations", |c| c.chain.confirmations.to_string()),
+    start("[chain]", "max_lag", |c| match c.chain.max_lag {
+        MaxLag::Unsaid => "as usual".to_owned(),
+        MaxLag::Off => "off".to_owned(),
+        MaxLag::Of(lag) => write_duration(lag),
+    }),
+    start("[chain.token]", "address", |c| c.chain.token.address.to_string()),
+    start("[chain.token]", "decimals", |c| c.chain.token.decimals.to_string()),
+    start("[chain.token]", "domain_name", |c| c.chain.token.domain_name.clone()),
+    start("[chain.token]", "domain_version", |c| c.chain.token.domain_version.clone()),
+    start("[chain.token]", "transfer", |c| match c.chain.token.transfer {
+        Transfer::Eip3009 => "eip3009".to_owned(),
+        Transfer::Permit2 => "permit2".to_owned(),
+    }),
+    start("[chain.token]", "sponsored", |c| c.chain.token.sponsored.to_string()),
+    start("[receiver]", "pay_to", |c| c.receiver.pay_to.to_string()),
+    start("[receiver]", "authorizer_key", |c| c.receiver.authorizer_key.to_string()),
+    start("[receiver]", "gas_key", |c| c.receiver.gas_key.to_string()),
+    start("[channel]", "withdraw_delay", |c| write_duration(c.channel.withdraw_delay)),
+    live("[channel]", "min_deposit", |c| money(c, c.channel.min_deposit)),
+    live("[channel]", "max_timeout", |c| write_duration(c.channel.max_timeout)),
+    live("[channel]", "withdraw_margin", |c| write_duration(c.channel.withdraw_margin)),
+    start("[channel]", "refund_idle", |c| some(c.channel.refund_idle.map(write_duration), "never")),
+    start("[channel]", "max_wallet_exposure", |c| money(c, Some(c.channel.max_wallet_exposure))),
+    live("[channel]", "max_in_flight", |c| c.channel.max_in_flight.to_string()),
+    live("[channel]", "max_waiting", |c| c.channel.max_waiting.to_string()),
+    live("[channel]", "max_wait", |c| write_duration(c.channel.max_wait)),
+    start("[deposits]", "instant", |c| money(c, Some(c.deposits.instant))),
+    live("[deposits]", "per_peer_per_hour", |c| c.deposits.per_peer_per_hour.to_string()),
+    live("[deposits]", "per_hour", |c| c.deposits.per_hour.to_string()),
+    start("[limits]", "max_connections", |c| c.limits.max_connections.to_string()),
+    start("[limits]", "max_requests", |c| c.limits.max_requests.to_string()),
+    start("[limits]", "header_timeout", |c| write_duration(c.limits.header_timeout)),
+    start("[limits]", "body_timeout", |c| write_duration(c.limits.body_timeout)),
+    live("[limits]", "bad_signatures_per_minute", |c| c.limits.bad_signatures_per_minute.to_string()),
+    start("[limits]", "hot_keys_memory", |c| format!("{} bytes", c.limits.hot_keys_bytes)),
+    start("[store]", "directory", |c| c.store.directory.display().to_string()),
+    start("[redeem]", "interval", |c| write_duration(c.redeem.interval)),
+    start("[redeem]", "max_unclaimed", |c| money(c, c.redeem.max_unclaimed)),
+    start("[redeem]", "max_unclaimed_per_channel", |c| money(c, c.redeem.max_unclaimed_per_channel)),
+    start("[redeem]", "max_unclaimed_per_payer", |c| money(c, c.redeem.max_unclaimed_per_payer)),
+    start("[redeem]", "max_age", |c| some(c.redeem.max_age.map(write_duration), "none")),
+    start("[redeem]", "max_gas_share", |c| {
+        some(c.redeem.max_gas_share_bps.map(|share| format!("{share} hundredths of a percent")), "none")
+    }),
+    start("[redeem]", "coin_price", |c| money(c, c.redeem.coin_price)),
+    start("[redeem]", "max_rows", |c| c.redeem.max_rows.to_string()),
+    start("[redeem]", "on_shutdown", |c| c.redeem.on_shutdown.to_string()),
+    start("[redeem]", "max_fee", |c| format!("{} wei", c.redeem.max_fee_wei)),
+    start("[redeem]", "urgent_max_fee", |c| format!("{} wei", c.redeem.urgent_max_fee_wei)),
+    start("[redeem]", "bump_after", |c| write_duration(c.redeem.bump_after)),
+    start("[redeem]", "stuck_after", |c| write_duration(c.redeem.stuck_after)),
+    start("[redeem]", "sweep_interval", |c| write_duration(c.redeem.sweep_interval)),
+    start("[facilitator]", "url", |c| some(c.facilitator.as_ref().map(|other| &other.url), "none")),
+    start("[facilitator]", "timeout", |c| {
+        some(c.facilitator.as_ref().map(|other| write_duration(other.timeout)), "none")
+    }),
+    live("[cors]", "allow_origins", |c| match &c.cors {
+        Cors::Off => "none".to_owned(),
+        Cors::Any => "*".to_owned(),
+        Cors::Origins(origins) => {
+            origins.iter().map(|origin| String::from_utf8_lossy(origin.as_bytes())).collect::<Vec<_>>().join(", ")
+        }
+    }),
+    live("[log]", "level", |c| {
+        let level = match c.log.level {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        };
+        level.to_owned()
+    }),
+    start("[log]", "format", |c| {
+        let format = match c.log.format {
+            LogFormat::Auto => "auto",
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        };
+        format.to_owned()
+    }),
+    start("[log]", "access", |c| some(c.access_log.as_ref().map(|file| file.display()), "none")),
+    of_routes("path"),
+    of_routes("methods"),
+    of_routes("price"),
+    of_routes("name"),
+    of_routes("description"),
+    of_routes("mime_type"),
+    of_routes("extensions"),
+];
+
+fn some(value: Option<impl Display>, none: &str) -> String {
+    value.map_or_else(|| none.to_owned(), |value| value.to_string())
+}
+
+fn money(config: &Config, amount: Option<Amount>) -> String {
+    some(amount.map(|amount| amount.to_price(config.chain.token.decimals)), "none")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::config::known_keys;
+
+    #[test]
+    fn every_key_is_read_live_or_at_start_and_not_both() {
+        let known: BTreeSet<_> = known_keys().into_iter().filter(|(section, _)| !section.is_empty()).collect();
+        let listed: BTreeSet<_> = KEYS.iter().map(|key| (key.section.to_owned(), key.name)).collect();
+        assert_eq!(listed.len(), KEYS.len(), "a key is there twice");
+        let missing: Vec<_> = known.difference(&listed).collect();
+        let unknown: Vec<_> = listed.difference(&known).collect();
+        assert!(missing.is_empty() && unknown.is_empty(), "missing {missing:?}, unknown {unknown:?}");
+    }
+}

@@ -1,0 +1,243 @@
+//! What a running process makes of a file that was changed.
+//!
+//! **Owns** the mixture of the config that runs and the one that was read, and the memory of how reloads went. **Promises**
+//! that the mixture is a config that could have been read: what does not fit together is left as it runs, and named; and
+//! that prices of another token are never taken for prices of the one that is paid. **Does not** read files, nor know who
+//! listens.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::diff::KeyChange;
+use super::{Channel, Config, Deposits, KEYS, Limits, LogOptions, Server};
+use crate::clock;
+
+/// A file whose amounts are of another token or chain than the one that is paid now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("[chain] names another token or chain, and with it every price means another amount; restart to change it")]
+pub struct OtherMoney;
+
+impl Config {
+    /// This config with all that can be changed while it runs taken from `next`.
+    ///
+    /// # Errors
+    /// [`OtherMoney`]: the amounts of `next` mean something else, so none of it can be taken.
+    pub fn applying(&self, next: &Self) -> Result<Self, OtherMoney> {
+        let money = |config: &Self| format!("{} {:?}", config.chain.chain_id, config.chain.token);
+        if money(self) != money(next) {
+            return Err(OtherMoney);
+        }
+        let (running, next_channel) = (&self.channel, &next.channel);
+        // Both were compared with values of their own file, which may not be those that run.
+        let timeout_fits = next_channel.max_timeout > self.upstream.response_timeout && self.facilitator.is_none();
+        let margin_fits = next_channel.withdraw_margin < running.withdraw_delay;
+        Ok(Self {
+            server: Server { quote_grace: next.server.quote_grace, ..self.server.clone() },
+            channel: Channel {
+                min_deposit: next_channel.min_deposit,
+                max_timeout: if timeout_fits { next_channel.max_timeout } else { running.max_timeout },
+                withdraw_margin: if margin_fits { next_channel.withdraw_margin } else { running.withdraw_margin },
+                max_in_flight: next_channel.max_in_flight,
+                max_waiting: next_channel.max_waiting,
+                max_wait: next_channel.max_wait,
+                ..running.clone()
+            },
+            deposits: Deposits { instant: self.deposits.instant, ..next.deposits.clone() },
+            limits: Limits { bad_signatures_per_minute: next.limits.bad_signatures_per_minute, ..self.limits.clone() },
+            cors: next.cors.clone(),
+            log: LogOptions { level: next.log.level, ..self.log },
+            routes: next.routes.clone(),
+            ..self.clone()
+        })
+    }
+
+    /// What `next` says otherwise than this config, key by key, routes left out. What [`Config::applying`] made of `next`
+    /// differs from it in what waits for a restart.
+    pub fn changes(&self, next: &Self) -> Vec<KeyChange> {
+        let changed = KEYS.iter().filter(|key| key.differs(self, next));
+        changed.map(|key| KeyChange::of(key, self, next)).collect()
+    }
+}
+
+/// How the reading of the file again has gone so far. Cheap to clone; all clones are one memory.
+#[derive(Debug, Clone)]
+pub struct Reloads(Arc<Mutex<ReloadState>>);
+
+/// How the reading of the file again has gone so far, as operators see it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadState {
+    /// When the config in force was loaded, Unix seconds.
+    pub loaded_at: u64,
+    /// How often another config came into force since the start.
+    pub reloads: u64,
+    /// How often a changed file was refused since the start.
+    pub refused: u64,
+    /// Why the file is not in force as it is, if it was refused the last time it was read.
+    pub failure: Option<ReloadFailure>,
+    /// What the file says that only a restart puts in force.
+    pub needs_restart: Vec<KeyChange>,
+}
+
+/// Why a changed file was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadFailure {
+    /// When, Unix seconds.
+    pub at: u64,
+    /// What is wrong with it, all at once.
+    pub errors: Vec<String>,
+}
+
+impl Default for Reloads {
+    fn default() -> Self {
+        let state = ReloadState { loaded_at: clock::now_s(), ..ReloadState::default() };
+        Self(Arc::new(Mutex::new(state)))
+    }
+}
+
+impl Reloads {
+    /// How it has gone so far.
+    pub fn state(&self) -> ReloadState {
+        self.memory().clone()
+    }
+
+    /// A config came into force. `is_new` where anything changed by it.
+    pub fn loaded(&self, is_new: bool, needs_restart: Vec<KeyChange>) {
+        let mut state = self.memory();
+        if is_new {
+            (state.loaded_at, state.reloads) = (clock::now_s(), state.reloads.saturating_add(1));
+        }
+        (state.failure, state.needs_restart) = (None, needs_restart);
+    }
+
+    /// A file was refused.
+    pub fn refused(&self, errors: Vec<String>) {
+        let mut state = self.memory();
+        state.refused = state.refused.saturating_add(1);
+        state.failure = Some(ReloadFailure { at: clock::now_s(), errors });
+    }
+
+    fn memory(&self) -> MutexGuard<'_, ReloadState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::When;
+
+    const EXAMPLE: &str = include_str!("../../config.example.toml");
+
+    /// The example with every live key and many others set to something else.
+    fn other() -> Config {
+        let changes = [
+            ("quote_grace = \"30s\"", "quote_grace = \"7s\""),
+            ("listen = \"127.0.0.1:4020\"", "listen = \"127.0.0.1:4021\""),
+            ("shutdown_timeout = \"30s\"", "shutdown_timeout = \"31s\""),
+            ("# cores = 4", "cores = 3"),
+            ("url = \"http://127.0.0.1:8080\"", "url = \"http://127.0.0.1:8081\""),
+            ("listen = \"127.0.0.1:9402\"", "listen = \"off\""),
+            ("\"env:PEAJE_RPC\"", "\"https://node.example/s3cret\""),
+            ("poll = \"2s\"", "poll = \"3s\""),
+            ("authorizer_key = \"env:PEAJE_AUTHORIZER_KEY\"", "authorizer_key = \"file:key\""),
+            ("withdraw_delay = \"1d\"", "withdraw_delay = \"2d\""),
+            ("# min_deposit = \"$0.10\"", "min_deposit = \"$0.20\""),
+            ("max_timeout = \"5m\"", "max_timeout = \"6m\""),
+            ("withdraw_margin = \"5m\"", "withdraw_margin = \"4m\""),
+            ("max_wallet_exposure = \"$1\"", "max_wallet_exposure = \"$2\""),
+            ("max_in_flight = 32", "max_in_flight = 16"),
+            ("max_waiting = 64", "max_waiting = 65"),
+            ("max_wait = \"10s\"", "max_wait = \"9s\""),
+            ("instant = \"$0\"", "instant = \"$1\""),
+            ("per_peer_per_hour = 200", "per_peer_per_hour = 2"),
+            ("per_hour = 1000", "per_hour = 10"),
+            ("bad_signatures_per_minute = 60", "bad_signatures_per_minute = 61"),
+            ("max_requests = 4096", "max_requests = 4095"),
+            ("directory = \"books\"", "directory = \"other\""),
+            ("interval = \"10m\"\n# Earlier", "interval = \"11m\"\n# Earlier"),
+            ("allow_origins = [\"*\"]", "allow_origins = []"),
+            ("level = \"info\"", "level = \"debug\""),
+            ("format = \"auto\"", "format = \"json\""),
+            ("# access = ", "access = "),
+            ("price = \"$0.002\"", "price = \"$0.003\""),
+        ];
+        let text = changes.iter().fold(EXAMPLE.to_owned(), |text, (from, to)| {
+            assert!(text.contains(from), "{from}");
+            text.replacen(from, to, 1)
+        });
+        Config::parse(&text, "c.toml").unwrap()
+    }
+
+    #[test]
+    fn what_can_be_changed_live_is_and_the_rest_waits() {
+        let (running, next) = (Config::parse(EXAMPLE, "c.toml").unwrap(), other());
+        let mixed = running.applying(&next).unwrap();
+        for key in KEYS {
+            let expected = if key.when == When::Live { &next } else { &running };
+            assert!(!key.differs(&mixed, expected), "{} {}", key.section, key.name);
+            if key.when == When::Live && key.section != "[[route]]" {
+                assert!(key.differs(&running, &next), "{} {} is not tried", key.section, key.name);
+            }
+        }
+        assert_eq!(mixed.routes[0].price, next.routes[0].price);
+        let waiting = mixed.changes(&next);
+        assert!(waiting.iter().all(|change| change.when == "start") && waiting.len() >= 14, "{waiting:?}");
+        assert!(!format!("{waiting:?}").contains("s3cret"));
+        assert!(waiting.iter().any(|change| change.key == "[chain].rpc"));
+    }
+
+    #[test]
+    fn the_secret_part_of_an_rpc_url_is_compared_and_not_shown() {
+        let with = |key: &str| {
+            let text = EXAMPLE.replace("\"env:PEAJE_RPC\"", &format!("\"https://node.example/{key}\""));
+            Config::parse(&text, "c.toml").unwrap()
+        };
+        let changes = with("s3cret").changes(&with("0ther"));
+        assert_eq!(changes.len(), 1);
+        assert_eq!(
+            (changes[0].old.as_str(), changes[0].new.as_str()),
+            ("https://node.example/…", "https://node.example/…")
+        );
+        assert!(with("s3cret").changes(&with("s3cret")).is_empty());
+    }
+
+    #[test]
+    fn prices_of_another_token_are_not_taken() {
+        let running = Config::parse(EXAMPLE, "c.toml").unwrap();
+        for (from, to) in [
+            ("network = \"base-sepolia\"", "network = \"base\""),
+            (
+                "token = \"usdc\"",
+                "token = { address = \"0x036CbD53842c5426634e7929541eC2318f3dCF7e\", decimals = 7, domain_name = \"USDC\", \
+                 domain_version = \"2\" }",
+            ),
+        ] {
+            let next = Config::parse(&EXAMPLE.replacen(from, to, 1), "c.toml").unwrap();
+            assert_eq!(running.applying(&next).err(), Some(OtherMoney), "{to}");
+        }
+        assert!(running.applying(&running).is_ok());
+    }
+
+    #[test]
+    fn what_does_not_fit_what_runs_stays_as_it_runs() {
+        let config = |changes: &[(&str, &str)]| {
+            let text = changes.iter().fold(EXAMPLE.to_owned(), |text, (from, to)| text.replacen(from, to, 1));
+            Config::parse(&text, "c.toml").unwrap()
+        };
+        let running = config(&[]);
+        let quicker = config(&[
+            ("response_timeout = \"60s\"", "response_timeout = \"20s\""),
+            ("max_timeout = \"5m\"", "max_timeout = \"30s\""),
+        ]);
+        let mixed = running.applying(&quicker).unwrap();
+        assert_eq!(mixed.channel.max_timeout, running.channel.max_timeout);
+        let waiting: Vec<_> = mixed.changes(&quicker).into_iter().map(|change| change.key).collect();
+        assert_eq!(waiting, ["[upstream].response_timeout", "[channel].max_timeout"]);
+        let longer = config(&[
+            ("withdraw_delay = \"1d\"", "withdraw_delay = \"3d\""),
+            ("withdraw_margin = \"5m\"", "withdraw_margin = \"2d\""),
+        ]);
+        assert_eq!(running.applying(&longer).unwrap().channel.withdraw_margin, running.channel.withdraw_margin);
+    }
+}

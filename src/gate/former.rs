@@ -1,0 +1,193 @@
+//! Offers that were replaced and still hold.
+//!
+//! **Owns** the price lists that were in force until a moment ago. **Promises** that an agent which was quoted a price can
+//! pay it for the whole grace after a change: its payment is judged, held, corrected and charged by the list its quote
+//! came from; that a change of the list never costs what a list that did not change would not; and bounded memory,
+//! however often the list is changed. **Does not** bring back what is not sold any more: a path that the list in force does
+//! not sell is answered by the list in force.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+
+use super::policy::{Asked, Listing, Policy, Verdict};
+use crate::protocol::x402::{Action, Echo, Payment};
+
+/// How many former price lists are kept, at most; those that say the same are one. The oldest is forgotten for one more.
+pub const MAX_FORMER: usize = 256;
+
+/// How many routes the former price lists may have together. A list keeps the routes that did not change in common with
+/// the next one, but who changes all of a thousand routes again and again should not fill the memory.
+const MAX_FORMER_ROUTES: usize = 32_768;
+
+/// A list that was in force, and holds until a moment.
+#[derive(Debug, Clone)]
+struct FormerList {
+    policy: Arc<Policy>,
+    until: Instant,
+}
+
+/// The lists that were replaced and still hold, the latest first.
+#[derive(Debug, Clone, Default)]
+struct Lists {
+    lists: Vec<FormerList>,
+    /// How long a quote holds once its list was replaced, or its hour of the day is over.
+    grace: Duration,
+}
+
+/// What was offered until a moment ago. One for all clones of a gate.
+#[derive(Debug, Default)]
+pub(super) struct Former {
+    lists: ArcSwap<Lists>,
+    replacing: Mutex<()>,
+}
+
+impl Former {
+    /// For as long as this lives, nobody else replaces the list in force.
+    pub(super) fn replacing(&self) -> MutexGuard<'_, ()> {
+        self.replacing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the list that is about to be replaced. To be done before it is: a request that finds the next list in force
+    /// must find this one here.
+    pub(super) fn keep(&self, replaced: &Arc<Policy>, next: &Policy, grace: Duration, now: Instant) {
+        self.lists.store(Arc::new(self.lists.load().with(replaced, next, grace, now)));
+    }
+
+    /// How many lists are kept; some of them may be over.
+    pub(super) fn len(&self) -> usize {
+        self.lists.load().lists.len()
+    }
+
+    /// The list whose offer a payment answers, and when it made it, Unix seconds; nothing if it answers the list in
+    /// force, or none. `verdict` is what the list in force says of the request.
+    pub(super) fn offering(
+        &self,
+        current: &Arc<Policy>,
+        verdict: &Verdict<'_>,
+        asked: &Asked<'_>,
+        payment: &Payment<'_>,
+    ) -> Option<(Arc<Policy>, u64)> {
+        // As nearly always: the payment was compared with the offer in force while it was read.
+        let Echo::Other(_) = payment.accepted else { return None };
+        if offered(current, verdict, payment).is_none_or(|listing| answers(payment, listing)) {
+            return None;
+        }
+        let lists = self.lists.load();
+        let now = Instant::now();
+        // The hour of the day may have changed the price where the list did not.
+        let earlier = asked.at.saturating_sub(lists.grace.as_secs());
+        let former = lists.lists.iter().filter(|list| list.until > now).map(|list| &list.policy);
+        let candidates =
+            std::iter::once((current, earlier)).chain(former.flat_map(|list| [(list, asked.at), (list, earlier)]));
+        for (policy, at) in candidates {
+            let verdict = policy.judge(&Asked { at, ..*asked });
+            if offered(policy, &verdict, payment).is_some_and(|listing| answers(payment, listing)) {
+                return Some((Arc::clone(policy), at));
+            }
+        }
+        None
+    }
+}
+
+impl Lists {
+    fn with(&self, replaced: &Arc<Policy>, next: &Policy, grace: Duration, now: Instant) -> Self {
+        // What is in force needs no grace, and the latest of those that say the same holds longest.
+        let is_other = |list: &&FormerList| ![next.digest(), replaced.digest()].contains(&list.policy.digest());
+        let kept = self.lists.iter().filter(|list| list.until > now).filter(is_other).cloned();
+        let latest = FormerList { policy: Arc::clone(replaced), until: now + grace };
+        let latest = Some(latest).filter(|_| !grace.is_zero() && replaced.digest() != next.digest());
+        let mut routes = 0usize;
+        let lists = latest.into_iter().chain(kept).take(MAX_FORMER).take_while(|list| {
+            let first = routes == 0;
+            routes = routes.saturating_add(list.policy.routes().count());
+            first || routes <= MAX_FORMER_ROUTES
+        });
+        Self { lists: lists.collect(), grace }
+    }
+}
+
+/// What a list offers for a request; for a refund, whatever it offers at all.
+fn offered<'p>(policy: &'p Policy, verdict: &Verdict<'p>, payment: &Payment<'_>) -> Option<&'p Listing> {
+    match verdict {
+        Verdict::Paid(listing) => Some(listing),
+        _ if matches!(payment.action, Action::Refund(_)) => policy.first_paid(),
+        _ => None,
+    }
+}
+
+fn answers(payment: &Payment<'_>, listing: &Listing) -> bool {
+    listing.answered(&payment.accepted, matches!(payment.action, Action::Refund(_))).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::path::PathPattern;
+    use super::super::policy::{Price, Route, Terms, TokenTerms};
+    use super::*;
+    use crate::protocol::{Address, Amount, Network};
+
+    const GRACE: Duration = Duration::from_secs(30);
+
+    fn list(prices: &[u128]) -> Arc<Policy> {
+        let network = Network::by_name("base-sepolia").unwrap();
+        let terms = Terms {
+            chain_id: network.chain_id,
+            token: TokenTerms::preset(network.token("usdc").unwrap()),
+            pay_to: Address([1; 20]),
+            receiver_authorizer: Address([2; 20]),
+            withdraw_delay_s: 900,
+            max_timeout_s: 60,
+            max_in_flight: 1,
+            min_deposit: None,
+        };
+        let route = |(index, price): (usize, &u128)| {
+            Route::new(PathPattern::parse(&format!("/{index}")).unwrap(), Price::Fixed(Amount::new(*price)))
+        };
+        Arc::new(Policy::new(terms, "https://api.example", prices.iter().enumerate().map(route).collect()).unwrap())
+    }
+
+    fn digests(lists: &Lists) -> Vec<String> {
+        lists.lists.iter().map(|list| list.policy.digest().to_string()).collect()
+    }
+
+    #[test]
+    fn a_list_holds_for_the_grace_after_it_was_replaced_and_not_longer() {
+        let (a, b, c) = (list(&[1]), list(&[2]), list(&[3]));
+        let begun = Instant::now();
+        let lists = Lists::default().with(&a, &b, GRACE, begun);
+        assert_eq!(lists.lists.first().unwrap().until, begun + GRACE);
+        let just = lists.with(&b, &c, GRACE, begun + GRACE - Duration::from_millis(1));
+        assert_eq!(digests(&just), [b.digest(), a.digest()]);
+        let over = lists.with(&b, &c, GRACE, begun + GRACE);
+        assert_eq!(digests(&over), [b.digest()]);
+        assert!(Lists::default().with(&a, &b, Duration::ZERO, begun).lists.is_empty(), "no grace is none");
+    }
+
+    #[test]
+    fn what_comes_back_and_goes_again_is_kept_once() {
+        let (a, b) = (list(&[1]), list(&[2]));
+        let mut lists = Lists::default();
+        let begun = Instant::now();
+        for turn in 0..1_000 {
+            let (from, to) = if turn % 2 == 0 { (&a, &b) } else { (&b, &a) };
+            lists = lists.with(from, to, GRACE, begun);
+            assert_eq!(digests(&lists), [from.digest()], "turn {turn}");
+        }
+        assert_eq!(digests(&lists.with(&a, &a, GRACE, begun)), Vec::<String>::new(), "what is in force is not former");
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_oldest_list_is_forgotten_first() {
+        let begun = Instant::now();
+        let all: Vec<_> = (0..=300).map(|price| list(&[price + 1])).collect();
+        let lists = all.windows(2).fold(Lists::default(), |lists, pair| lists.with(&pair[0], &pair[1], GRACE, begun));
+        assert_eq!(lists.lists.len(), MAX_FORMER);
+        assert_eq!(lists.lists.first().unwrap().policy.digest(), all[299].digest());
+        let wide: Vec<_> = (0..40).map(|price| list(&[price + 1; 1_000])).collect();
+        let lists = wide.windows(2).fold(Lists::default(), |lists, pair| lists.with(&pair[0], &pair[1], GRACE, begun));
+        assert_eq!(lists.lists.len(), MAX_FORMER_ROUTES / 1_000);
+        assert_eq!(lists.lists.first().unwrap().policy.digest(), wide[38].digest());
+    }
+}
