@@ -175,7 +175,7 @@ mod tests {
             lists = lists.with(from, to, GRACE, begun);
             assert_eq!(digests(&lists), [from.digest()], "turn {turn}");
         }
-        assert_eq!(digests(&lists.with(&a, &a, GRACE, begun)), Vec::<String>::new(), "what is in force is not former");
+        assert_eq!(digests(&lists.with(&a, &a, GRACE, begun)), [b.digest()], "what is in force is not former");
     }
 
     #[test]

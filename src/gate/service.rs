@@ -131,27 +131,33 @@ impl Gate {
     {
         let current = self.policy();
         let mut draft = self.recorder.as_ref().map(|recorder| recorder.begin(&request));
-        let sent = take_payment(request.headers_mut());
         let former;
-        let (mut policy, mut asked) = (&current, Asked::of(&request));
-        let mut verdict = policy.judge(&asked);
-        let mut payment = read_payment(&sent, &verdict);
-        // Who was quoted a price a moment ago pays that one, although it was changed meanwhile.
-        former = payment.as_ref().ok().and_then(|sent| self.former.offering(&current, &verdict, &asked, sent));
-        if let Some((former, at)) = &former {
-            (policy, asked.at) = (former, *at);
-            verdict = policy.judge(&asked);
-            payment = read_payment(&sent, &verdict);
-        }
-        if let Some(draft) = &mut draft {
-            draft.judged(policy, &verdict);
-        }
-        let refund = matches!(&payment, Ok(Payment { action: x402::Action::Refund(_), .. }));
+        // What is borrowed here and not needed afterwards must not take room in the future.
+        let (policy, verdict, payment, is_unpaid) = {
+            let sent = take_payment(request.headers_mut());
+            let mut asked = Asked::of(&request);
+            let mut verdict = current.judge(&asked);
+            let mut payment = read_payment(&sent, &verdict);
+            // Who was quoted a price a moment ago pays that one, although it was changed meanwhile.
+            former = payment.as_ref().ok().and_then(|sent| self.former.offering(&current, &verdict, &asked, sent));
+            let mut policy = &current;
+            if let Some((former, at)) = &former {
+                (policy, asked.at) = (former, *at);
+                verdict = policy.judge(&asked);
+                payment = read_payment(&sent, &verdict);
+            }
+            if let Some(draft) = &mut draft {
+                draft.judged(policy, &verdict);
+            }
+            (policy, verdict, payment, matches!(sent, Sent::Nothing))
+        };
+        let refund = matches!(payment, Ok(Payment { action: x402::Action::Refund(_), .. }));
         let listing = match verdict {
             Verdict::Paid(listing) if request.method() != Method::OPTIONS => Some(listing),
             // A refund is taken on any path of the site: a client may have no other URL than a free one.
             _ if refund => policy.first_paid(),
             Verdict::Free(_) => {
+                // It keeps nothing of all that while it is served.
                 drop(payment);
                 return self.pass(request, inner, draft).await;
             }
@@ -168,7 +174,6 @@ impl Gate {
         let answered = payment.as_ref().ok().and_then(|payment| listing?.answered(&payment.accepted, refund));
         // Whoever pays with an offer finds it first.
         let offered = answered.or(listing.map(|listing| &listing.preferred));
-        let is_unpaid = matches!(sent, Sent::Nothing);
         let admission = match (payment, listing.zip(answered)) {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
             (Ok(payment), Some((listing, offered))) => {
