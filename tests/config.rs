@@ -1099,7 +1099,7 @@ fn every_limit_of_a_price_holds_at_its_boundary() {
         priced_at(&format!("{{ reported = {{ {name} = \"$1\" }}, most = \"$1\" }}"))
     };
     // What a sentence has beside the name.
-    let around = "$1.00 per 1 of ; at most $1.00, also if the usage is not reported; the sum is rounded up to a whole unit \
+    let around = "$1.00 for each of ; at most $1.00, also if the usage is not reported; the sum is rounded up to a whole unit \
                   of the token";
     let fine = [
         tiers(1),
