@@ -542,7 +542,8 @@ fn by_hand(tariff: &Tariff, answer: &Measured) -> Amount {
                 tokens.input + cached + written
             }),
             Unit::Reported(name) => {
-                answer.reported.iter().filter(|(reported, _)| reported == name).map(|(_, count)| *count).last()
+                let last = answer.reported.iter().rfind(|(reported, _)| reported == name);
+                last.map(|(_, count)| *count)
             }
         };
         let failed = matches!(answer.end, End::UpstreamFailed | End::Stopped);

@@ -112,7 +112,7 @@ mod tests {
              up to 1K, then $10.00 per 1M from 1K to 5500, then $0.000005 each, $0.0005 a second; at most \
              $0.25, also if the usage is not reported; the sum is rounded up to a whole unit of the token"
         );
-        let rates = vec![
+        let rates = [
             rate(Unit::RequestBytes, &[(None, 1, 1)]),
             rate(Unit::ResponseBytes, &[(None, 10_000, 1 << 20)]),
             rate(Unit::Milliseconds, &[(Some(90_000), 3, 60_000), (None, 1, 10_000)]),
