@@ -149,7 +149,7 @@ impl Bench {
         let offer = WrittenOffer::new(self.terms.offer(PRICE));
         let first = headers.iter().take(500).map(|header| header.as_bytes());
         let read = each(first.clone(), |header| {
-            let payment = Payment::read_for(header, &offer).unwrap();
+            let payment = Payment::read_for(header, [&offer]).unwrap();
             payment.accepted.answers(offer.offer()).then_some(payment)
         });
         let plain = each(first, |header| {
@@ -172,7 +172,7 @@ impl Bench {
         let plain_receipt = each(states.iter(), |state| x402::encode(&Receipt::charged(&network, payer, PRICE, state)));
 
         let resource = |url: &str| Resource { url: url.to_owned(), description: None, mime_type: None };
-        let written = WrittenQuote::new(&resource("https://api.example.com"), &offer, &Map::new());
+        let written = WrittenQuote::new(&resource("https://api.example.com"), &offer, [], &Map::new());
         let (error, path_and_query) = ("Payment required", "/paid?q=1");
         let details = QuoteDetails { error, path_and_query, corrective: None };
         let quote = each(0..500, |_| written.write(details, None));

@@ -58,6 +58,8 @@ pub struct ChannelLine {
     pub channel: ChannelId,
     /// Whose.
     pub payer: Address,
+    /// In what it is paid.
+    pub token: Address,
     /// Deposits less refunds and withdrawals, atomic units.
     pub balance: Amount,
     /// Charged in all, atomic units.
@@ -77,6 +79,7 @@ impl From<&Statement> for ChannelLine {
         Self {
             channel: statement.id,
             payer: statement.config.payer,
+            token: statement.config.token,
             balance: statement.view.balance,
             charged: statement.charged,
             claimed: statement.view.total_claimed,
@@ -98,10 +101,11 @@ pub struct RedemptionState {
     pub settings: RedemptionSettings,
 }
 
-/// What an operator has decided about redemption. Amounts are atomic units; where nothing is said, there is no such rule.
+/// What an operator has decided about redemption. Amounts are dollars, in units of the preferred token; where nothing is
+/// said, there is no such rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RedemptionSettings {
-    /// Decimal places of a dollar of the token.
+    /// Decimal places of a dollar of the preferred token.
     pub decimals: u8,
     /// Between two rounds, seconds.
     pub interval_s: u64,

@@ -383,35 +383,31 @@ async fn chain_findings(config: &Config, nodes: Result<Nodes, Finding>, gas: Opt
         findings.push(wrong);
         return findings;
     }
-    let token = &config.chain.token;
-    let at = match token.transfer {
-        Transfer::Eip3009 => ERC3009_COLLECTOR,
-        Transfer::Permit2 => PERMIT2_COLLECTOR,
-    };
-    let (head, price, settlement, collector, token_code, domain, balance) = tokio::join!(
-        chain.head(),
-        chain.gas_price(),
-        chain.has_code(SETTLEMENT),
-        chain.has_code(at),
-        chain.has_code(token.address),
-        chain.token_domain(token.address),
-        async {
+    let (head, price, settlement, balance) =
+        tokio::join!(chain.head(), chain.gas_price(), chain.has_code(SETTLEMENT), async {
             match gas {
                 Some(account) => Some((account, chain.gas_balance(account).await)),
                 None => None,
             }
-        },
-    );
+        });
     findings.push(head_finding(config, head, clock::now_s()));
     findings.push(contract_finding("settlement contract", SETTLEMENT, settlement));
-    findings.push(contract_finding("deposit collector", at, collector));
-    if token.transfer == Transfer::Permit2 {
-        let (code, nonce) =
-            tokio::join!(chain.has_code(PERMIT2), chain.permit_nonce(token.address, config.receiver.pay_to));
-        findings.push(contract_finding("Permit2", PERMIT2, code));
-        findings.extend(permit_finding(token, nonce));
+    for (transfer, what, at) in [
+        (Transfer::Eip3009, "deposit collector", ERC3009_COLLECTOR),
+        (Transfer::Permit2, "deposit collector", PERMIT2_COLLECTOR),
+        (Transfer::Permit2, "Permit2", PERMIT2),
+    ] {
+        if config.chain.tokens().any(|token| token.transfer == transfer) {
+            findings.push(contract_finding(what, at, chain.has_code(at).await));
+        }
     }
-    findings.extend(token_findings(token, config.chain.chain_id, token_code, domain));
+    for token in config.chain.tokens() {
+        if token.transfer == Transfer::Permit2 {
+            findings.extend(permit_finding(token, chain.permit_nonce(token.address, config.receiver.pay_to).await));
+        }
+        let (code, domain) = tokio::join!(chain.has_code(token.address), chain.token_domain(token.address));
+        findings.extend(token_findings(token, config.chain.chain_id, code, domain));
+    }
     findings.extend(balance.map(|(account, balance)| gas_finding(account, balance)));
     // What a facilitator pays is its own affair: for us gas is free, and no claim waits for it.
     if config.facilitator.is_none() {

@@ -128,15 +128,15 @@ pub(super) async fn connect_chain(config: &Config) -> Result<(AlloyChain, LocalK
 pub(super) async fn connect(config: &Config) -> Result<(Connection, LocalKey), Failure> {
     let (chain, authorizer) = connect_chain(config).await?;
     let Some(facilitator) = &config.facilitator else { return Ok((Connection::Ours(chain), authorizer)) };
-    let token = &config.chain.token;
-    let terms = DepositTerms {
+    let terms = config.chain.tokens().map(|token| DepositTerms {
+        token: token.address,
         domain_name: token.domain_name.clone(),
         domain_version: token.domain_version.clone(),
         max_timeout_s: config.channel.max_timeout.as_secs(),
-    };
+    });
     let settings = facilitator_settings(facilitator).map_err(|error| Failure::new(Exit::Config, error))?;
     let shown = settings.url.to_string();
-    let chain = FacilitatedChain::open(chain, settings, terms).await.map_err(|error: FacilitatorError| {
+    let chain = FacilitatedChain::open(chain, settings, terms.collect()).await.map_err(|error: FacilitatorError| {
         let error = anyhow::Error::new(error).context(format!("the facilitator {shown} cannot be used"));
         Failure::new(Exit::Chain, error).hint("peaje check")
     })?;

@@ -100,7 +100,8 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
             Err(Failure::message(Exit::Failed, "ended at once; unclaimed vouchers are in the books for the next start"))
         }
         Some(Some(report)) if !report.is_complete() => {
-            let message = format!("stopped with {} atomic units of vouchers not claimed", report.left);
+            let left = report.left.to_price(config.chain.token.decimals);
+            let message = format!("stopped with {left} of vouchers not claimed");
             Err(Failure::message(Exit::Chain, message).hint("they are in the books; the next start claims them"))
         }
         Some(_) => Ok(()),

@@ -17,7 +17,7 @@ use crate::admin;
 use crate::chain::Chain;
 use crate::config::{self, Config};
 use crate::gate::{Accounts, DepositLimits, Desk, Gate, Limits};
-use crate::protocol::{Amount, LocalKey};
+use crate::protocol::{Amount, Dollars, LocalKey};
 use crate::proxy::{Bounds, Cors, Listener, Upstream, UpstreamSettings};
 use crate::redeem::{Redemption, Report, Rules, Sending, Settings, Watch};
 use crate::store::{Latched, LedgerStore, Opening, StoreError};
@@ -205,7 +205,9 @@ impl Site {
 const MAX_LAST_REDEMPTION: Duration = Duration::from_secs(300);
 
 fn unclaimed(gate: &Gate) -> Amount {
-    gate.accounts().statements().iter().fold(Amount::ZERO, |sum, statement| sum.saturating_add(statement.unclaimed))
+    let (statements, dollars) = (gate.accounts().claimable(), gate.policy().dollars());
+    let each = statements.iter().map(|statement| dollars.of(statement.config.token, statement.unclaimed));
+    each.fold(Amount::ZERO, Amount::saturating_add)
 }
 
 /// How many threads serve. Where nobody knows how many cores there are, one does.
@@ -217,6 +219,7 @@ fn cores(config: &Config) -> NonZeroUsize {
 fn settings(config: &Config) -> Settings {
     let config::Redeem { interval, max_rows, max_age, max_gas_share_bps, .. } = config.redeem;
     let rules = Rules {
+        dollars: Dollars::default(),
         interval,
         max_unclaimed: config.redeem.max_unclaimed,
         max_unclaimed_per_channel: config.redeem.max_unclaimed_per_channel,
@@ -291,6 +294,7 @@ mod tests {
         let minutes = |count: u64| Duration::from_secs(60 * count);
         let dollars = |count: u128| Some(Amount::new(1_000_000 * count));
         let expected = Rules {
+            dollars: Dollars::default(),
             interval: minutes(7),
             max_unclaimed: dollars(1),
             max_unclaimed_per_channel: dollars(2),

@@ -129,14 +129,23 @@ pub struct Chain {
     pub chain_id: u64,
     /// Its nodes, the preferred one first; at least one, and none twice.
     pub rpc: Vec<RpcReference>,
-    /// The token that is paid.
+    /// The token that is preferred. Prices, and all that is said in dollars, are in its units.
     pub token: TokenTerms,
+    /// The others that are taken, in order; each can express every price and the least deposit.
+    pub other_tokens: Vec<TokenTerms>,
     /// How often receipts and events are asked for.
     pub poll: Duration,
     /// How many blocks, its own included, a transaction must have on it before it is believed for good; at least 1.
     pub confirmations: u64,
     /// How far behind the clock a node's newest block may be.
     pub max_lag: MaxLag,
+}
+
+impl Chain {
+    /// What is taken, the preferred token first.
+    pub fn tokens(&self) -> impl Iterator<Item = &TokenTerms> {
+        std::iter::once(&self.token).chain(&self.other_tokens)
+    }
 }
 
 /// How far behind the clock a node's newest block may be.
@@ -347,16 +356,21 @@ impl Config {
         resolve::resolve(text, file_name)
     }
 
-    /// The terms of every channel, once the authorizer's key is known.
+    /// The terms of channels in the preferred token, once the authorizer's key is known.
     pub fn terms(&self, receiver_authorizer: Address) -> Terms {
+        self.terms_in(&self.chain.token, receiver_authorizer)
+    }
+
+    fn terms_in(&self, token: &TokenTerms, receiver_authorizer: Address) -> Terms {
+        let (from, to) = (self.chain.token.decimals, token.decimals);
         Terms {
             chain_id: self.chain.chain_id,
-            token: self.chain.token.clone(),
+            token: token.clone(),
             pay_to: self.receiver.pay_to,
             receiver_authorizer,
             withdraw_delay_s: self.channel.withdraw_delay.as_secs(),
             max_timeout_s: self.channel.max_timeout.as_secs(),
-            min_deposit: self.channel.min_deposit,
+            min_deposit: self.channel.min_deposit.map(|least| least.about_in_decimals(from, to)),
             max_in_flight: self.channel.max_in_flight,
         }
     }
@@ -364,7 +378,9 @@ impl Config {
     /// The policy, once the authorizer's key is known. A [`Config`] has no ambiguous routes, so one that was not
     /// changed by hand does not fail here.
     pub fn policy(&self, receiver_authorizer: Address) -> Result<Policy, Vec<Ambiguity>> {
-        Policy::new(self.terms(receiver_authorizer), &self.server.public_url, self.routes.clone())
+        let terms = self.terms(receiver_authorizer);
+        let others = self.chain.other_tokens.iter().map(|token| self.terms_in(token, receiver_authorizer)).collect();
+        Policy::accepting(terms, others, &self.server.public_url, self.routes.clone())
     }
 }
 

@@ -416,12 +416,25 @@ impl Drop for Section<'_> {
 }
 
 impl<'a> Entry<'a> {
-    pub(super) fn as_text(&self) -> Option<&'a str> {
-        self.value.as_str()
+    /// The values of a list.
+    pub(super) fn items(&self) -> Option<Vec<Self>> {
+        let DeValue::Array(array) = self.value else { return None };
+        let item = |item: &'a toml::Spanned<DeValue<'a>>| Self {
+            value: item.get_ref(),
+            span: item.span(),
+            path: self.path.clone(),
+        };
+        Some(array.iter().map(item).collect())
     }
 
-    pub(super) fn span(&self) -> Range<usize> {
-        self.span.clone()
+    /// Where a key of a table stands, whoever reads it.
+    pub(super) fn place_of(&self, key: &str) -> Option<Range<usize>> {
+        let DeValue::Table(table) = self.value else { return None };
+        Some(table.get(key)?.span())
+    }
+
+    pub(super) fn as_text(&self) -> Option<&'a str> {
+        self.value.as_str()
     }
 
     pub(super) fn as_number(&self) -> Option<u64> {
@@ -433,13 +446,6 @@ impl<'a> Entry<'a> {
 
     pub(super) fn kind(&self) -> String {
         kind(self.value)
-    }
-
-    /// The items of a list, if it is one.
-    pub(super) fn items(&self) -> Option<impl Iterator<Item = Entry<'a>> + use<'a>> {
-        let DeValue::Array(array) = self.value else { return None };
-        let path = self.path.clone();
-        Some(array.iter().map(move |item| Entry { value: item.get_ref(), span: item.span(), path: path.clone() }))
     }
 
     /// The keys of a table and their values, if it is one whose keys are somebody else's choice.

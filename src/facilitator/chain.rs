@@ -58,7 +58,7 @@ const MAX_BLOCKS_SEARCHED: u64 = 20_000;
 pub struct FacilitatedChain {
     inner: AlloyChain,
     client: Client,
-    terms: DepositTerms,
+    terms: Vec<DepositTerms>,
     table: Arc<Mutex<Table>>,
     turns: Arc<Semaphore>,
 }
@@ -207,14 +207,14 @@ impl FacilitatedChain {
     /// Puts a facilitator in front of a chain that is only read, and asks whether it sends on that chain.
     ///
     /// One that cannot be asked at the moment is taken as it is: vouchers are good without it, and it may be back when it
-    /// is needed.
+    /// is needed. `terms` has each token that is deposited.
     ///
     /// # Errors
     /// It answers, and does not do what we need.
     pub async fn open(
         inner: AlloyChain,
         settings: FacilitatorSettings,
-        terms: DepositTerms,
+        terms: Vec<DepositTerms>,
     ) -> Result<Self, FacilitatorError> {
         let client = Client::new(settings)?;
         match client.supported(inner.chain_id()).await {

@@ -32,9 +32,11 @@ pub struct FacilitatorSettings {
     pub timeout: Duration,
 }
 
-/// What deposits are asked for with: the part of the offer that is not in a channel's terms.
+/// What deposits of one token are asked for with: the part of the offer that is not in a channel's terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DepositTerms {
+    /// The token.
+    pub token: crate::protocol::Address,
     /// The `name` of the token's EIP-712 domain.
     pub domain_name: String,
     /// The `version` of the token's EIP-712 domain.

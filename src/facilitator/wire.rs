@@ -117,7 +117,7 @@ pub(super) struct RowVoucher {
 
 impl Request {
     /// What to ask for a call; or why no facilitator can be asked for it.
-    pub(super) fn of(call: &Call, chain_id: u64, terms: &DepositTerms) -> Result<Self, &'static str> {
+    pub(super) fn of(call: &Call, chain_id: u64, terms: &[DepositTerms]) -> Result<Self, &'static str> {
         match call {
             Call::Deposit { config, amount, authorization, payment } => {
                 let FirstPayment { voucher, price } =
@@ -130,6 +130,8 @@ impl Request {
                     voucher: voucher.clone(),
                     deposit: Deposit { amount: *amount, authorization: DepositAuthorization::of(authorization) },
                 };
+                let terms = terms.iter().find(|terms| terms.token == config.token);
+                let terms = terms.ok_or("deposits of this token are not taken any more")?;
                 Ok(Self::new(payload, deposit_offer(config, *price, chain_id, terms)))
             }
             Call::ClaimWithSignature { rows, signature } => {
@@ -262,8 +264,14 @@ mod tests {
         }
     }
 
-    fn terms() -> DepositTerms {
-        DepositTerms { domain_name: "USDC".to_owned(), domain_version: "2".to_owned(), max_timeout_s: 60 }
+    fn terms() -> [DepositTerms; 2] {
+        let of = |token, name: &str| DepositTerms {
+            token,
+            domain_name: name.to_owned(),
+            domain_version: "2".to_owned(),
+            max_timeout_s: 60,
+        };
+        [of(Address([0xee; 20]), "Another"), of(config().token, "USDC")]
     }
 
     fn asked(call: &Call) -> Value {

@@ -393,22 +393,21 @@ impl Accounts {
         *count = count.saturating_add(1);
     }
 
-    /// Up to `most` channels on these terms that were not used since `since` (Unix seconds) and have at least `least` left
-    /// to give back, the longest unused first. Channels on which something is going on are not among them.
+    /// Up to `most` channels that were not used since `since` (Unix seconds), on terms and with so much left to give back as
+    /// `worth` asks for, the longest unused first. Channels on which something is going on are not among them.
     pub(crate) fn idle(
         &self,
         since: u64,
-        least: Amount,
         most: usize,
-        terms: impl Fn(&ChannelConfig) -> bool,
+        worth: impl Fn(&ChannelConfig, Amount) -> bool,
     ) -> Vec<(ChannelId, ChannelConfig)> {
         let mut idle = std::collections::BinaryHeap::new();
         for entry in &self.inner.channels {
             let Account { channel, used_at, .. } = &**entry.value();
             let at_rest = channel.in_flight() == 0 && !channel.is_refunding();
             let left = channel.refundable();
-            let worth = !left.is_zero() && left >= least && channel.view().withdrawal.is_none();
-            if *used_at < since && at_rest && worth && terms(&channel.config()) {
+            let has_some = !left.is_zero() && channel.view().withdrawal.is_none();
+            if *used_at < since && at_rest && has_some && worth(&channel.config(), left) {
                 idle.push((*used_at, channel.id()));
                 if idle.len() > most {
                     idle.pop();
@@ -870,14 +869,15 @@ mod tests {
             open(&accounts, number, balance, used_at);
         }
         let idle = |since, most| {
-            let found = accounts.idle(since, Amount::new(100), most, |_| true);
+            let found = accounts.idle(since, most, |_, left| left >= Amount::new(100));
             found.into_iter().map(|(id, _)| id).collect::<Vec<_>>()
         };
         assert_eq!(idle(1_000, 9), [id(2), id(3), id(1)], "the longest unused first; too little is left on 5");
         assert_eq!(idle(1_001, 9), [id(2), id(3), id(1), id(4)]);
         assert_eq!(idle(1_001, 2), [id(2), id(3)]);
         assert_eq!(idle(1_001, 0), []);
-        let foreign = accounts.idle(1_001, Amount::new(100), 9, |config| config.payer != Address([2; 20]));
+        let foreign =
+            accounts.idle(1_001, 9, |config, left| config.payer != Address([2; 20]) && left > Amount::new(99));
         assert_eq!(foreign.first().map(|(id, _)| *id), Some(id(3)));
         // A refund in progress, a withdrawal, money that came in, a touch.
         let ticket = accounts.begin_return(&id(2)).unwrap().unwrap();

@@ -14,11 +14,12 @@ use super::accounts::{self, Hold, Payer};
 use super::answer::Refusal;
 use super::desk::{DepositEnd, Place, RefundError};
 use super::patience::Look;
-use super::policy::{Listing, Policy, Terms, Transfer};
+use super::policy::{Offered, Route, Terms, Transfer};
+use super::tender::Tender;
 use super::turns::{self, Asked, Called, Reserved, Waiting, Wants};
 use super::{Gate, Peer};
 use crate::clock;
-use crate::ledger::{Channel, Reject, View};
+use crate::ledger::{self, Channel, Reject, View};
 use crate::protocol::channel::Authorizer;
 use crate::protocol::contracts::{PERMIT2, PERMIT2_COLLECTOR};
 use crate::protocol::deposit::{
@@ -41,7 +42,9 @@ const COUNTING_POLL: Duration = Duration::from_millis(500);
 
 /// A request that may be served, and how it pays.
 #[derive(Debug)]
-pub(super) struct Admitted {
+pub(super) struct Admitted<'a> {
+    /// In what.
+    pub(super) tender: &'a Tender,
     pub(super) hold: Hold,
     pub(super) payer: Payer,
     /// The transaction and the sum, if the request came with a deposit.
@@ -50,9 +53,9 @@ pub(super) struct Admitted {
 
 /// What became of a payment.
 #[derive(Debug)]
-pub(super) enum Admission {
+pub(super) enum Admission<'a> {
     /// Serve the request.
-    Serve(Admitted),
+    Serve(Admitted<'a>),
     /// It was a refund, and it was paid.
     Refunded { receipt: Receipt, state: ChannelState },
 }
@@ -75,8 +78,11 @@ enum Judged {
 
 /// A payment whose terms were checked: what the rest of the checks need.
 pub(super) struct Claimed<'a> {
-    pub(super) terms: &'a Terms,
+    tender: &'a Tender,
+    terms: &'a Terms,
     settlement: &'a Domain,
+    /// What the ledger has to know of the terms, in units of their token.
+    pub(super) limits: ledger::Limits,
     pub(super) id: ChannelId,
     config: ChannelConfig,
     bound: BoundConfig,
@@ -93,29 +99,23 @@ pub(super) struct Claimed<'a> {
 }
 
 impl Gate {
-    /// Judges a payment, relays what it has to relay, and holds its price.
-    pub(super) async fn admit(
+    /// Judges a payment that answers an offer of the route, relays what it has to relay, and holds its price.
+    pub(super) async fn admit<'a>(
         &self,
-        policy: &Policy,
-        offer: Option<&Listing>,
+        route: &'a Route,
+        offered: &'a Offered,
         payment: Payment<'_>,
         peer: Option<Peer>,
-        request: Option<&str>,
-    ) -> Result<Admission, Refusal> {
-        let terms = policy.terms();
-        let Some(Listing { route, price, offer, .. }) = offer else { return Err(Code::NoMatchingRequirements.into()) };
-        let (price, ours) = (*price, offer.offer());
+        request: Option<&'a str>,
+    ) -> Result<Admission<'a>, Refusal> {
+        let Offered { tender, price, .. } = offered;
+        let (terms, settlement, price) = (&tender.terms, &tender.settlement, *price);
         // What cannot be written down cannot be charged, and a deposit would only be locked up.
         if self.accounts.journal().latch().is_some() {
             return Err(Code::BooksUnavailable.into());
         }
         let refund = matches!(payment.action, Action::Refund(_));
-        let answers = if refund { payment.accepted.answers_terms_of(ours) } else { payment.accepted.answers(ours) };
-        if !answers {
-            return Err(Code::NoMatchingRequirements.into());
-        }
         check_extensions(&route.extensions, &payment.extensions)?;
-        let settlement = policy.settlement();
         let Payment { config, voucher, order, .. } = payment;
         check_terms(terms, &config)?;
         let bound = self.accounts.bind(&voucher.channel, &config, settlement);
@@ -125,7 +125,9 @@ impl Gate {
         }
         let (due, look) = ((!refund).then_some(price), Look::at(peer));
         let route = &route.name;
-        let claimed = Claimed { terms, settlement, id, config, bound, voucher, order, due, route, look, request };
+        let limits = self.limits.of_channels(tender);
+        let claimed =
+            Claimed { tender, terms, settlement, limits, id, config, bound, voucher, order, due, route, look, request };
         self.bear(&claimed)?;
         let outcome = match payment.action {
             Action::Pay => self.pay(&claimed, price, None, &mut Turn::default()).await.map(Admission::Serve),
@@ -140,13 +142,13 @@ impl Gate {
     }
 
     /// A voucher alone, or the voucher of a deposit that has landed.
-    async fn pay(
+    async fn pay<'a>(
         &self,
-        claimed: &Claimed<'_>,
+        claimed: &Claimed<'a>,
         price: Amount,
         deposited: Option<(Hash, Amount)>,
         turn: &mut Turn,
-    ) -> Result<Admitted, Refusal> {
+    ) -> Result<Admitted<'a>, Refusal> {
         let Claimed { id, voucher, .. } = claimed;
         let mut verified = None;
         let mut refreshed = false;
@@ -155,7 +157,7 @@ impl Gate {
             verified = Some(self.verify(claimed).await?);
             self.until_deposited(claimed, price, turn).await?;
         }
-        let limits = self.limits.of_channels(claimed.terms);
+        let limits = claimed.limits;
         let preview = |order| {
             let now = clock::now_s();
             let read = |channel: &Channel| channel.preview_hold(voucher.max_claimable, price, order, limits, now);
@@ -207,7 +209,7 @@ impl Gate {
                 Ok(mut hold) => {
                     hold.comes_from(claimed.look.peer());
                     let payer = Payer { address: claimed.config.payer, channel: *id };
-                    return Ok(Admitted { hold, payer, deposited });
+                    return Ok(Admitted { tender: claimed.tender, hold, payer, deposited });
                 }
                 // The books may only be behind: a deposit made past us, or a view gone old. Ask once.
                 Err(reject @ (Reject::ViewTooOld | Reject::ExceedsBalance | Reject::NoDeposit))
@@ -292,7 +294,7 @@ impl Gate {
             max: claimed.voucher.max_claimable,
             price,
             order: claimed.order,
-            limits: self.limits.of_channels(claimed.terms),
+            limits: claimed.limits,
             most: self.limits.max_waiting,
         };
         let longest = self.limits.max_wait.min(Duration::from_secs(claimed.terms.max_timeout_s));
@@ -304,13 +306,13 @@ impl Gate {
         turn.waiting.as_mut().ok_or(Code::ChannelBusy.into())
     }
 
-    async fn deposit_and_pay(
+    async fn deposit_and_pay<'a>(
         &self,
-        claimed: &Claimed<'_>,
+        claimed: &Claimed<'a>,
         price: Amount,
         deposit: Deposit,
         peer: Option<Peer>,
-    ) -> Result<Admitted, Refusal> {
+    ) -> Result<Admitted<'a>, Refusal> {
         let Claimed { terms, id, config, voucher, .. } = claimed;
         check_deposit(claimed, price, &deposit)?;
         // The voucher's signature is made with nothing at stake, but it keeps strangers from making us ask a node.
@@ -446,7 +448,7 @@ impl Gate {
         deposit: &Deposit,
     ) -> Result<Judged, Refusal> {
         let id = &claimed.id;
-        let limits = self.limits.of_channels(claimed.terms);
+        let limits = claimed.limits;
         let known = self.accounts.read(id, |channel| {
             let refused = if channel.is_full(limits) {
                 Some(Reject::Busy)
@@ -488,12 +490,12 @@ impl Gate {
         Ok(Judged::Relay)
     }
 
-    async fn refund(
+    async fn refund<'a>(
         &self,
-        claimed: &Claimed<'_>,
+        claimed: &Claimed<'a>,
         request: RefundRequest,
         peer: Option<Peer>,
-    ) -> Result<Admission, Refusal> {
+    ) -> Result<Admission<'a>, Refusal> {
         let Claimed { terms, id, config, .. } = claimed;
         let proof = self.verify(claimed).await?;
         if !self.accounts.knows(id) {
@@ -695,7 +697,7 @@ impl Gate {
                 .with_detail("a withdrawal of this channel can be finished soon; finish it, or use another channel"),
             Reject::WalletExposed => {
                 self.accounts.want_claim();
-                let most = self.limits.max_wallet_exposure;
+                let most = claimed.limits.max_wallet_exposure;
                 let detail = format!("at most {most} may wait to be claimed where the payer's own account signs");
                 Refusal::from(Code::WalletExposed).with_detail(detail)
             }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::policy::Terms;
+use super::tender::Tender;
 use crate::ledger;
 use crate::protocol::Amount;
 
@@ -31,7 +31,7 @@ pub struct Limits {
     /// How long before an announced withdrawal can be finished nothing is served on its channel any more, seconds.
     pub withdraw_margin_s: u64,
     /// The most that may wait to be claimed on a channel whose payer's own account approves its vouchers (a wallet, which
-    /// may refuse at claim time), atomic units. A price above it is never served on such a channel.
+    /// may refuse at claim time), in units of the preferred token. A price above it is never served on such a channel.
     pub max_wallet_exposure: Amount,
     /// How many requests of one channel may wait for their turn, beside those that are being served.
     pub max_waiting: usize,
@@ -56,9 +56,10 @@ impl Default for Limits {
 
 impl Limits {
     /// What the ledger has to know of it, and of the terms.
-    pub(super) fn of_channels(self, terms: &Terms) -> ledger::Limits {
+    pub(super) fn of_channels(self, tender: &Tender) -> ledger::Limits {
         let Self { withdraw_margin_s, max_wallet_exposure, .. } = self;
-        ledger::Limits { withdraw_margin_s, max_wallet_exposure, max_in_flight: terms.max_in_flight }
+        let (max_wallet_exposure, max_in_flight) = (tender.units(max_wallet_exposure), tender.terms.max_in_flight);
+        ledger::Limits { withdraw_margin_s, max_wallet_exposure, max_in_flight }
     }
 }
 

@@ -63,6 +63,7 @@ pub mod path;
 mod patience;
 pub mod policy;
 mod service;
+pub mod tender;
 mod turns;
 
 use std::sync::Arc;

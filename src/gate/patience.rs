@@ -240,7 +240,7 @@ impl Gate {
     }
 
     /// What became of it.
-    pub(super) fn looked(&self, claimed: &Claimed<'_>, outcome: &Result<Admission, Refusal>) {
+    pub(super) fn looked(&self, claimed: &Claimed<'_>, outcome: &Result<Admission<'_>, Refusal>) {
         let Look { peer: Some(peer), asked, strict } = &claimed.look else { return };
         match outcome {
             // One that is served vouches for its channel when it is charged.
@@ -269,10 +269,9 @@ impl Gate {
 
     /// Whether arithmetic has nothing against the voucher. That of a refund is in no step: it pays for nothing.
     fn in_step(&self, claimed: &Claimed<'_>) -> bool {
-        let Claimed { terms, id, voucher, order, due: Some(price), .. } = claimed else { return false };
-        let limits = self.limits.of_channels(terms);
+        let Claimed { limits, id, voucher, order, due: Some(price), .. } = claimed else { return false };
         let preview = self.accounts.read(id, |channel| {
-            channel.preview_hold(voucher.max_claimable, *price, *order, limits, clock::now_s()).is_ok()
+            channel.preview_hold(voucher.max_claimable, *price, *order, *limits, clock::now_s()).is_ok()
         });
         preview.unwrap_or(false)
     }

@@ -11,14 +11,16 @@ use http::{HeaderMap, Method, Request};
 use serde_json::{Map, Value, json};
 
 use super::path::{CleanPath, PathError, PathPattern};
+use super::tender::Tender;
 use crate::clock;
 use crate::pricing::{Measured, Schedule, StatusRule, Tariff};
 use crate::protocol::deposit::EIP2612_SPONSORING;
 use crate::protocol::x402::{
-    Echo, MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TARIFF, TRANSFER_METHOD, WrittenOffer, WrittenQuote,
-    network_of,
+    Echo, MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TRANSFER_METHOD, network_of,
 };
-use crate::protocol::{Address, Amount, ChannelConfig, Domain, Hash, Token};
+use crate::protocol::{Address, Amount, ChannelConfig, Dollars, Domain, Hash, Network, Token};
+
+pub use super::tender::{Listing, Offered};
 
 /// How long a quote stays good once another price of its route is in force, seconds, unless said otherwise.
 pub const QUOTE_GRACE_S: u64 = 60;
@@ -280,11 +282,9 @@ pub struct Ambiguity {
 /// A price list with its terms: an immutable snapshot that one request uses from beginning to end.
 #[derive(Debug)]
 pub struct Policy {
-    terms: Terms,
-    /// Made of the terms once, because every payment needs it and it takes five hashes.
-    settlement: Domain,
-    /// The network's name in headers.
-    network: String,
+    preferred: Arc<Tender>,
+    /// All of them, the preferred one first.
+    tenders: Vec<Arc<Tender>>,
     public_url: String,
     quote_grace_s: u64,
     entries: Vec<Entry>,
@@ -301,10 +301,13 @@ struct Entry {
 }
 
 impl Entry {
-    fn new(route: Arc<Route>, terms: &Terms, origin: &str) -> Self {
-        let listing = Listing::of(&route, &route.price, terms, origin);
+    fn new(route: Arc<Route>, tenders: &[Arc<Tender>], origin: &str) -> Self {
+        let Route { description, mime_type, .. } = &*route;
+        let (description, mime_type) = (description.clone(), mime_type.clone());
+        let resource = Resource { url: origin.to_owned(), description, mime_type };
+        let listing = Listing::of(&route, &route.price, tenders, &resource);
         let windows = route.schedule.windows().iter();
-        let by_window = windows.map(|(_, price)| Listing::of(&route, price, terms, origin)).collect();
+        let by_window = windows.map(|(_, price)| Listing::of(&route, price, tenders, &resource)).collect();
         Self { listing, by_window, route }
     }
 
@@ -319,43 +322,6 @@ impl Entry {
     /// What is in force at this moment, Unix seconds.
     fn listing_at(&self, at_s: u64) -> Option<&Listing> {
         self.listing_in(self.route.schedule.index_at(at_s))
-    }
-}
-
-/// A price of a route that costs something, with what its requests have in common made once.
-#[derive(Debug, Clone)]
-pub struct Listing {
-    /// The route.
-    pub route: Arc<Route>,
-    /// What a request costs: the route's price, or that of a window of its schedule. Not free.
-    pub cost: Price,
-    /// The most a request costs, above zero.
-    pub price: Amount,
-    /// The offer of a request.
-    pub offer: WrittenOffer,
-    /// The quote of a request.
-    pub quote: WrittenQuote,
-}
-
-impl Listing {
-    fn of(route: &Arc<Route>, cost: &Price, terms: &Terms, origin: &str) -> Option<Self> {
-        let price = cost.most()?;
-        let mut offer = terms.offer(price);
-        if let Price::Metered(tariff) = cost {
-            offer.extra.insert(TARIFF.to_owned(), json!(tariff.describe(terms.token.decimals)));
-        }
-        let offer = WrittenOffer::new(offer);
-        let Route { description, mime_type, extensions, .. } = &**route;
-        let resource =
-            Resource { url: origin.to_owned(), description: description.clone(), mime_type: mime_type.clone() };
-        let quote = WrittenQuote::new(&resource, &offer, extensions);
-        Some(Self { route: Arc::clone(route), cost: cost.clone(), price, offer, quote })
-    }
-
-    /// What an answer is charged that turned out like this: what it costs, as far as its status is charged. Never above
-    /// the price.
-    pub fn charge(&self, measured: &Measured) -> Amount {
-        self.route.status_rule.charge(measured.status, self.cost.cost(measured))
     }
 }
 
@@ -377,12 +343,30 @@ pub enum Verdict<'p> {
 impl Policy {
     /// Makes a policy. `public_url` is the origin clients see, without a trailing slash.
     pub fn new(terms: Terms, public_url: &str, routes: Vec<Route>) -> Result<Self, Vec<Ambiguity>> {
+        Self::accepting(terms, Vec::new(), public_url, routes)
+    }
+
+    /// Makes a policy with several tokens, the preferred one first. The prices of `routes` are in units of that one; in the
+    /// others they are the same dollars.
+    pub fn accepting(
+        preferred: Terms,
+        others: Vec<Terms>,
+        public_url: &str,
+        routes: Vec<Route>,
+    ) -> Result<Self, Vec<Ambiguity>> {
         let ambiguities = ambiguities(&routes);
         if !ambiguities.is_empty() {
             return Err(ambiguities);
         }
+        let decimals = preferred.token.decimals;
+        let preferred = Arc::new(Tender::of(preferred, decimals));
+        let others = others.into_iter().map(|terms| Arc::new(Tender::of(terms, decimals)));
+        let tenders: Vec<_> = std::iter::once(Arc::clone(&preferred)).chain(others).collect();
+        let sponsored =
+            |TokenTerms { transfer, sponsored, .. }: &TokenTerms| *transfer == Transfer::Permit2 && *sponsored;
+        let sponsors = tenders.iter().any(|tender| sponsored(&tender.terms.token));
         let with_terms = |mut route: Route| {
-            if terms.token.transfer == Transfer::Permit2 && terms.token.sponsored {
+            if sponsors {
                 route.extensions.entry(EIP2612_SPONSORING).or_insert_with(sponsoring);
             }
             Arc::new(route)
@@ -391,10 +375,9 @@ impl Policy {
         // Among equal paths a route that names its methods is the more specific one.
         routes.sort_by_key(|route| (route.pattern.specificity(), route.methods.is_empty()));
         let origin = public_url.trim_end_matches('/');
-        let entries = routes.into_iter().map(|route| Entry::new(route, &terms, origin)).collect();
-        let (settlement, network) = (terms.settlement(), terms.network());
+        let entries = routes.into_iter().map(|route| Entry::new(route, &tenders, origin)).collect();
         let (public_url, quote_grace_s) = (origin.to_owned(), QUOTE_GRACE_S);
-        Ok(Self { settlement, network, public_url, quote_grace_s, entries, terms })
+        Ok(Self { preferred, tenders, public_url, quote_grace_s, entries })
     }
 
     /// The same policy, where a quote stays good for so many seconds, at most [`MAX_QUOTE_GRACE_S`], once another price of
@@ -404,19 +387,33 @@ impl Policy {
         Self { quote_grace_s: quote_grace_s.min(MAX_QUOTE_GRACE_S), ..self }
     }
 
-    /// The terms of every channel.
+    /// The terms of channels in the preferred token.
     pub fn terms(&self) -> &Terms {
-        &self.terms
+        &self.preferred.terms
+    }
+
+    /// What is taken in payment, the preferred one first.
+    pub fn tenders(&self) -> &[Arc<Tender>] {
+        &self.tenders
+    }
+
+    /// How the tokens are counted together: in units of the preferred one.
+    pub fn dollars(&self) -> Dollars {
+        let taken = self.tenders.iter().map(|tender| (tender.terms.token.address, tender.terms.token.decimals));
+        // Books outlive the config they were begun under, so that what was taken once is counted too.
+        let known = Network::by_chain_id(self.terms().chain_id).map_or(&[][..], |network| network.tokens);
+        let known = known.iter().map(|token| (token.address(), token.decimals));
+        Dollars::new(self.terms().token.decimals, taken.chain(known))
     }
 
     /// The domain vouchers and claims are signed under.
     pub fn settlement(&self) -> &Domain {
-        &self.settlement
+        &self.preferred.settlement
     }
 
-    /// The network's name in headers.
+    /// The preferred network's name in headers.
     pub fn network(&self) -> &str {
-        &self.network
+        &self.preferred.network
     }
 
     /// The origin clients see.
@@ -486,13 +483,13 @@ impl Policy {
     /// route's schedule began or ended: a payment that answers an offer which was in force then has that offer's price.
     pub fn answered<'p>(&'p self, in_force: &'p Listing, accepted: &Echo<'_>, at_s: u64) -> &'p Listing {
         let route = &in_force.route;
-        if route.schedule.is_empty() || accepted.answers(in_force.offer.offer()) {
+        if route.schedule.is_empty() || in_force.answered(accepted, false).is_some() {
             return in_force;
         }
         let Some(entry) = self.entries.iter().find(|entry| Arc::ptr_eq(&entry.route, route)) else { return in_force };
         let lately = route.schedule.lately(at_s, self.quote_grace_s);
         let mut lately = lately.filter_map(|window| entry.listing_in(window));
-        lately.find(|listing| accepted.answers(listing.offer.offer())).unwrap_or(in_force)
+        lately.find(|listing| listing.answered(accepted, false).is_some()).unwrap_or(in_force)
     }
 }
 
@@ -555,7 +552,7 @@ mod tests {
 
     fn quote(listing: &Listing, path_and_query: &str) -> Quote {
         let details = QuoteDetails { error: "Payment required", path_and_query, corrective: None };
-        let (header, _) = listing.quote.write(details, None);
+        let (header, _) = listing.preferred.quote.write(details, None);
         crate::protocol::x402::decode(header.as_bytes()).unwrap()
     }
 
@@ -590,7 +587,7 @@ mod tests {
         for (method, path, expected) in cases {
             let price = match judge(&policy, &method, path) {
                 Verdict::Free(_) => Some(0),
-                Verdict::Paid(listing) => Some(listing.price.units()),
+                Verdict::Paid(listing) => Some(listing.preferred.price.units()),
                 Verdict::OtherMethods(methods) => {
                     assert_eq!(methods, [Method::GET]);
                     None
@@ -624,7 +621,7 @@ mod tests {
         for (path, expected) in taken {
             let price = match judge(&policy, &Method::GET, path) {
                 Verdict::Free(_) => 0,
-                Verdict::Paid(listing) => listing.price.units(),
+                Verdict::Paid(listing) => listing.preferred.price.units(),
                 other => panic!("{path}: {other:?}"),
             };
             assert_eq!(price, expected, "{path}");
@@ -640,7 +637,7 @@ mod tests {
             route("/b", &[Method::PUT], 4),
         ]);
         let price = |method: Method, path: &str| match judge(&policy, &method, path) {
-            Verdict::Paid(listing) => Some(listing.price.units()),
+            Verdict::Paid(listing) => Some(listing.preferred.price.units()),
             _ => None,
         };
         assert_eq!((price(Method::GET, "/a"), price(Method::POST, "/a")), (Some(1), Some(3)));

@@ -26,7 +26,8 @@ use super::accounts::{Charged, NotWritten, Payer};
 use super::admit::{Admission, Admitted};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
-use super::policy::{Asked, Listing, Policy, Verdict};
+use super::policy::{Asked, Listing, Verdict};
+use super::tender::Tender;
 use super::{Gate, Peer, meter};
 use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
 use crate::protocol::{Amount, ChannelId, Code, Hash};
@@ -137,7 +138,7 @@ impl Gate {
         };
         let payment = read_payment(&sent, listing);
         let refund = matches!(&payment, Ok(Payment { action: x402::Action::Refund(_), .. }));
-        let offer = match verdict {
+        let listing = match verdict {
             Verdict::Paid(listing) if request.method() != Method::OPTIONS => Some(listing),
             // A refund is taken on any path of the site: a client may have no other URL than a free one.
             _ if refund => policy.first_paid(),
@@ -154,22 +155,33 @@ impl Gate {
             Verdict::OtherMethods(methods) => return Ok(own(&request, answer::other_methods(&methods))),
             Verdict::Paid(..) => unreachable!("a paid route is either offered or an OPTIONS request"),
         };
-        let offer = match (&payment, offer) {
+        // Whoever was quoted a moment ago may pay what was in force then.
+        let listing = match (&payment, listing) {
             (Ok(payment), Some(in_force)) => Some(policy.answered(in_force, &payment.accepted, at_s)),
-            (Err(_), _) | (Ok(_), None) => offer,
+            _ => listing,
         };
-        let admission = match payment {
+        let answered = payment.as_ref().ok().and_then(|payment| listing?.answered(&payment.accepted, refund));
+        // Whoever pays with an offer finds it first.
+        let offered = answered.or(listing.map(|listing| &listing.preferred));
+        let admission = match (payment, listing.zip(answered)) {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
-            Ok(payment) => Box::pin(self.admit(&policy, offer, payment, peer, id)).await,
-            Err(refusal) => Err(refusal),
+            (Ok(payment), Some((listing, offered))) => {
+                Box::pin(self.admit(&listing.route, offered, payment, peer, id)).await
+            }
+            (Ok(_), None) => Err(Code::NoMatchingRequirements.into()),
+            (Err(refusal), _) => Err(refusal),
         };
         match admission {
-            Ok(Admission::Serve(admitted)) => Box::pin(self.serve_paid(&policy, request, id, inner, admitted)).await,
+            Ok(Admission::Serve(admitted)) => Box::pin(self.serve_paid(request, id, inner, admitted)).await,
             Ok(Admission::Refunded { receipt, state }) => Ok(own(&request, answer::refunded(&receipt, &state))),
             Err(refusal) => {
-                tracing::debug!(route = offer.map(|listing| &*listing.route.name), error = refusal.error(), "refused");
+                tracing::debug!(
+                    route = listing.map(|listing| &*listing.route.name),
+                    error = refusal.error(),
+                    "refused"
+                );
                 let hold_back = refusal.is_one_of(&[Code::PaymentRateLimited]);
-                let mut response = own(&request, refusal.into_response(offer, target_of(&request)));
+                let mut response = own(&request, refusal.into_response(offered, target_of(&request)));
                 if hold_back {
                     response.extensions_mut().insert(HoldBack);
                 }
@@ -200,16 +212,15 @@ impl Gate {
 
     async fn serve_paid<B, R, E, F>(
         &self,
-        policy: &Policy,
         mut request: Request<B>,
         id: Option<&str>,
         inner: impl FnOnce(Request<B>) -> F,
-        admitted: Admitted,
+        admitted: Admitted<'_>,
     ) -> Result<Response<AnswerBody<R>>, E>
     where
         F: Future<Output = Result<Response<R>, E>>,
     {
-        let Admitted { mut hold, payer, deposited } = admitted;
+        let Admitted { tender: Tender { terms, network, .. }, mut hold, payer, deposited } = admitted;
         // Made once: its checksum takes a hash.
         let payer_text = payer.address.text();
         introduce(request.headers_mut(), &payer_text, payer.channel, hold.price());
@@ -230,8 +241,6 @@ impl Gate {
                 return Err(error);
             }
         };
-        let terms = policy.terms();
-        let network = policy.network();
         let served = response.status() < StatusCode::BAD_REQUEST;
         let price = hold.price();
         let decimals = terms.token.decimals;
@@ -242,7 +251,7 @@ impl Gate {
                 Ok(posted) => match posted.written().await {
                     Ok(charged) => Some(receipt(network, payer, &payer_text, deposited, &charged)),
                     Err(not_written) => {
-                        let response = not_charged(policy, payer, id, deposited, not_written);
+                        let response = not_charged(network, payer, id, deposited, not_written);
                         return Ok(response.map(|body| AnswerBody::own(if head_only { Bytes::new() } else { body })));
                     }
                 },
@@ -291,7 +300,7 @@ fn receipt(
 /// The answer in place of one whose charge did not reach the books: what is not in them was not charged, and what was
 /// not charged is not shown. A deposit landed all the same.
 fn not_charged(
-    policy: &Policy,
+    network: &str,
     payer: Payer,
     id: Option<&str>,
     deposited: Option<(Hash, Amount)>,
@@ -301,7 +310,7 @@ fn not_charged(
     tracing::error!(request = id, channel = %payer.channel, reason, "a served request could not be charged");
     let mut refusal = Refusal::from(Code::BooksUnavailable);
     if let Some((transaction, amount)) = deposited {
-        let (network, nothing) = (policy.network(), Amount::ZERO);
+        let nothing = Amount::ZERO;
         refusal =
             refusal.with_receipt(Receipt::deposited(network, payer.address, transaction, amount, nothing, &state));
     }
@@ -380,7 +389,7 @@ fn read_payment<'p>(sent: &Sent, offered: Option<&'p Listing>) -> Result<Payment
         Sent::Payment(value) => value.as_bytes(),
     };
     let payment = match offered {
-        Some(listing) => Payment::read_for(value, &listing.offer),
+        Some(listing) => Payment::read_for(value, listing.offers()),
         None => Payment::read(value),
     };
     payment.map_err(|error| match &error {

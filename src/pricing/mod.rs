@@ -21,6 +21,7 @@
 //! 6. Of all this the answer's status decides a share ([`StatusRule`]), rounded up. Nothing is charged for an answer that
 //!    only asks for credentials or a payment (401, 402, 407), nor for a server's failure.
 
+mod decimals;
 pub mod measured;
 pub mod schedule;
 pub mod status;

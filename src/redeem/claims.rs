@@ -13,7 +13,7 @@ use super::Office;
 use super::plan::Claimant;
 use super::quarantine::{Quarantine, Refusal};
 use super::record::{CallError, rows_of};
-use super::round::Report;
+use super::round::{Report, TokenSums};
 use crate::chain::{Call, Chain, ChainError, Happening, Mined};
 use crate::clock;
 use crate::gate::Statement;
@@ -60,7 +60,7 @@ pub(super) async fn claim<C: Chain>(
         office.may_sign()?;
         let purpose = Purpose::Claim { rows: rows_of(&rows, &office.settlement()) };
         match office.carry_out(&claim_call(office, &rows), purpose, urgent).await {
-            Ok(mined) if mined.success => note_claims(&mined, work),
+            Ok(mined) if mined.success => note_claims(office, &mined, work),
             Ok(mined) => {
                 tracing::warn!(transaction = %mined.hash, rows = rows.len(), "a claim reverted when it was mined");
                 waiting.extend(after_revert(office, rows, reverted, &mined, work).await?);
@@ -230,13 +230,16 @@ fn reason(row: &ClaimRow, books: Option<&Statement>, error: &ChainError) -> Stri
 }
 
 /// Adds what the events say.
-fn note_claims(mined: &Mined, work: &mut Work<'_>) {
+fn note_claims<C: Chain>(office: &Office<C>, mined: &Mined, work: &mut Work<'_>) {
     work.block = work.block.max(mined.block);
     work.report.transactions.push(mined.on_chain());
     for event in &mined.events {
-        if let Happening::Claimed { amount, .. } = event.what {
+        if let Happening::Claimed { channel, amount, .. } = event.what
+            && let Some(token) = office.token_of(&channel)
+        {
             work.report.channels += 1;
-            work.report.claimed = work.report.claimed.saturating_add(amount);
+            let claimed = |sums: &mut TokenSums| sums.claimed = sums.claimed.saturating_add(amount);
+            work.report.count(token, office.dollars(), claimed);
         }
     }
 }

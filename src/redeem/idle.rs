@@ -11,7 +11,7 @@ use super::Office;
 use super::plan::in_units;
 use crate::chain::{Chain, GasPrice};
 use crate::clock;
-use crate::protocol::Amount;
+use crate::protocol::{Amount, ChannelConfig};
 
 /// How many channels are refunded between two looks.
 const MAX_AT_ONCE: usize = 8;
@@ -49,11 +49,13 @@ pub(super) async fn run<C: Chain>(office: Office<C>) {
 /// # Cancellation
 /// A refund that was asked for goes on.
 async fn look<C: Chain>(office: &Office<C>, idle: Duration) {
-    let decimals = office.gate.policy().terms().token.decimals;
     let unused_since = clock::now_s().saturating_sub(idle.as_secs());
     let ours = office.authorizer.address();
-    let found =
-        office.accounts().idle(unused_since, least(decimals), MAX_AT_ONCE, |config| config.receiver_authorizer == ours);
+    let dollars = office.dollars();
+    let enough = |config: &ChannelConfig, left: Amount| {
+        config.receiver_authorizer == ours && left >= least(dollars.decimals_of(config.token))
+    };
+    let found = office.accounts().idle(unused_since, MAX_AT_ONCE, enough);
     if found.is_empty() {
         return;
     }
@@ -64,7 +66,7 @@ async fn look<C: Chain>(office: &Office<C>, idle: Duration) {
             tracing::warn!(channel = %id, %error, "an idle channel cannot be read");
             return;
         }
-        match office.gate.give_back(&id, worth).await {
+        match office.gate.give_back(&id, dollars.in_token(config.token, worth)).await {
             Some(Ok(sent)) => {
                 tracing::info!(channel = %id, amount = %sent.amount, transaction = %sent.transaction, "an idle channel is refunded");
             }
@@ -80,7 +82,7 @@ fn least(decimals: u8) -> Amount {
     Amount::new(10_u128.checked_pow(zeros).unwrap_or(u128::MAX))
 }
 
-/// What the gas of a refund is worth, atomic units; nothing where the rules do not say what a coin is worth. `None` where
+/// What the gas of a refund is worth, in dollars; nothing where the rules do not say what a coin is worth. `None` where
 /// the price of gas cannot be read.
 async fn worth_its_gas<C: Chain>(office: &Office<C>) -> Option<Amount> {
     let Some(units_per_coin) = office.settings.rules.units_per_coin else { return Some(Amount::ZERO) };

@@ -39,7 +39,7 @@ use crate::chain::{Chain, ChainError};
 use crate::clock;
 use crate::gate::{Accounts, Gate, Questions};
 use crate::ledger::View;
-use crate::protocol::{ChannelConfig, ChannelId, Domain, LocalKey};
+use crate::protocol::{Address, ChannelConfig, ChannelId, Dollars, Domain, LocalKey};
 use crate::store::Opening;
 use flights::Flights;
 use follow::Follower;
@@ -51,7 +51,7 @@ pub use plan::{
     plan,
 };
 pub use preview::{PlannedBatch, Preview};
-pub use round::{Report, RowFailure};
+pub use round::{Report, RowFailure, TokenSums};
 pub use teller::Teller;
 pub use triggers::{Leftovers, Trigger, calls_for_a_round};
 pub use vitals::{InFlight, LastClaim, Quarantined, Vitals};
@@ -159,6 +159,16 @@ impl<C: Chain> Office<C> {
         self.gate.accounts()
     }
 
+    /// How the tokens are counted together.
+    pub(crate) fn dollars(&self) -> &Dollars {
+        &self.settings.rules.dollars
+    }
+
+    /// In what a channel of the books is paid.
+    fn token_of(&self, channel: &ChannelId) -> Option<Address> {
+        self.accounts().statement(channel).map(|statement| statement.config.token)
+    }
+
     /// The domain claims and refunds are signed under.
     pub(crate) fn settlement(&self) -> Domain {
         *self.gate.policy().settlement()
@@ -240,6 +250,7 @@ impl Redemption {
         opening: Opening,
     ) -> Self {
         settings.rules.max_wallet_exposure = gate.limits().max_wallet_exposure;
+        settings.rules.dollars = gate.policy().dollars();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (flights, last_run, notes) = (Flights::default(), LastRun::new(), Notes::default());
         let (accounts, kept) = (gate.accounts().clone(), Arc::new(settings.clone()));
@@ -294,7 +305,7 @@ impl Redemption {
 
     /// How redemption is doing.
     pub fn vitals(&self) -> Vitals {
-        self.notes.with_books(&self.accounts, &self.flights, self.heard.ago())
+        self.notes.with_books(&self.accounts, &self.flights, self.heard.ago(), &self.settings.rules.dollars)
     }
 
     /// How redemption is doing, if claims have failed for longer than they may; otherwise this costs nothing.

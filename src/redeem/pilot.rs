@@ -396,7 +396,7 @@ impl<C: Chain> Pilot<'_, C> {
         let (nonce, block, success) = (slot.nonce, mined.block, mined.success);
         tracing::debug!(transaction = %mined.hash, nonce, block, success, "a transaction is at its end");
         office.notes.spent(mined.fee_wei.unwrap_or_default());
-        let claimed = claimed_in(&mined);
+        let claimed = claimed_in(office, &mined);
         if !claimed.is_zero() {
             let last_claim = LastClaim { at: clock::now_s(), transaction: mined.on_chain(), claimed };
             office.notes.note(|vitals| vitals.last_claim = Some(last_claim));
@@ -414,10 +414,13 @@ impl<C: Chain> Pilot<'_, C> {
     }
 }
 
-/// What a transaction claimed, as the events say.
-pub(super) fn claimed_in(mined: &Mined) -> Amount {
+/// What a transaction claimed, as the events say, in dollars.
+fn claimed_in<C: Chain>(office: &Office<C>, mined: &Mined) -> Amount {
     mined.events.iter().fold(Amount::ZERO, |sum, event| match event.what {
-        Happening::Claimed { amount, .. } => sum.saturating_add(amount),
+        Happening::Claimed { channel, amount, .. } => {
+            let token = office.token_of(&channel);
+            sum.saturating_add(token.map_or(Amount::ZERO, |token| office.dollars().of(token, amount)))
+        }
         _ => sum,
     })
 }

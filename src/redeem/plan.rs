@@ -1,6 +1,7 @@
 //! What to claim: a pure function from books, the price of gas and rules to batches.
 //!
 //! **Owns** which rows go into which transaction, which of them wait and why, and what that is expected to cost.
+//! Tokens are counted together as dollars ([`Rules::dollars`]), rounded down where one is finer; rows are exact.
 //! **Promises** that every row with something to claim is in exactly one place ([`Plan`]'s four lists), that no
 //! transaction is larger than a chain takes, and that a row which waits is told with its reason. **Does not** ask or send
 //! anything: the gas it counts with is an estimate, and only what the chain says is booked.
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::chain::GasPrice;
 use crate::gate::Statement;
 use crate::protocol::claim::ClaimRow;
-use crate::protocol::{Address, Amount, ChannelId};
+use crate::protocol::{Address, Amount, ChannelId, Dollars};
 
 // What a claim takes, as measured on the deployed bytecode with signatures of keys (`benches/gas.rs`), rounded up.
 
@@ -68,16 +69,18 @@ pub struct Batch {
     pub rows: Vec<ClaimRow>,
     /// Whether a payer is withdrawing what these rows claim.
     pub urgent: bool,
-    /// What they add to what was claimed before, by these books.
+    /// What they add to what was claimed before, by these books, in dollars.
     pub claims: Amount,
 }
 
-/// When to claim, and what.
+/// When to claim, and what. Sums are dollars, in units of the preferred token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
+    /// How dollars are counted, which the gate's policy says and [`super::Redemption::start`] puts here.
+    pub dollars: Dollars,
     /// Between two rounds, if nothing calls for one earlier.
     pub interval: Duration,
-    /// Unclaimed in all: a round begins once it is more, atomic units.
+    /// Unclaimed in all: a round begins once it is more.
     pub max_unclaimed: Option<Amount>,
     /// The same for one channel.
     pub max_unclaimed_per_channel: Option<Amount>,
@@ -88,9 +91,9 @@ pub struct Rules {
     /// Rows whose gas costs a larger part of what they claim wait until they are worth more, in hundredths of a percent.
     /// It takes [`Rules::units_per_coin`].
     pub max_gas_share_bps: Option<u32>,
-    /// What one of the chain's own coins (10^18 wei) is worth, in atomic units of the token.
+    /// What one of the chain's own coins (10^18 wei) is worth.
     pub units_per_coin: Option<u128>,
-    /// The most that may be unclaimed on a wallet's channel, atomic units: the gate's
+    /// The most that may be unclaimed on a wallet's channel: the gate's
     /// [`crate::gate::Limits::max_wallet_exposure`], which [`super::Redemption::start`] puts here.
     pub max_wallet_exposure: Amount,
     /// Channels in one claim transaction, at most. What a transaction has room for is a limit too.
@@ -100,6 +103,7 @@ pub struct Rules {
 impl Default for Rules {
     fn default() -> Self {
         Self {
+            dollars: Dollars::default(),
             interval: Duration::from_secs(3_600),
             max_unclaimed: None,
             max_unclaimed_per_channel: None,
@@ -114,7 +118,7 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// What so much of the chain's coin is worth, atomic units, rounded up; nothing where no price is known.
+    /// What so much of the chain's coin is worth, dollars, rounded up; nothing where no price is known.
     pub fn worth(&self, wei: u128) -> Option<Amount> {
         self.units_per_coin.map(|units_per_coin| in_units(wei, units_per_coin))
     }
@@ -148,12 +152,12 @@ pub struct Plan {
     pub quarantined: Vec<Due>,
 }
 
-/// What is due on a channel.
+/// What is due on a channel, in dollars.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Due {
     /// The channel.
     pub channel: ChannelId,
-    /// How much, atomic units.
+    /// How much.
     pub due: Amount,
 }
 
@@ -164,18 +168,18 @@ pub struct Foreign {
     pub channel: ChannelId,
     /// Whose key it takes.
     pub authorizer: Address,
-    /// What is due, atomic units.
+    /// What is due, in dollars.
     pub due: Amount,
 }
 
-/// A channel whose claim waits.
+/// A channel whose claim waits. Sums are dollars.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Postponed {
     /// The channel.
     pub channel: ChannelId,
-    /// What is due, atomic units.
+    /// What is due.
     pub due: Amount,
-    /// What claiming it now would cost, its share of a whole transaction included, atomic units.
+    /// What claiming it now would cost, its share of a whole transaction included.
     pub cost: Amount,
     /// Why it waits.
     pub why: Why,
@@ -229,7 +233,7 @@ impl Batch {
 }
 
 impl Plan {
-    /// What it claims, atomic units.
+    /// What it claims, in dollars.
     pub fn claims(&self) -> Amount {
         sum(self.batches.iter().map(|batch| batch.claims))
     }
@@ -253,7 +257,7 @@ impl Plan {
         self.batches.iter().map(|batch| batch.cost(price)).fold(settlements, u128::saturating_add)
     }
 
-    /// What is due and not claimed by it, atomic units.
+    /// What is due and not claimed by it, in dollars.
     pub fn leaves(&self) -> Amount {
         let foreign = self.foreign.iter().map(|foreign| foreign.due);
         let postponed = self.postponed.iter().map(|postponed| postponed.due);
@@ -294,7 +298,7 @@ pub fn plan(
     let mut groups: BTreeMap<Group, Vec<Claim>> = BTreeMap::new();
     for statement in books {
         let Some(row) = claimable(statement) else { continue };
-        let due = row.total_claimed.saturating_sub(statement.view.total_claimed);
+        let due = due_on(statement, &rules.dollars);
         let (channel, urgent) = (statement.id, statement.view.withdrawal.is_some());
         let (signs, sends) = (claimant.signs_for(&row), claimant.sends_for(&row));
         if !signs && !sends {
@@ -335,7 +339,7 @@ pub fn plan(
     plan
 }
 
-/// What each of so many channels costs to claim, if all are claimed together, atomic units; nothing where no coin's price
+/// What each of so many channels costs to claim, if all are claimed together, in dollars; nothing where no coin's price
 /// is known. The settlement is not counted.
 pub fn claim_cost(rows: usize, rules: &Rules, price: &GasPrice) -> Option<Amount> {
     let max_rows = rows_per_transaction(rules.max_rows, Some(price));
@@ -358,7 +362,7 @@ struct Claim {
     channel: ChannelId,
     row: ClaimRow,
     due: Amount,
-    /// The highest cost at which it is claimed, atomic units.
+    /// The highest cost at which it is claimed, in dollars.
     bears: Amount,
 }
 
@@ -406,7 +410,7 @@ impl Pricing<'_> {
         claims
     }
 
-    /// What each of so many costs, atomic units, rounded up.
+    /// What each of so many costs, in dollars, rounded up.
     fn of_each(&self, count: usize) -> Amount {
         let transactions = count.div_ceil(self.max_rows.max(1));
         let wide = |number: usize| u128::try_from(number).unwrap_or(u128::MAX);
@@ -479,14 +483,15 @@ pub(super) fn claims_in_all(statement: &Statement) -> Option<Amount> {
     statement.row.as_ref().map(|row| row.total_claimed.min(statement.view.balance))
 }
 
-/// What can be claimed of a channel, by these books.
-pub(super) fn due_on(statement: &Statement) -> Amount {
-    claims_in_all(statement).map_or(Amount::ZERO, |total| total.saturating_sub(statement.view.total_claimed))
+/// What can be claimed of a channel, by these books, in dollars.
+pub(super) fn due_on(statement: &Statement, dollars: &Dollars) -> Amount {
+    let due = claims_in_all(statement).map_or(Amount::ZERO, |total| total.saturating_sub(statement.view.total_claimed));
+    dollars.of(statement.config.token, due)
 }
 
-/// What a batch adds to what was claimed before, by these books.
-pub(super) fn due(books: &[Statement]) -> Amount {
-    sum(books.iter().map(due_on))
+/// The same of all channels.
+pub(super) fn due(books: &[Statement], dollars: &Dollars) -> Amount {
+    sum(books.iter().map(|statement| due_on(statement, dollars)))
 }
 
 #[cfg(test)]
@@ -908,10 +913,10 @@ pub(super) mod tests {
             found.extend(planned.quarantined.iter().map(|row| row.channel));
             found.sort();
             let mut expected: Vec<_> =
-                books.iter().filter(|books| !due_on(books).is_zero()).map(|books| books.id).collect();
+                books.iter().filter(|books| !due_on(books, &rules.dollars).is_zero()).map(|books| books.id).collect();
             expected.sort();
             prop_assert_eq!(found, expected, "each once, and nothing else");
-            prop_assert_eq!(due(&books), planned.claims().checked_add(planned.leaves()).unwrap());
+            prop_assert_eq!(due(&books, &rules.dollars), planned.claims().checked_add(planned.leaves()).unwrap());
 
             if rules.max_gas_share_bps.is_none() || rules.units_per_coin.is_none() || price.is_none() {
                 prop_assert!(planned.postponed.is_empty(), "without a gas rule nothing waits");

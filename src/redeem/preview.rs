@@ -21,23 +21,23 @@ use crate::protocol::Amount;
 /// How many may wait for a preview at once.
 pub(super) const MAX_WAITING: usize = 16;
 
-/// What a round would do now.
+/// What a round would do now. Sums are dollars, in units of the preferred token, rounded down.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preview {
     /// The claim transactions, in order.
     pub batches: Vec<PlannedBatch>,
     /// Settlements after them, one for each receiver and token.
     pub settlements: usize,
-    /// What all of it claims, atomic units.
+    /// What all of it claims.
     pub claims: Amount,
     /// The gas all of it is expected to take, settlements included.
     pub gas: u64,
     /// What that is expected to cost, wei; nothing where the price of gas is not known.
     #[serde(with = "wei")]
     pub cost_wei: Option<u128>,
-    /// The same in atomic units of the token; nothing where the config does not say what a coin is worth.
+    /// The same in dollars; nothing where the config does not say what a coin is worth.
     pub cost: Option<Amount>,
-    /// What is due and stays where it is, atomic units: the sum of the next three.
+    /// What is due and stays where it is: the sum of the next three.
     pub leaves: Amount,
     /// What is not worth its gas yet.
     pub postponed: Vec<Postponed>,

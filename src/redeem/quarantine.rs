@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use super::plan::claims_in_all;
 use super::vitals::Quarantined;
 use crate::gate::Statement;
-use crate::protocol::{Amount, ChannelId};
+use crate::protocol::{Amount, ChannelId, Dollars};
 
 /// How long a channel stays out the first time, seconds; twice as long each time after that, up to
 /// [`MAX_BACKOFF_S`].
@@ -176,10 +176,10 @@ impl Quarantine {
     }
 
     /// Who is in it, for operators, the longest first.
-    pub(super) fn list(&self, claimable: &[Statement]) -> Vec<Quarantined> {
+    pub(super) fn list(&self, claimable: &[Statement], dollars: &Dollars) -> Vec<Quarantined> {
         let listed = |books: &Statement| {
             let Kept { refusal, since, until, .. } = self.0.get(&books.id)?;
-            let (reason, unclaimed) = (refusal.reason.clone(), books.unclaimed);
+            let (reason, unclaimed) = (refusal.reason.clone(), dollars.of(books.config.token, books.unclaimed));
             Some(Quarantined { channel: books.id, reason, since: *since, until: *until, unclaimed })
         };
         let mut list: Vec<_> = claimable.iter().filter_map(listed).collect();
@@ -236,7 +236,11 @@ mod tests {
             assert_eq!(quarantine.reason(&books.id), Some("bad"));
             now += wait;
         }
-        assert_eq!(quarantine.list(std::slice::from_ref(&books))[0].since, 1_000, "since the first time");
+        assert_eq!(
+            quarantine.list(std::slice::from_ref(&books), &Dollars::default())[0].since,
+            1_000,
+            "since the first time"
+        );
     }
 
     #[test]
@@ -278,9 +282,9 @@ mod tests {
         let mut quarantine = Quarantine::default();
         quarantine.put(&books(10, 0, 5, false), bad(false), 1_000);
         quarantine.keep_only(&[books(10, 0, 5, false)]);
-        assert_eq!(quarantine.list(&[books(10, 0, 5, false)]).len(), 1);
+        assert_eq!(quarantine.list(&[books(10, 0, 5, false)], &Dollars::default()).len(), 1);
         quarantine.keep_only(&[]);
-        assert_eq!(quarantine.list(&[books(10, 0, 5, false)]).len(), 0);
+        assert_eq!(quarantine.list(&[books(10, 0, 5, false)], &Dollars::default()).len(), 0);
     }
 
     /// Nothing but a finished withdrawal takes money away, and one may take no longer than a quarter of an hour.

@@ -8,7 +8,7 @@
 //!
 //! What is owed to be settled is read from the contract, so a crash between claim and settlement costs nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ use super::{MAX_LAGGING_READS, Office, Rules, Settings};
 use crate::chain::{Call, Chain, ChainError, Happening};
 use crate::clock;
 use crate::gate::Statement;
-use crate::protocol::{Address, Amount, ChannelId, Hash};
+use crate::protocol::{Address, Amount, ChannelId, Dollars, Hash};
 use crate::store::Purpose;
 
 /// How many channels that could not be claimed are named in the log, each round. The report has all.
@@ -36,17 +36,21 @@ const MAX_FAILURES_LOGGED: usize = 20;
 /// whose withdrawal is running does not wait that long.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// What a round did.
+/// What a round did. Sums are dollars, in units of the preferred token, rounded down; what became of each token is exact
+/// in [`Report::tokens`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// Channels claimed.
     pub channels: usize,
-    /// What they paid, as the `Claimed` events say, atomic units.
+    /// What they paid, as the `Claimed` events say.
     pub claimed: Amount,
-    /// What reached the receivers, as the `Settled` events say, atomic units.
+    /// What reached the receivers, as the `Settled` events say.
     pub settled: Amount,
-    /// What is still due on the channels we know, atomic units.
+    /// What is still due on the channels we know.
     pub left: Amount,
+    /// The same for each token of which something was claimed or settled, by its address.
+    #[serde(default)]
+    pub tokens: BTreeMap<Address, TokenSums>,
     /// The transactions, in order.
     pub transactions: Vec<Hash>,
     /// Rows that could not be claimed, those in quarantine included.
@@ -60,6 +64,15 @@ pub struct Report {
     /// What went wrong with the round as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// What a round did with one token, in its atomic units.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenSums {
+    /// What was claimed, as the `Claimed` events say.
+    pub claimed: Amount,
+    /// What reached the receivers, as the `Settled` events say.
+    pub settled: Amount,
 }
 
 /// A channel that could not be claimed.
@@ -77,6 +90,16 @@ impl Report {
         let waits = self.postponed.iter().map(|row| row.due);
         let waits = waits.fold(Amount::ZERO, |sum, due| sum.saturating_add(due));
         self.problem.is_none() && self.failures.is_empty() && self.left <= waits
+    }
+
+    /// Counts what became of a token.
+    pub(super) fn count(&mut self, token: Address, dollars: &Dollars, count: impl FnOnce(&mut TokenSums)) {
+        count(self.tokens.entry(token).or_default());
+        let in_dollars = |sum: fn(&TokenSums) -> Amount| {
+            let each = self.tokens.iter().map(|(token, sums)| dollars.of(*token, sum(sums)));
+            each.fold(Amount::ZERO, Amount::saturating_add)
+        };
+        (self.claimed, self.settled) = (in_dollars(|sums| sums.claimed), in_dollars(|sums| sums.settled));
     }
 
     /// Notes that a channel could not be claimed.
@@ -180,8 +203,8 @@ async fn round<C: Chain>(office: &Office<C>, quarantine: &mut Quarantine) -> (Re
             || format!("the contract refuses rows that no payer can have spoilt, and claims no others: {reason}");
         report.problem.get_or_insert_with(refusal);
     }
-    report.quarantined = quarantine.list(&claimable);
-    report.left = plan::due(&claimable);
+    report.quarantined = quarantine.list(&claimable, office.dollars());
+    report.left = plan::due(&claimable, office.dollars());
     report.failures.iter().for_each(|failure| left.leave_out(failure.channel));
     (report, left)
 }
@@ -200,7 +223,7 @@ async fn claim_and_settle<C: Chain>(
         let now = clock::now_s();
         let (plan, flying) = planned(office, &tried, work, now).await;
         *left = Leftovers::by(&plan, now);
-        flying.iter().for_each(|books| left.leave_to_flights(books.id, plan::due_on(books)));
+        flying.iter().for_each(|books| left.leave_to_flights(books.id, plan::due_on(books, office.dollars())));
         let Plan { batches, foreign, postponed, quarantined } = plan;
         for Due { channel, .. } in quarantined {
             tried.insert(channel);
@@ -281,7 +304,7 @@ async fn settle<C: Chain>(office: &Office<C>, work: &mut Work<'_>) -> Result<(),
     reaches(office, work.block).await?;
     let policy = office.gate.policy();
     let mut payees = office.accounts().payees();
-    payees.insert((policy.terms().pay_to, policy.terms().token.address));
+    payees.extend(policy.tenders().iter().map(|tender| (tender.terms.pay_to, tender.terms.token.address)));
     let mut problem = None;
     for (receiver, token) in payees {
         if let Err(error) = settle_with(office, receiver, token, &mut work.report).await {
@@ -321,7 +344,7 @@ async fn settle_with<C: Chain>(
     report.transactions.push(mined.on_chain());
     for event in &mined.events {
         if let Happening::Settled { amount, .. } = event.what {
-            report.settled = report.settled.saturating_add(amount);
+            report.count(token, office.dollars(), |sums| sums.settled = sums.settled.saturating_add(amount));
         }
     }
     Ok(())

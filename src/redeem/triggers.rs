@@ -38,9 +38,11 @@ pub enum Trigger {
 impl fmt::Display for Trigger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unclaimed(units) => write!(f, "{units} atomic units are unclaimed"),
-            Self::UnclaimedOn(channel, units) => write!(f, "{units} atomic units are unclaimed on channel {channel}"),
-            Self::UnclaimedOf(payer, units) => write!(f, "payer {payer} owes {units} atomic units"),
+            Self::Unclaimed(units) => write!(f, "{units} units of a dollar are unclaimed"),
+            Self::UnclaimedOn(channel, units) => {
+                write!(f, "{units} units of a dollar are unclaimed on channel {channel}")
+            }
+            Self::UnclaimedOf(payer, units) => write!(f, "payer {payer} owes {units} units of a dollar"),
             Self::Age(channel) => write!(f, "channel {channel} was not claimed for long"),
         }
     }
@@ -96,7 +98,7 @@ pub fn calls_for_a_round(books: &[Statement], rules: &Rules, now: u64, left: &Le
     let mut of_payers: BTreeMap<Address, Amount> = BTreeMap::new();
     for statement in books.iter().filter(|statement| !left.out.contains(&statement.id)) {
         let (channel, payer) = (statement.id, statement.config.payer);
-        let due = due_on(statement);
+        let due = due_on(statement, &rules.dollars);
         let before = left.postponed.get(&channel).copied();
         let was_old = before.is_some() && rules.is_old(statement, left.at);
         if !due.is_zero() && rules.is_old(statement, now) && !was_old {

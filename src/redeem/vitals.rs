@@ -15,19 +15,19 @@ use super::flights::Flights;
 use crate::chain::{Chain, NodeHealth};
 use crate::clock;
 use crate::gate::Accounts;
-use crate::protocol::{Amount, ChannelId, Hash};
+use crate::protocol::{Amount, ChannelId, Dollars, Hash};
 
-/// How redemption is doing.
+/// How redemption is doing. Sums are dollars, in units of the preferred token, rounded down.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Vitals {
-    /// Charged and not claimed, on all channels, atomic units: what would be lost with the keys.
+    /// Charged and not claimed, on all channels: what would be lost with the keys.
     pub unclaimed: Amount,
     /// Channels on which something is unclaimed.
     pub unclaimed_channels: usize,
     /// How long the oldest of it has waited, seconds.
     pub oldest_unclaimed_s: Option<u64>,
-    /// Charged and no longer covered by deposits, atomic units.
+    /// Charged and no longer covered by deposits.
     pub shortfall: Amount,
     /// The claim that was mined last.
     pub last_claim: Option<LastClaim>,
@@ -61,7 +61,7 @@ pub struct LastClaim {
     pub at: u64,
     /// The transaction, as people find it on chain.
     pub transaction: Hash,
-    /// What it claimed, atomic units.
+    /// What it claimed, in dollars.
     pub claimed: Amount,
 }
 
@@ -76,7 +76,7 @@ pub struct Quarantined {
     pub since: u64,
     /// When it is tried again, Unix seconds.
     pub until: u64,
-    /// What is unclaimed on it, atomic units.
+    /// What is unclaimed on it, in dollars.
     pub unclaimed: Amount,
 }
 
@@ -189,7 +189,13 @@ impl Notes {
     }
 
     /// What was noted, with what the books say and what is in flight at this moment.
-    pub(super) fn with_books(&self, accounts: &Accounts, flights: &Flights, silence: Duration) -> Vitals {
+    pub(super) fn with_books(
+        &self,
+        accounts: &Accounts,
+        flights: &Flights,
+        silence: Duration,
+        dollars: &Dollars,
+    ) -> Vitals {
         let mut vitals = {
             let noted = self.noted();
             let gas_lasts_s = noted.vitals.gas_balance_wei.and_then(|wei| noted.pace.lasts(wei, Instant::now()));
@@ -205,13 +211,15 @@ impl Notes {
         let mut quarantined: BTreeMap<_, _> = vitals.quarantined.iter_mut().map(|row| (row.channel, row)).collect();
         let add = |sum: Amount, more: Amount| sum.saturating_add(more);
         for books in accounts.claimable() {
-            vitals.unclaimed = add(vitals.unclaimed, books.unclaimed);
-            vitals.shortfall = add(vitals.shortfall, books.shortfall);
+            let token = books.config.token;
+            let unclaimed = dollars.of(token, books.unclaimed);
+            vitals.unclaimed = add(vitals.unclaimed, unclaimed);
+            vitals.shortfall = add(vitals.shortfall, dollars.of(token, books.shortfall));
             vitals.unclaimed_channels = vitals.unclaimed_channels.saturating_add(1);
             let waited = books.unclaimed_since.map(|since| now.saturating_sub(since));
             vitals.oldest_unclaimed_s = vitals.oldest_unclaimed_s.max(waited);
             if let Some(row) = quarantined.get_mut(&books.id) {
-                row.unclaimed = books.unclaimed;
+                row.unclaimed = unclaimed;
             }
         }
         vitals.chain_silence_s = silence.as_secs();

@@ -19,5 +19,6 @@ mod parallel;
 mod permit2;
 mod redeem;
 mod refund;
+mod shared;
 mod voucher;
 mod wire;

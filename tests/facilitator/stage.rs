@@ -326,11 +326,12 @@ async fn facilitated(rpc: RpcUrl, facilitator: &str, terms: Terms) -> Facilitate
     let settings = FacilitatorSettings { url: facilitator.parse().unwrap(), timeout: TIMEOUT };
     let inner = AlloyChain::connect(rpc, None).await.unwrap();
     let terms = DepositTerms {
+        token: terms.token.address,
         domain_name: terms.token.domain_name,
         domain_version: terms.token.domain_version,
         max_timeout_s: terms.max_timeout_s,
     };
-    FacilitatedChain::open(inner, settings, terms).await.unwrap()
+    FacilitatedChain::open(inner, settings, vec![terms]).await.unwrap()
 }
 
 async fn ask(http: reqwest::Client, url: String, header: Option<String>) -> Answer {

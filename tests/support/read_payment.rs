@@ -22,7 +22,7 @@ pub(crate) fn offer() -> WrittenOffer {
 #[track_caller]
 pub(crate) fn check_header(header: &[u8], offer: &WrittenOffer) -> bool {
     let plain = Payment::read(header);
-    let read = Payment::read_for(header, offer);
+    let read = Payment::read_for(header, [offer]);
     match (read, plain) {
         (Ok(read), Ok(plain)) => {
             let answers = plain.accepted.answers(offer.offer());

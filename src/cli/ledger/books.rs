@@ -104,8 +104,8 @@ pub(super) fn damaged(error: StoreError) -> Failure {
 impl Books {
     /// Decimal places of a token, from the config or, where that does not name the token, from the known networks.
     pub(super) fn decimals(&self, token: Address) -> Option<u8> {
-        let configured = self.config.as_ref().map(|config| &config.chain.token);
-        if let Some(token) = configured.filter(|configured| configured.address == token) {
+        let mut configured = self.config.iter().flat_map(|config| config.chain.tokens());
+        if let Some(token) = configured.find(|configured| configured.address == token) {
             return Some(token.decimals);
         }
         let network = Network::by_chain_id(self.identity.chain_id)?;

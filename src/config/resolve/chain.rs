@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::values::{HOUR, SECOND, address, counted, duration, names, one_of, read_duration, some_text};
+use super::tokens::tokens;
+use super::values::{HOUR, SECOND, counted, duration, names, read_duration};
 use crate::config::reader::{Given, Problem, Section, closest, quoted};
 use crate::config::{Chain, MaxLag, RpcReference};
-use crate::gate::policy::{TokenTerms, Transfer};
 use crate::protocol::Network;
 use crate::protocol::networks::NETWORKS;
 
@@ -17,9 +17,6 @@ const MAX_CONFIRMATIONS: u64 = 120;
 
 /// Confirmations on a chain without a preset.
 const DEFAULT_CONFIRMATIONS: u64 = 1;
-
-/// More than any token has, and few enough that `$1` fits in 128 bits.
-const MAX_DECIMALS: u64 = 30;
 
 pub(super) fn chain(mut section: Section<'_>) -> Option<Chain> {
     let network = section.text("network", network);
@@ -38,15 +35,17 @@ pub(super) fn chain(mut section: Section<'_>) -> Option<Chain> {
         lag => read_duration(lag, &(SECOND..=HOUR)).map(MaxLag::Of),
     });
     let chain = which_chain(&section, network, chain_id);
-    let token = token(&mut section, chain.as_ref());
+    let tokens = tokens(&mut section, chain.as_ref());
     let Which { chain_id, preset } = chain?;
+    let mut tokens = tokens?.into_iter();
     let network = preset.map(|preset| preset.name);
     let confirmations = confirmations.or(preset.map_or(DEFAULT_CONFIRMATIONS, |preset| preset.confirmations));
     Some(Chain {
         network,
         chain_id,
         rpc: rpc?,
-        token: token?,
+        token: tokens.next()?,
+        other_tokens: tokens.collect(),
         poll: poll?,
         confirmations: confirmations?,
         max_lag: max_lag.or(MaxLag::Unsaid)?,
@@ -69,9 +68,9 @@ fn bad_endpoints(endpoints: &[RpcReference]) -> Option<Problem> {
 }
 
 /// A chain, by preset or by number.
-struct Which {
-    chain_id: u64,
-    preset: Option<&'static Network>,
+pub(super) struct Which {
+    pub(super) chain_id: u64,
+    pub(super) preset: Option<&'static Network>,
 }
 
 fn which_chain(section: &Section<'_>, network: Given<&'static Network>, chain_id: Given<u64>) -> Option<Which> {
@@ -92,69 +91,6 @@ fn which_chain(section: &Section<'_>, network: Given<&'static Network>, chain_id
         (Given::Absent, Given::Value(id, _)) => Some(Which { chain_id: id, preset: Network::by_chain_id(id) }),
         _ => None,
     }
-}
-
-fn token(section: &mut Section<'_>, chain: Option<&Which>) -> Option<TokenTerms> {
-    const TABLE: &str = "a [chain.token] table with address, decimals, domain_name and domain_version";
-    let preset = chain.and_then(|chain| chain.preset);
-    let Some(entry) = section.entry("token") else {
-        let default = preset.and_then(|preset| preset.tokens.first()).map(TokenTerms::preset);
-        if let (Some(chain), None) = (chain, &default) {
-            section.missing("token", &format!("{TABLE}, because chain {} has no preset", chain.chain_id));
-        }
-        return default;
-    };
-    if let Some(table) = section.table(&entry, "token") {
-        return token_table(table);
-    }
-    let Some(symbol) = entry.as_text() else {
-        let problem = Problem::new(format!("expected a token's symbol, found {}", entry.kind()));
-        section.refuse(&entry, problem.fix(format!("write \"usdc\", or {TABLE}")));
-        return None;
-    };
-    // Without a chain there is nothing to look the symbol up in, and the chain's own error stands already.
-    let chain = chain?;
-    let found = preset.and_then(|preset| preset.token(&symbol.to_ascii_lowercase())).map(TokenTerms::preset);
-    if found.is_none() {
-        let problem = Problem::new(format!("{} is not a token known on chain {}", quoted(symbol), chain.chain_id));
-        let known = preset.map(|preset| names(preset.tokens.iter().map(|token| token.symbol)));
-        let fix = known.map_or_else(|| format!("write {TABLE}"), |known| format!("use {known}, or write {TABLE}"));
-        section.error("token", Some(entry.span()), problem.fix(fix));
-    }
-    found
-}
-
-/// How a token that is not known by its symbol may be taken.
-const TRANSFERS: [(&str, Transfer); 2] = [("eip3009", Transfer::Eip3009), ("permit2", Transfer::Permit2)];
-
-fn token_table(mut section: Section<'_>) -> Option<TokenTerms> {
-    let address = section.text("address", address);
-    let address = section.required("address", address, "address = \"0x…\", the token's contract");
-    let decimals = section.number("decimals", |decimals| match u8::try_from(decimals) {
-        Ok(small) if decimals <= MAX_DECIMALS => Ok(small),
-        _ => Err(Problem::new(format!("{decimals} decimal places are more than {MAX_DECIMALS}"))),
-    });
-    let decimals = section.required("decimals", decimals, "decimals = 6, as the token's contract says");
-    let domain_name = section.text("domain_name", some_text);
-    let domain_name =
-        section.required("domain_name", domain_name, "domain_name, the name in the token's EIP-712 domain");
-    let domain_version = section.text("domain_version", some_text);
-    let domain_version =
-        section.required("domain_version", domain_version, "domain_version, the version in the token's EIP-712 domain");
-    let transfer = section.text("transfer", |text| one_of(text, &TRANSFERS)).or(Transfer::Eip3009);
-    let sponsored = section.flag("sponsored");
-    if let (Given::Value(false, span), Some(Transfer::Eip3009)) = (&sponsored, transfer) {
-        let problem = Problem::new("is about Permit2, which is not how this token is taken");
-        section.error("sponsored", Some(span.clone()), problem.fix("remove it, or write transfer = \"permit2\""));
-    }
-    Some(TokenTerms {
-        address: address?,
-        decimals: decimals?,
-        domain_name: domain_name?,
-        domain_version: domain_version?,
-        transfer: transfer?,
-        sponsored: sponsored.or(true)?,
-    })
 }
 
 fn network(text: &str) -> Result<&'static Network, Problem> {

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::tokens::inexact;
 use super::values::{DAY, HOUR, MINUTE, SECOND, amount, counted, dollar, duration, whole_seconds};
-use crate::config::reader::{Problem, Section};
+use crate::config::reader::{Given, Problem, Section};
 use crate::config::{Chain, Channel, Deposits, Upstream, write_duration};
 use crate::protocol::Amount;
 use crate::protocol::channel::{MAX_WITHDRAW_DELAY_S, MIN_WITHDRAW_DELAY_S};
@@ -40,6 +41,11 @@ pub(super) fn channel(mut section: Section<'_>, chain: Option<&Chain>, upstream:
         }
         amount => Ok(amount),
     });
+    if let (Given::Value(amount, span), Some(chain)) = (&min_deposit, chain)
+        && let Some(problem) = inexact(chain, *amount)
+    {
+        section.error("min_deposit", Some(span.clone()), problem);
+    }
     let max_timeout = whole_seconds(&mut section, "max_timeout", MIN_MAX_TIMEOUT..=HOUR);
     let span = max_timeout.span();
     let max_timeout = max_timeout.or(5 * MINUTE);
@@ -81,8 +87,17 @@ pub(super) fn channel(mut section: Section<'_>, chain: Option<&Chain>, upstream:
     })
 }
 
-pub(super) fn deposits(mut section: Section<'_>, decimals: Option<u8>) -> Option<Deposits> {
-    let instant = section.text("instant", |text| amount(text, decimals)).or(Amount::ZERO);
+pub(super) fn deposits(mut section: Section<'_>, chain: Option<&Chain>) -> Option<Deposits> {
+    let decimals = chain.map(|chain| chain.token.decimals);
+    let instant = section.text("instant", |text| amount(text, decimals));
+    let differ = chain.is_some_and(|chain| chain.tokens().any(|token| token.decimals != chain.token.decimals));
+    if let (Given::Value(amount, span), true) = (&instant, differ)
+        && !amount.is_zero()
+    {
+        let problem = Problem::new("cannot be said for tokens with different decimal places");
+        section.error("instant", Some(span.clone()), problem.fix("leave instant out, or take tokens of one kind"));
+    }
+    let instant = instant.or(Amount::ZERO);
     let each = counted(&mut section, "per_peer_per_hour", 1..=MAX_DEPOSITS_PER_HOUR).or(200);
     let all = counted(&mut section, "per_hour", 1..=MAX_DEPOSITS_PER_HOUR).or(1_000);
     Some(Deposits {

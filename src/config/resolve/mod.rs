@@ -11,6 +11,7 @@ mod redeem;
 mod routes;
 mod server;
 mod statuses;
+mod tokens;
 mod upstream;
 mod values;
 
@@ -18,9 +19,10 @@ use std::collections::BTreeSet;
 
 use toml::de::DeTable;
 
-use super::Config;
 use super::error::ConfigErrors;
 use super::reader::{Report, Section};
+use super::{Chain, Config};
+use crate::gate::policy::Transfer;
 use chain::chain;
 use channel::{channel, deposits};
 use limits::limits;
@@ -61,18 +63,23 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
     let admin = admin(root.section("admin"), server_listen);
     let upstream = upstream(root.section("upstream"), server_listen);
     let chain = chain(root.section("chain"));
-    let facilitator = facilitator(root.section("facilitator"), chain.as_ref().map(|chain| chain.token.transfer));
+    let permit2 = chain.as_ref().is_some_and(|chain| chain.tokens().any(|token| token.transfer == Transfer::Permit2));
+    let facilitator = facilitator(root.section("facilitator"), permit2);
     let in_our_place = !matches!(facilitator, Some(None));
-    let receiver = receiver(root.section("receiver"), chain.as_ref().map(|chain| chain.token.address), in_our_place);
+    let tokens: Vec<_> = chain.iter().flat_map(Chain::tokens).map(|token| token.address).collect();
+    let receiver = receiver(root.section("receiver"), &tokens, in_our_place);
     let decimals = chain.as_ref().map(|chain| chain.token.decimals);
     let channel = channel(root.section("channel"), chain.as_ref(), upstream.as_ref());
-    let deposits = deposits(root.section("deposits"), decimals);
+    let deposits = deposits(root.section("deposits"), chain.as_ref());
     let limits = limits(root.section("limits"));
     let store = store(root.section("store"));
     let redeem = redeem(root.section("redeem"), chain.as_ref(), channel.as_ref());
     let cors = cors(root.section("cors"));
     let log = log(root.section("log"));
     let routes = routes(report, &mut root, decimals);
+    if let (Some(chain), Some(routes)) = (&chain, &routes) {
+        tokens::check_prices(report, &mut root, chain, routes);
+    }
     Some(Config {
         server: server?,
         admin: admin?,

@@ -259,7 +259,7 @@ fn rate(section: &Section<'_>, entry: &Entry<'_>, unit: Unit, counted: Counted, 
             let priced = priced(text, counted, money).map_err(refuse).ok();
             priced.map(|(price, per)| vec![Tier { up_to: None, price, per }])
         }
-        (None, Some(items)) => tiers(section, entry, items.collect(), counted, money),
+        (None, Some(items)) => tiers(section, entry, items, counted, money),
         (None, None) => {
             let problem = Problem::new(format!("expected a rate, found {}", entry.kind()));
             refuse(problem.fix(format!("write it like {}", counted.example())));

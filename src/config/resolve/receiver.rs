@@ -7,12 +7,12 @@ use crate::protocol::{Address, contracts};
 
 pub(super) fn receiver(
     mut section: Section<'_>,
-    token: Option<Address>,
+    tokens: &[Address],
     in_our_place: bool,
 ) -> Option<crate::config::Receiver> {
     let pay_to = section.text("pay_to", |text| {
         let address = address(text)?;
-        let contract = if Some(address) == token { Some("the token's") } else { None };
+        let contract = if tokens.contains(&address) { Some("the token's") } else { None };
         let contract = contract.or((address == contracts::SETTLEMENT).then_some("the settlement"));
         match contract {
             Some(which) => {

@@ -5,7 +5,6 @@ use http::Uri;
 use super::values::{DAY, HOUR, MINUTE, SECOND, amount, duration, plain_url};
 use crate::config::reader::{Given, Problem, Section, quoted};
 use crate::config::{Chain, Channel, Facilitator, Redeem, write_duration};
-use crate::gate::policy::Transfer;
 use crate::protocol::{Amount, Network};
 
 /// A transaction of more claims is larger than nodes accept (128 KiB).
@@ -24,7 +23,7 @@ const MAX_FEE_WEI: u128 = 1_000_000_000_000_000_000;
 const WEI_PER_GWEI: u128 = 1_000_000_000;
 
 /// Nothing, if something was refused; no facilitator, if none was named.
-pub(super) fn facilitator(mut section: Section<'_>, transfer: Option<Transfer>) -> Option<Option<Facilitator>> {
+pub(super) fn facilitator(mut section: Section<'_>, permit2: bool) -> Option<Option<Facilitator>> {
     let url = section.text("url", facilitator_url);
     let timeout = duration(&mut section, "timeout", SECOND..=HOUR).or(90 * SECOND);
     if !section.is_there() {
@@ -32,7 +31,7 @@ pub(super) fn facilitator(mut section: Section<'_>, transfer: Option<Transfer>) 
     }
     let span = url.span();
     let url = section.required("url", url, "url = \"https://…\", the facilitator's address");
-    if let (Some(Transfer::Permit2), Some(span)) = (transfer, span) {
+    if let (true, Some(span)) = (permit2, span) {
         let problem = Problem::new("cannot be used with transfer = \"permit2\": no deposit would be relayed");
         section.error("url", Some(span), problem.fix("remove [facilitator], and name receiver.gas_key"));
     }

@@ -1,6 +1,6 @@
 //! The payments nearly all requests come with, read in one pass.
 //!
-//! **Owns** the reading of a plain voucher that answers the offer it was asked with, as it stands in the header's JSON.
+//! **Owns** the reading of a plain voucher that answers an offer it was asked with, as it stands in the header's JSON.
 //! **Promises** that what it reads, [`super::Payment::read`] reads too, and to the same values: it reads less, namely no
 //! deposits or refunds, no key twice, no escapes where text matters, no signatures of another length than a key's, no
 //! extensions that are no object. **Does not** say why it did not read something; the plain way is asked then, and says.
@@ -19,23 +19,35 @@ use crate::protocol::voucher::SignedVoucher;
 /// The bytes of a key's signature.
 const KEY_SIGNATURE_BYTES: usize = 65;
 
-/// Reads a voucher payment that answers `offer`; nothing where it is anything else.
-pub(super) fn read<'o>(json: &[u8], offer: &'o WrittenOffer) -> Option<Payment<'o>> {
+/// Reads a voucher payment that answers one of the offers; nothing where it is anything else.
+pub(super) fn read<'o>(json: &[u8], offers: impl IntoIterator<Item = &'o WrittenOffer> + Clone) -> Option<Payment<'o>> {
     let mut cursor = Cursor::new(std::str::from_utf8(json).ok()?);
     cursor.white_space();
     let (mut version, mut accepted, mut extensions, mut paid) = (None, None, None, None);
     cursor.object(|key, cursor| match key {
         b"x402Version" => once(&mut version, cursor.number().filter(|version| *version == super::VERSION)),
-        b"accepted" => once(&mut accepted, offer.take_answer(cursor)),
+        b"accepted" => once(&mut accepted, answered(offers.clone(), cursor)),
         b"payload" => once(&mut paid, payload(cursor)),
         b"extensions" => once(&mut extensions, object(cursor)),
         _ => cursor.skip().map(drop),
     })?;
     cursor.end()?;
-    let ((), _) = (accepted?, version?);
+    let (offer, _) = (accepted?, version?);
     let (config, voucher, order) = paid?;
     let extensions = extensions.unwrap_or_default();
     Some(Payment { accepted: Echo::Of(offer), extensions, config, voucher, action: Action::Pay, order })
+}
+
+/// Passes over an echo, and says which offer it answers.
+fn answered<'o>(
+    offers: impl IntoIterator<Item = &'o WrittenOffer>,
+    cursor: &mut Cursor<'_>,
+) -> Option<&'o WrittenOffer> {
+    let start = *cursor;
+    offers.into_iter().find(|offer| {
+        *cursor = start;
+        offer.take_answer(cursor).is_some()
+    })
 }
 
 /// Fills a field that was not there before. Which of two counts depends on the reader, so none is read here.

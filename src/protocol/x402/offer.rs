@@ -225,7 +225,8 @@ impl Echo<'_> {
         self.is(offer) || self.loosely(|accepted| accepted.answers_terms_of(offer))
     }
 
-    fn is(&self, offer: &Offer) -> bool {
+    /// Whether it was found to answer this very one while it was read.
+    pub fn is(&self, offer: &Offer) -> bool {
         matches!(self, Self::Of(written) if std::ptr::eq(&written.offer, offer))
     }
 

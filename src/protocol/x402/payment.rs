@@ -204,10 +204,13 @@ impl Payment<'static> {
 }
 
 impl<'o> Payment<'o> {
-    /// Reads the header of a request that this was offered for. The result is that of [`Payment::read`], errors included;
-    /// a plain voucher that answers the offer takes a small part of the time.
-    pub fn read_for(text: &[u8], offer: &'o WrittenOffer) -> Result<Self, PaymentError> {
-        header::with_json(text, |json| match direct::read(json, offer) {
+    /// Reads the header of a request that these were offered for. The result is that of [`Payment::read`], errors included;
+    /// a plain voucher that answers one of the offers takes a small part of the time, the smallest for the first.
+    pub fn read_for(
+        text: &[u8],
+        offers: impl IntoIterator<Item = &'o WrittenOffer> + Clone,
+    ) -> Result<Self, PaymentError> {
+        header::with_json(text, |json| match direct::read(json, offers) {
             Some(payment) => Ok(payment),
             None => Payment::of(header::parse(json)?),
         })?

@@ -6,16 +6,17 @@ use super::header::{base64_of, with_room};
 use super::json::{write_part, write_string};
 use super::offer::{ChannelState, Resource, VERSION, VoucherState, WrittenOffer};
 
-/// The quote of a route with one offer, but for what each request makes of it: the JSON of [`super::Quote`] in pieces.
+/// The quote of a route, but for what each request makes of it: the JSON of [`super::Quote`] in pieces. A corrective is
+/// about its first offer, because stock clients look at no other.
 #[derive(Debug, Clone)]
 pub struct WrittenQuote {
     /// Up to the error.
     begin: Vec<u8>,
     /// From there into the resource's URL, which goes on with the path that was asked for.
     url: Vec<u8>,
-    /// From there into the offer's own terms, to which a corrective adds.
+    /// From there into the first offer's own terms, to which a corrective adds.
     offer: Vec<u8>,
-    /// From there up to the last bracket.
+    /// From there, with the other offers, up to the last bracket.
     end: Vec<u8>,
 }
 
@@ -31,8 +32,14 @@ pub struct QuoteDetails<'a> {
 }
 
 impl WrittenQuote {
-    /// Writes what is the same in all quotes for `resource`, whose URL is the origin only.
-    pub fn new(resource: &Resource, offer: &WrittenOffer, extensions: &Map<String, Value>) -> Self {
+    /// Writes what is the same in all quotes for `resource`, whose URL is the origin only, with the offer that is preferred
+    /// and then the others.
+    pub fn new<'o>(
+        resource: &Resource,
+        first: &WrittenOffer,
+        others: impl IntoIterator<Item = &'o WrittenOffer>,
+        extensions: &Map<String, Value>,
+    ) -> Self {
         let begin = format!("{{\"x402Version\":{VERSION},\"error\":").into_bytes();
         let mut url = b",\"resource\":{\"url\":\"".to_vec();
         write_part(&mut url, &resource.url);
@@ -45,9 +52,14 @@ impl WrittenQuote {
             write_string(&mut rest, note);
         }
         rest.extend_from_slice(b"},\"accepts\":[");
-        let terms = offer.text().strip_suffix("}}").expect("an offer ends with its own terms");
+        let terms = first.text().strip_suffix("}}").expect("an offer ends with its own terms");
         rest.extend_from_slice(terms.as_bytes());
-        let mut end = b"}}]".to_vec();
+        let mut end = b"}}".to_vec();
+        for other in others {
+            end.push(b',');
+            end.extend_from_slice(other.text().as_bytes());
+        }
+        end.push(b']');
         if !extensions.is_empty() {
             end.extend_from_slice(b",\"extensions\":");
             serde_json::to_writer(&mut end, extensions).expect("an object has string keys");
@@ -120,7 +132,7 @@ mod tests {
             (error, path, message) in (any::<String>(), any::<String>(), any::<Option<String>>()),
             (description, mime_type) in (any::<Option<String>>(), any::<Option<String>>()),
             (name, number) in (any::<String>(), any::<u128>()),
-            (own_terms, extended, corrective) in (any::<bool>(), any::<bool>(), 0..3u8),
+            (own_terms, extended, corrective, others) in (any::<bool>(), any::<bool>(), 0..3u8, 0..3u8),
         ) {
             let extra = if own_terms { json!({"name": name, "withdrawDelay": 900}) } else { json!({}) };
             let mut offer = Offer {
@@ -135,7 +147,10 @@ mod tests {
             let extensions = if extended { json!({name: {"info": {"a": error}}}) } else { json!({}) };
             let extensions = extensions.as_object().unwrap().clone();
             let resource = |url| Resource { url, description: description.clone(), mime_type: mime_type.clone() };
-            let written = WrittenQuote::new(&resource(origin.clone()), &WrittenOffer::new(offer.clone()), &extensions);
+            let others: Vec<_> = (0..others).map(|asset| Offer { asset: Address([asset; 20]), ..offer.clone() }).collect();
+            let first = WrittenOffer::new(offer.clone());
+            let written_others: Vec<_> = others.iter().cloned().map(WrittenOffer::new).collect();
+            let written = WrittenQuote::new(&resource(origin.clone()), &first, &written_others, &extensions);
 
             let signature = Signature::from_bytes([7; 65]).unwrap();
             let voucher = VoucherState { signed_max_claimable: Amount::new(number), signature };
@@ -155,7 +170,7 @@ mod tests {
                 x402_version: VERSION,
                 error: Some(error.clone()),
                 resource: resource(format!("{origin}{path}")),
-                accepts: vec![offer],
+                accepts: [vec![offer], others].concat(),
                 extensions,
             };
             prop_assert_eq!(decode::<Value>(header.as_bytes()).ok(), Some(json!(plain)).filter(|_| header.len() <= 16_384));
