@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use peaje::config::{Config, Cors, Deposits, Limits, LogFormat, LogLevel, MaxLag, known_keys};
 use peaje::gate::policy::{Price, Transfer};
+use peaje::pricing::{Rate, StatusRule, Tier, Unit};
 use peaje::protocol::{Address, Amount};
 use proptest::prelude::*;
 
@@ -1076,6 +1077,121 @@ fn every_error_of_a_price_says_where_what_and_how_to_fix_it() {
     for (text, expected) in cases {
         assert_eq!(errors(text), [*expected], "{text}");
     }
+}
+
+#[test]
+fn every_limit_of_a_price_holds_at_its_boundary() {
+    let tiers = |count: usize| {
+        let bounded: String = (1..count).map(|number| format!("{{ up_to = {number}, price = \"$1\" }}, ")).collect();
+        priced_at(&format!("{{ events = [{bounded}{{ price = \"$1\" }}], most = \"$1\" }}"))
+    };
+    let headers = |count: usize| {
+        let prices: Vec<_> = (0..count).map(|number| format!("x-{number} = \"$1\"")).collect();
+        priced_at(&format!("{{ reported = {{ {} }}, most = \"$1\" }}", prices.join(", ")))
+    };
+    let windows = |count: usize| {
+        let window =
+            |number| format!("[[route.at]]\nhours = \"00:{number:02}-00:{:02}\"\nprice = \"$1\"\n", number + 1);
+        with(&(0..count).map(window).collect::<String>())
+    };
+    let named = |length: usize| {
+        let name = "x".repeat(length);
+        priced_at(&format!("{{ reported = {{ {name} = \"$1\" }}, most = \"$1\" }}"))
+    };
+    // What a sentence has beside the name.
+    let around = "$1.00 for each of ; at most $1.00, also if the usage is not reported; the sum is rounded up to a whole unit \
+                  of the token";
+    let fine = [
+        tiers(1),
+        tiers(8),
+        headers(8),
+        windows(32),
+        named(1_000 - around.len()),
+        priced_at("{ events = \"$0.000000000000000001\", most = \"1 unit\" }"),
+        priced_at("{ events = \"1 unit\", base = \"$1\", most = \"$1\" }"),
+        priced_at("{ time = \"$1 / 1ms\", most = \"$1\" }"),
+        priced_at("{ input_tokens = \"$1 / 18446744073709551615\", most = \"$1\" }"),
+        priced_at("{ input_tokens = \"$1 / 1M\", cached_input_tokens = \"$0 / 1M\", most = \"$1\" }"),
+        priced_at("\"340282366920938463463374607431768211455 units\""),
+        with("charge_on = {}"),
+        with("charge_on = { 404 = \"0.01%\", 4xx = \"100%\", 5xx = \"0%\", 402 = \"0%\", 101 = \"50%\" }"),
+        with("[[route.at]]\nhours = \"23:59-24:00\"\nprice = \"free\""),
+        with(
+            "[[route.at]]\nhours = \"00:00-23:59\"\nprice = \"free\"\n[[route.at]]\nhours = \"23:59-00:00\"\nprice = \"$1\"",
+        ),
+        with(
+            "[[route.at]]\ndays = \"mon, wed-fri\"\nzone = \"europe/MADRID\"\nprice = { events = \"$1\", most = \"$1\" }",
+        ),
+    ];
+    for text in fine {
+        assert_eq!(errors(&text), Vec::<String>::new(), "{text}");
+    }
+    let beyond = [
+        tiers(9),
+        headers(9),
+        windows(33),
+        named(1_001 - around.len()),
+        priced_at("{ events = \"$0.0000000000000000001\", most = \"$1\" }"),
+        priced_at("{ events = \"1 unit\", base = \"$1.000001\", most = \"$1\" }"),
+        priced_at("{ input_tokens = \"$1 / 18446744073709551616\", most = \"$1\" }"),
+        with("charge_on = { 404 = \"100.01%\" }"),
+        with("charge_on = { 99 = \"1%\" }"),
+        with("[[route.at]]\nhours = \"23:59-24:01\"\nprice = \"free\""),
+        with("[[route.at]]\nhours = \"23:60-24:00\"\nprice = \"free\""),
+    ];
+    for text in beyond {
+        assert_eq!(errors(&text).len(), 1, "{text}: {:?}", errors(&text));
+    }
+}
+
+#[test]
+fn a_price_means_what_it_says() {
+    let route = |text: &str| Config::parse(text, "c.toml").unwrap().routes.swap_remove(0);
+    let tier = |up_to, price, per| Tier { up_to, price: Amount::new(price), per };
+    let rates = "{ base = \"$0.001\", request_bytes = \"$1 / 1 GiB\", response_bytes = \"3 units / 4096\", \
+                 time = \"$0.03 / 1m\", events = \"$0.0001\", input_tokens = \"$2.50 / 1M\", \
+                 cached_input_tokens = \"$0.0000000025 / 1\", cache_write_tokens = \"$3.125/1M\", \
+                 output_tokens = [{ up_to = \"10K\", price = \"$10 / 1M\" }, { up_to = 20000, price = \"$9 / 1B\" }, \
+                 { price = \"1 unit / 1\" }], reported = { x-a = \"$0.50 / 1K\", x-b = \"2 units\" }, most = \"$0.25\" }";
+    let Price::Metered(tariff) = route(&priced_at(rates)).price else { panic!("a table is a tariff") };
+    assert_eq!((tariff.base, tariff.most), (Amount::new(1_000), Amount::new(250_000)));
+    let expected = [
+        (Unit::RequestBytes, vec![tier(None, 1_000_000, 1 << 30)]),
+        (Unit::ResponseBytes, vec![tier(None, 3, 4_096)]),
+        (Unit::Milliseconds, vec![tier(None, 30_000, 60_000)]),
+        (Unit::Events, vec![tier(None, 100, 1)]),
+        (Unit::InputTokens, vec![tier(None, 2_500_000, 1_000_000)]),
+        (Unit::CachedInputTokens, vec![tier(None, 25, 10_000)]),
+        (Unit::CacheWriteTokens, vec![tier(None, 3_125_000, 1_000_000)]),
+        (
+            Unit::OutputTokens,
+            vec![
+                tier(Some(10_000), 10_000_000, 1_000_000),
+                tier(Some(20_000), 9_000_000, 1_000_000_000),
+                tier(None, 1, 1),
+            ],
+        ),
+        (Unit::Reported("x-a".into()), vec![tier(None, 500_000, 1_000)]),
+        (Unit::Reported("x-b".into()), vec![tier(None, 2, 1)]),
+    ];
+    let expected = expected.map(|(unit, tiers)| Rate { unit, tiers });
+    assert_eq!(tariff.rates, expected);
+    assert_eq!(route(&priced_at("\"2000 units\"")).price, Price::Fixed(Amount::new(2_000)));
+
+    let plain = route(MINIMAL);
+    assert!(plain.schedule.is_empty() && plain.status_rule == StatusRule::default());
+    let rule = route(&with("charge_on = { 404 = \"12.5%\", 3xx = \"0%\" }")).status_rule;
+    assert_eq!(rule.to_string(), "2xx 100%, 3xx 0%, 4xx 0%, 404 12.5%");
+    let schedule = route(&with(
+        "[[route.at]]\ndays = \"fri-mon\"\nprice = \"free\"\n[[route.at]]\ndays = \"tue,wed\"\n\
+         hours = \"22:00-06:00\"\nzone = \"UTC\"\nprice = \"$1\"",
+    ))
+    .schedule;
+    let written: Vec<_> =
+        schedule.windows().iter().map(|(window, price)| (window.to_string(), price.clone())).collect();
+    let dollar = Price::Fixed(Amount::new(1_000_000));
+    let expected = [("mon,fri-sun 00:00-24:00 UTC", Price::Free), ("tue,wed 22:00-06:00 UTC", dollar)];
+    assert_eq!(written, expected.map(|(window, price)| (window.to_owned(), price)));
 }
 
 #[test]

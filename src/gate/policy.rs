@@ -540,6 +540,7 @@ fn ambiguities(routes: &[Route]) -> Vec<Ambiguity> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pricing::{Days, End, Rate, Tier, Unit, Window};
     use crate::protocol::x402::{Quote, QuoteDetails};
 
     fn terms() -> Terms {
@@ -699,6 +700,100 @@ mod tests {
             let info = quote.extensions.get("eip2612GasSponsoring").map(|extension| &extension["info"]);
             assert_eq!(info, method.filter(|_| sponsored).map(|_| json!({"version": "1"})).as_ref());
         }
+    }
+
+    /// Every day from eight to nine, UTC, at this price.
+    fn at_eight(price: Price) -> Schedule<Price> {
+        let window = Window { days: Days::ALL, from_min: 480, until_min: 540, zone: jiff::tz::TimeZone::UTC };
+        Schedule::new(vec![(window, price)]).unwrap()
+    }
+
+    const EIGHT: u64 = 8 * 3_600;
+    const NINE: u64 = 9 * 3_600;
+
+    fn judge_at<'p>(policy: &'p Policy, path: &str, at: u64) -> Verdict<'p> {
+        let headers = HeaderMap::new();
+        policy.judge(&Asked { method: &Method::GET, path, query: None, host: None, headers: &headers, at })
+    }
+
+    #[test]
+    fn the_price_of_the_hour_is_in_force() {
+        let fixed = |price| Price::Fixed(Amount::new(price));
+        let policy = policy(vec![
+            Route { schedule: at_eight(fixed(5)), ..route("/dearer", &[], 3) },
+            Route { schedule: at_eight(Price::Free), ..route("/free", &[], 3) },
+            Route { schedule: at_eight(fixed(5)), ..route("/paid", &[], 0) },
+        ]);
+        let price = |path: &str, at| match judge_at(&policy, path, at) {
+            Verdict::Paid(listing) => {
+                assert_eq!(listing.offer.offer().amount, listing.price);
+                assert_eq!(quote(listing, path).accepts[0].amount, listing.price);
+                listing.price.units()
+            }
+            Verdict::Free(_) => 0,
+            other => panic!("{other:?}"),
+        };
+        for (path, at_eight, otherwise) in [("/dearer", 5, 3), ("/free", 0, 3), ("/paid", 5, 0)] {
+            let prices = [EIGHT - 1, EIGHT, NINE - 1, NINE].map(|at| price(path, at));
+            assert_eq!(prices, [otherwise, at_eight, at_eight, otherwise], "{path}");
+        }
+        let only_then = Policy::new(terms(), "", vec![Route { schedule: at_eight(fixed(5)), ..route("/a", &[], 0) }]);
+        assert_eq!(only_then.unwrap().first_paid().map(|listing| listing.price), Some(Amount::new(5)));
+    }
+
+    #[test]
+    fn a_quote_stays_good_for_a_while_once_another_price_is_in_force() {
+        let schedule = at_eight(Price::Fixed(Amount::new(5)));
+        let policy = policy(vec![Route { schedule, ..route("/a", &[], 3) }]).with_quote_grace(90);
+        let listing = |at| match judge_at(&policy, "/a", at) {
+            Verdict::Paid(listing) => listing,
+            other => panic!("{other:?}"),
+        };
+        let echo = |listing: &Listing| Echo::Other(serde_json::from_value(json!(listing.offer.offer())).unwrap());
+        let (dear, cheap) = (listing(EIGHT), listing(NINE));
+        let answered = |accepted: &Listing, at| policy.answered(listing(at), &echo(accepted), at).price.units();
+        // Of the window, until it has ended for so long.
+        for (at, price) in [(EIGHT, 5), (NINE - 1, 5), (NINE, 5), (NINE + 89, 5), (NINE + 90, 3)] {
+            assert_eq!(answered(dear, at), price, "{at}");
+        }
+        assert_eq!(answered(dear, EIGHT - 1), 3, "it was not in force yet");
+        // Of the time before it.
+        for (at, price) in [(EIGHT - 1, 3), (EIGHT, 3), (EIGHT + 89, 3), (EIGHT + 90, 5), (NINE, 3)] {
+            assert_eq!(answered(cheap, at), price, "{at}");
+        }
+        // What answers no offer is for the one in force to refuse.
+        let other = policy.terms().offer(Amount::new(4));
+        let other = Echo::Other(serde_json::from_value(json!(other)).unwrap());
+        assert_eq!(policy.answered(cheap, &other, NINE).price.units(), 3);
+    }
+
+    #[test]
+    fn only_the_offer_of_a_tariff_tells_it() {
+        let rate = Rate { unit: Unit::Events, tiers: vec![Tier { up_to: None, price: Amount::new(100), per: 1 }] };
+        let tariff = Tariff { base: Amount::new(50), rates: vec![rate], most: Amount::new(1_000) };
+        let metered = Price::Metered(Arc::new(tariff));
+        let policy = policy(vec![Route::new(PathPattern::parse("/m").unwrap(), metered), route("/f", &[], 7)]);
+        let Verdict::Paid(listing) = judge(&policy, &Method::GET, "/m") else { panic!() };
+        let offer = &quote(listing, "/m").accepts[0];
+        assert_eq!(offer.amount, Amount::new(1_000));
+        let text = "$0.00005 a request, $0.0001 an event; at most $0.001; the sum is rounded up to a whole unit of the \
+                    token";
+        assert_eq!(offer.extra["tariff"], json!(text));
+        let measured = |status| Measured {
+            status,
+            request_bytes: 0,
+            response_bytes: 0,
+            elapsed_ms: 0,
+            events: 3,
+            tokens: None,
+            reported: Vec::new(),
+            end: End::Complete,
+        };
+        assert_eq!(listing.charge(&measured(200)), Amount::new(350));
+        assert_eq!(listing.charge(&measured(404)), Amount::ZERO);
+        let Verdict::Paid(listing) = judge(&policy, &Method::GET, "/f") else { panic!() };
+        assert_eq!(quote(listing, "/f").accepts[0].extra.get("tariff"), None);
+        assert_eq!(listing.charge(&measured(200)), Amount::new(7));
     }
 
     #[test]

@@ -323,7 +323,8 @@ mod tests {
 
     #[test]
     fn at_most_one_window_holds() {
-        let week = |windows: &[(Days, (u16, u16), (u16, u16))]| {
+        type Part = (Days, (u16, u16), (u16, u16));
+        let week = |windows: &[Part]| {
             let windows = windows.iter().map(|(days, from, until)| (window(*days, *from, *until, "UTC"), ()));
             Schedule::new(windows.collect()).map(|_| ())
         };

@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn fractions_are_added_before_they_are_rounded() {
-        let cases: &[(&[(u128, u64, u64)], u128)] = &[
+        type Part = (u128, u64, u64);
+        let cases: &[(&[Part], u128)] = &[
             (&[], 7),
             (&[(5, 2, 0)], 7),
             (&[(1, 3, 1)], 8),

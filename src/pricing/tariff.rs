@@ -161,12 +161,10 @@ impl Unit {
 mod tests {
     use super::*;
 
-    fn tariff(base: u128, rates: &[(Unit, &[(Option<u64>, u128, u64)])], most: u128) -> Tariff {
-        let tier = |(up_to, price, per): &(Option<u64>, u128, u64)| Tier {
-            up_to: *up_to,
-            price: Amount::new(*price),
-            per: *per,
-        };
+    type Part = (Option<u64>, u128, u64);
+
+    fn tariff(base: u128, rates: &[(Unit, &[Part])], most: u128) -> Tariff {
+        let tier = |(up_to, price, per): &Part| Tier { up_to: *up_to, price: Amount::new(*price), per: *per };
         let rate = |(unit, tiers): &(Unit, &[_])| Rate { unit: unit.clone(), tiers: tiers.iter().map(tier).collect() };
         Tariff { base: Amount::new(base), rates: rates.iter().map(rate).collect(), most: Amount::new(most) }
     }
@@ -224,7 +222,7 @@ mod tests {
         let cached = (Unit::CachedInputTokens, &[(None, 1, 1)][..]);
         let written = (Unit::CacheWriteTokens, &[(None, 3, 1)][..]);
         let cost = |rates: &[(Unit, &[_])]| tariff(0, rates, 10_000).charge(&answer).units();
-        assert_eq!(cost(&[input.clone()]), 222);
+        assert_eq!(cost(std::slice::from_ref(&input)), 222);
         assert_eq!(cost(&[input.clone(), cached.clone()]), 212);
         assert_eq!(cost(&[input.clone(), written.clone()]), 322);
         assert_eq!(cost(&[input, cached.clone(), written]), 312);

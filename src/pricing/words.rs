@@ -49,16 +49,23 @@ fn price(tier: &Tier, unit: &Unit, decimals: u8, named: bool) -> String {
         (Unit::Milliseconds, 3_600_000) => return format!("{price} an hour"),
         (unit, per) => unit.count(per),
     };
-    match (named, unit) {
-        (true, Unit::RequestBytes) => format!("{price} per {count} of the request's body"),
-        (true, Unit::ResponseBytes) => format!("{price} per {count} of the answer's body"),
-        (true, Unit::Events) => format!("{price} per {count} events"),
-        (true, Unit::InputTokens) => format!("{price} per {count} input tokens"),
-        (true, Unit::CachedInputTokens) => format!("{price} per {count} cached input tokens"),
-        (true, Unit::CacheWriteTokens) => format!("{price} per {count} tokens written to the cache"),
-        (true, Unit::OutputTokens) => format!("{price} per {count} output tokens"),
-        (true, Unit::Reported(name)) => format!("{price} per {count} of {name}"),
-        (_, Unit::Milliseconds) | (false, _) => format!("{price} per {count}"),
+    let (one, many) = match unit {
+        Unit::RequestBytes => ("a byte of the request's body", "of the request's body"),
+        Unit::ResponseBytes => ("a byte of the answer's body", "of the answer's body"),
+        Unit::Milliseconds => return format!("{price} per {count}"),
+        Unit::Events => ("an event", "events"),
+        Unit::InputTokens => ("an input token", "input tokens"),
+        Unit::CachedInputTokens => ("a cached input token", "cached input tokens"),
+        Unit::CacheWriteTokens => ("a token written to the cache", "tokens written to the cache"),
+        Unit::OutputTokens => ("an output token", "output tokens"),
+        Unit::Reported(name) if named && tier.per == 1 => return format!("{price} for each of {name}"),
+        Unit::Reported(name) => ("each", &**name),
+    };
+    match (named, tier.per) {
+        (true, 1) => format!("{price} {one}"),
+        (true, _) => format!("{price} per {count} {many}"),
+        (false, 1) => format!("{price} each"),
+        (false, _) => format!("{price} per {count}"),
     }
 }
 
@@ -101,11 +108,11 @@ mod tests {
         let tariff = Tariff { base: Amount::new(1_000), rates, most: Amount::new(250_000) };
         assert_eq!(
             tariff.describe(6),
-            "$0.001 a request, $2.50 per 1M input tokens, $0.000001 per 3 cached input tokens, nothing per 1 output \
-             tokens up to 1K, then $10.00 per 1M from 1K to 5500, then $0.000005 per 1, $0.0005 a second; at most \
+            "$0.001 a request, $2.50 per 1M input tokens, $0.000001 per 3 cached input tokens, nothing an output token \
+             up to 1K, then $10.00 per 1M from 1K to 5500, then $0.000005 each, $0.0005 a second; at most \
              $0.25, also if the usage is not reported; the sum is rounded up to a whole unit of the token"
         );
-        let rates = vec![
+        let rates = [
             rate(Unit::RequestBytes, &[(None, 1, 1)]),
             rate(Unit::ResponseBytes, &[(None, 10_000, 1 << 20)]),
             rate(Unit::Milliseconds, &[(Some(90_000), 3, 60_000), (None, 1, 10_000)]),
@@ -115,14 +122,14 @@ mod tests {
         let tariff = Tariff { base: Amount::ZERO, rates: rates[..4].to_vec(), most: Amount::new(1) };
         assert_eq!(
             tariff.describe(0),
-            "$1 per 1 byte of the request's body, $10000 per 1 MiB of the answer's body, $3 a minute up to 90s, then $1 \
+            "$1 a byte of the request's body, $10000 per 1 MiB of the answer's body, $3 a minute up to 90s, then $1 \
              per 10s, $100 per 10 events; at most $1; the sum is rounded up to a whole unit of the token"
         );
         let reported = rate(Unit::Reported("x-units".into()), &[(None, 2, 1)]);
         let tariff = Tariff { base: Amount::ZERO, rates: vec![rates[4].clone(), reported], most: Amount::new(100) };
         assert_eq!(
             tariff.describe(2),
-            "$0.01 per 1K tokens written to the cache, $0.02 per 1 of x-units; at most $1.00, also if the usage is not \
+            "$0.01 per 1K tokens written to the cache, $0.02 for each of x-units; at most $1.00, also if the usage is not \
              reported; the sum is rounded up to a whole unit of the token"
         );
     }

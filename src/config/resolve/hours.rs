@@ -17,11 +17,10 @@ pub(super) fn schedule(report: &Report<'_>, route: &mut Section<'_>, money: Deno
     if count > MAX_WINDOWS {
         let problem = Problem::new(format!("there are more than {MAX_WINDOWS} windows"));
         route.error("at", None, problem);
-        return None;
     }
     let spans: Vec<_> = sections.iter().map(Section::span).collect();
     let windows: Vec<_> = sections.into_iter().filter_map(|section| window(section, money)).collect();
-    if windows.len() < count {
+    if windows.len() < count || count > MAX_WINDOWS {
         return None;
     }
     let line = |place: usize| spans.get(place).cloned().flatten().map_or(0, |span| report.line(&span));
