@@ -7,6 +7,7 @@ mod payer;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alloy::primitives::Uint;
 use bytes::Bytes;
@@ -210,7 +211,7 @@ fn requests_cost_what_the_table_says() {
         };
         let charge = listing.map_or(Amount::ZERO, |listing| {
             assert_eq!(quoted(listing).to_price(DECIMALS), row.quote, "{line}");
-            listing.charge(&row.measured)
+            listing.charge(&listing.preferred, &row.measured)
         });
         assert_eq!(format!("{charge} = {}", charge.to_price(DECIMALS)), row.charge, "{line}");
     }
@@ -230,7 +231,7 @@ async fn requests_are_charged_what_the_table_says() {
             continue;
         }
         rows += 1;
-        let offer = listing.offer.offer();
+        let offer = listing.preferred.offer.offer();
         let till = Till::open(&gate, &json!(offer), offer.amount);
         let before = till.charged();
         let answer = till.ask(row.method.clone(), row.measured.status, None).await;
@@ -307,7 +308,7 @@ impl Row<'_> {
 
     /// Whether the gate can be asked for it here: what it cannot measure, or would have to wait for, it cannot charge.
     fn can_be_sent(&self, listing: &Listing) -> bool {
-        let fixed = matches!(listing.cost, Price::Fixed(_)) && listing.route.schedule.is_empty();
+        let fixed = matches!(listing.preferred.charged, Price::Fixed(_)) && listing.route.schedule.is_empty();
         let usual_statuses = listing.route.status_rule == Default::default();
         fixed && usual_statuses && self.measured.end == End::Complete && self.measured.status != 101
     }
@@ -370,7 +371,7 @@ fn unmeasured(status: u16) -> Measured {
 /// What a client is told that the request costs at most.
 fn quoted(listing: &Listing) -> Amount {
     let details = QuoteDetails { error: "Payment required", path_and_query: "/paid", corrective: None };
-    let (header, _) = listing.quote.write(details, None);
+    let (header, _) = listing.preferred.quote.write(details, None);
     let quote: Quote = x402::decode(header.as_bytes()).unwrap();
     quote.accepts[0].amount
 }
@@ -435,7 +436,7 @@ fn gate_for(tariff: Tariff, accounts: Accounts) -> Gate {
 async fn post_all(gate: &Gate, charges: &[Amount]) -> (ChannelId, Amount) {
     let policy = gate.policy();
     let listing = policy.first_paid().unwrap();
-    let till = Till::open(gate, &json!(listing.offer.offer()), listing.price);
+    let till = Till::open(gate, &json!(listing.preferred.offer.offer()), listing.preferred.price);
     for charge in charges {
         let answer = till.ask(Method::GET, 200, Some(*charge)).await;
         assert_eq!(answer.status(), StatusCode::OK);
@@ -643,7 +644,7 @@ fn changed_this_minute(before: u128, since: u128) -> Policy {
 async fn who_was_quoted_the_price_of_the_hour_before_pays_that() {
     let offer = |price| json!(usual_terms().offer(Amount::new(price)));
     // A minute may pass meanwhile.
-    let gate = Gate::new(changed_this_minute(3, 5).with_quote_grace(300), Desk::closed());
+    let gate = Gate::new(changed_this_minute(3, 5), Desk::closed()).with_quote_grace(Duration::from_secs(300));
     for (price, charged) in [(5, 5), (3, 8)] {
         let till = Till::open(&gate, &offer(price), Amount::new(price));
         let answer = till.ask(Method::GET, 200, None).await;
@@ -658,7 +659,7 @@ async fn who_was_quoted_the_price_of_the_hour_before_pays_that() {
     let quote: Quote = x402::decode(answer.headers()["payment-required"].as_bytes()).unwrap();
     assert_eq!(quote.accepts[0].amount, Amount::new(3));
 
-    let strict = Gate::new(changed_this_minute(3, 5).with_quote_grace(0), Desk::closed());
+    let strict = Gate::new(changed_this_minute(3, 5), Desk::closed());
     let till = Till::open(&strict, &offer(3), Amount::new(3));
     let answer = till.ask(Method::GET, 200, None).await;
     assert_eq!(answer.status(), StatusCode::PAYMENT_REQUIRED);

@@ -126,7 +126,9 @@ impl Site {
 
         let (desk, questions) = Desk::new();
         let Books { accounts, opening } = books;
-        let gate = Gate::with_accounts(policy, desk, accounts).with_limits(limits(config));
+        let gate = Gate::with_accounts(policy, desk, accounts)
+            .with_limits(limits(config))
+            .with_quote_grace(config.server.quote_grace);
         let mut gate = gate.with_hot_keys(config.limits.hot_keys_bytes);
         if let Some(access) = &access {
             gate = gate.with_recorder(access.recorder());

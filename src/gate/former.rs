@@ -49,6 +49,12 @@ impl Former {
         self.replacing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How long quotes hold from now on; those of lists that were replaced already hold as long as they were to.
+    pub(super) fn set_grace(&self, grace: Duration) {
+        let _alone = self.replacing();
+        self.lists.store(Arc::new(Lists { grace, ..Lists::clone(&self.lists.load()) }));
+    }
+
     /// Keeps the list that is about to be replaced. To be done before it is: a request that finds the next list in force
     /// must find this one here.
     pub(super) fn keep(&self, replaced: &Arc<Policy>, next: &Policy, grace: Duration, now: Instant) {

@@ -201,6 +201,14 @@ impl Gate {
         is_new
     }
 
+    /// The same gate, where the quote of an hour of the day that is over stays good for so long; not at all unless said.
+    /// Quotes of a price list that is replaced have a grace of their own, see [`Gate::replace_policy`].
+    #[must_use]
+    pub fn with_quote_grace(self, grace: Duration) -> Self {
+        self.former.set_grace(grace);
+        self
+    }
+
     /// How many former price lists are kept for the sake of their quotes, at most [`MAX_FORMER`].
     pub fn former_policies(&self) -> usize {
         self.former.len()

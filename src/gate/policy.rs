@@ -726,9 +726,9 @@ mod tests {
         ]);
         let price = |path: &str, at| match judge_at(&policy, path, at) {
             Verdict::Paid(listing) => {
-                assert_eq!(listing.offer.offer().amount, listing.price);
-                assert_eq!(quote(listing, path).accepts[0].amount, listing.price);
-                listing.price.units()
+                assert_eq!(listing.preferred.offer.offer().amount, listing.preferred.price);
+                assert_eq!(quote(listing, path).accepts[0].amount, listing.preferred.price);
+                listing.preferred.price.units()
             }
             Verdict::Free(_) => 0,
             other => panic!("{other:?}"),
@@ -738,33 +738,7 @@ mod tests {
             assert_eq!(prices, [otherwise, at_eight, at_eight, otherwise], "{path}");
         }
         let only_then = Policy::new(terms(), "", vec![Route { schedule: at_eight(fixed(5)), ..route("/a", &[], 0) }]);
-        assert_eq!(only_then.unwrap().first_paid().map(|listing| listing.price), Some(Amount::new(5)));
-    }
-
-    #[test]
-    fn a_quote_stays_good_for_a_while_once_another_price_is_in_force() {
-        let schedule = at_eight(Price::Fixed(Amount::new(5)));
-        let policy = policy(vec![Route { schedule, ..route("/a", &[], 3) }]).with_quote_grace(90);
-        let listing = |at| match judge_at(&policy, "/a", at) {
-            Verdict::Paid(listing) => listing,
-            other => panic!("{other:?}"),
-        };
-        let echo = |listing: &Listing| Echo::Other(serde_json::from_value(json!(listing.offer.offer())).unwrap());
-        let (dear, cheap) = (listing(EIGHT), listing(NINE));
-        let answered = |accepted: &Listing, at| policy.answered(listing(at), &echo(accepted), at).price.units();
-        // Of the window, until it has ended for so long.
-        for (at, price) in [(EIGHT, 5), (NINE - 1, 5), (NINE, 5), (NINE + 89, 5), (NINE + 90, 3)] {
-            assert_eq!(answered(dear, at), price, "{at}");
-        }
-        assert_eq!(answered(dear, EIGHT - 1), 3, "it was not in force yet");
-        // Of the time before it.
-        for (at, price) in [(EIGHT - 1, 3), (EIGHT, 3), (EIGHT + 89, 3), (EIGHT + 90, 5), (NINE, 3)] {
-            assert_eq!(answered(cheap, at), price, "{at}");
-        }
-        // What answers no offer is for the one in force to refuse.
-        let other = policy.terms().offer(Amount::new(4));
-        let other = Echo::Other(serde_json::from_value(json!(other)).unwrap());
-        assert_eq!(policy.answered(cheap, &other, NINE).price.units(), 3);
+        assert_eq!(only_then.unwrap().first_paid().map(|listing| listing.preferred.price), Some(Amount::new(5)));
     }
 
     #[test]
@@ -789,11 +763,11 @@ mod tests {
             reported: Vec::new(),
             end: End::Complete,
         };
-        assert_eq!(listing.charge(&measured(200)), Amount::new(350));
-        assert_eq!(listing.charge(&measured(404)), Amount::ZERO);
+        assert_eq!(listing.charge(&listing.preferred, &measured(200)), Amount::new(350));
+        assert_eq!(listing.charge(&listing.preferred, &measured(404)), Amount::ZERO);
         let Verdict::Paid(listing) = judge(&policy, &Method::GET, "/f") else { panic!() };
         assert_eq!(quote(listing, "/f").accepts[0].extra.get("tariff"), None);
-        assert_eq!(listing.charge(&measured(200)), Amount::new(7));
+        assert_eq!(listing.charge(&listing.preferred, &measured(200)), Amount::new(7));
     }
 
     #[test]
