@@ -214,8 +214,8 @@ fn every_error_says_where_what_and_how_to_fix_it() {
             with("[[route]]\npath = \"/x\"\nprice = \"free\"\nnmae = \"x\""),
             "18:1 [[route]].nmae: unknown key; did you mean \"name\"?",
         ),
-        (with("[log]\nzzz = 1"), "16:1 [log].zzz: unknown key; known here: format, level"),
-        (with("[log]\n\"a b\" = 1"), "16:1 [log].\"a b\": unknown key; known here: format, level"),
+        (with("[log]\nzzz = 1"), "16:1 [log].zzz: unknown key; known here: access, format, level"),
+        (with("[log]\n\"a b\" = 1"), "16:1 [log].\"a b\": unknown key; known here: access, format, level"),
         // Types and sections.
         (
             with("[redeem]\non_shutdown = \"yes\""),
