@@ -34,7 +34,7 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn every_help_teaches() {
-    for command in ["serve", "check", "redeem", "pay", "dev"] {
+    for command in ["serve", "check", "diff", "explain", "replay", "redeem", "pay", "dev"] {
         let output = peaje(&[command, "--help"]);
         assert!(output.status.success());
         let help = stdout(&output);
@@ -86,6 +86,119 @@ fn a_wrong_config_ends_with_3_and_all_errors() {
     let missing = peaje(&["serve"]);
     assert_eq!(missing.status.code(), Some(3));
     assert!(stderr(&missing).contains("peaje.toml cannot be read"), "{}", stderr(&missing));
+}
+
+mod prices {
+    //! What can be known of prices before they are in force: `peaje diff`, `explain` and `replay`.
+
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    use super::{MINIMAL, peaje, stderr, stdout};
+
+    /// Files in a directory, by their whole paths.
+    fn files<const N: usize>(directory: &Path, texts: [&str; N]) -> [String; N] {
+        let mut number = 0;
+        texts.map(|text| {
+            number += 1;
+            let path = directory.join(format!("{number}.toml"));
+            std::fs::write(&path, text).expect("the directory is ours");
+            path.to_str().expect("the path is text").to_owned()
+        })
+    }
+
+    #[test]
+    fn diff_ends_with_0_where_nothing_would_change_and_with_1_where_something_would() {
+        let directory = tempfile::tempdir().unwrap();
+        let other = MINIMAL.replace("$0.002", "$0.003").replace("env:PEAJE_TEST_RPC", "https://node.example/s3cret");
+        let other = format!("{other}[[route]]\npath = \"/new\"\nprice = \"free\"\n[server]\nquote_grace = \"1m\"\n");
+        let spelled = format!("# a comment\n{MINIMAL}\n[server]\nquote_grace = \"30s\"\n");
+        let [old, new, same, broken] = files(directory.path(), [MINIMAL, &other, &spelled, "[server]\nx = 1"]);
+
+        let output = peaje(&["diff", &old, &same]);
+        assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+        assert_eq!(stdout(&output).trim(), json!({"same": true, "routes": [], "keys": []}).to_string());
+
+        let output = peaje(&["diff", &old, &new]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).is_empty() && !stdout(&output).contains("s3cret"));
+        let diff: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        let routes = json!([
+            {"route": "/v1/*", "requests": "/v1/*", "old": "$0.002", "new": "$0.003", "also": []},
+            {"route": "/new", "requests": "/new", "old": null, "new": "free", "also": []},
+        ]);
+        let keys = json!([
+            {"key": "[server].quote_grace", "when": "live", "old": "30s", "new": "1m"},
+            {"key": "[chain].rpc", "when": "start", "old": "env:PEAJE_TEST_RPC", "new": "https://node.example/…"},
+        ]);
+        assert_eq!((&diff["same"], &diff["routes"], &diff["keys"]), (&json!(false), &routes, &keys));
+
+        assert_eq!(peaje(&["diff", &old, &broken]).status.code(), Some(3));
+        assert_eq!(peaje(&["diff", &old]).status.code(), Some(2));
+    }
+
+    #[test]
+    fn explain_says_which_route_decides_and_what_is_charged() {
+        let directory = tempfile::tempdir().unwrap();
+        let more = "[[route]]\npath = \"/v1/chat\"\nmethods = [\"POST\"]\nprice = \"$0.01\"\nname = \"chat\"\n[[route]]\n\
+                    path = \"/health\"\nprice = \"free\"\n";
+        let [config] = files(directory.path(), [&format!("{MINIMAL}{more}")]);
+        let explain = |request: &str| {
+            let output =
+                peaje(&["explain", request, "--config", &config, "--header", "x-tier: gold", "--at", "2026-11-22"]);
+            let told: Value = serde_json::from_str(&stdout(&output)).unwrap_or_default();
+            (output.status.code(), told)
+        };
+        let (code, told) = explain("POST /v1/chat?x=1");
+        assert_eq!((code, &told["verdict"], &told["quote"]), (Some(0), &json!("paid"), &json!("10000")));
+        assert_eq!(told["route"], "POST /v1/chat (chat)");
+        assert_eq!(told["charges"][0], json!({"answer": "an answer below status 400", "charge": "10000"}));
+        let others = json!([
+            {"route": "/health", "why_not": "another path"},
+            {"route": "/v1/*", "why_not": "matches too, and is less specific"},
+        ]);
+        assert_eq!(told["other_routes"], others);
+        // Without a method it is GET, which this path is not sold for: that does not fall through to a wider route.
+        let (code, told) = explain("/v1/chat");
+        assert_eq!((code, &told["served"], &told["quote"]), (Some(1), &json!(false), &Value::Null));
+        assert!(told["verdict"].as_str().unwrap().starts_with("405"), "{told}");
+        assert_eq!(explain("/health").1["verdict"], "free");
+        let (code, told) = explain("GET /nothing");
+        assert_eq!((code, told["verdict"].as_str().unwrap().starts_with("404")), (Some(1), true));
+        assert_eq!(explain("GET /v1/../x").0, Some(1));
+        for wrong in ["", "chat", "GET chat", "G{T /x", "GET /a b"] {
+            assert_eq!(explain(wrong).0, Some(2), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn replay_reads_a_log_and_passes_over_what_is_no_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let dearer = MINIMAL.replace("$0.002", "$0.005");
+        let record = json!({
+            "time_ms": 1_800_000_000_000u64, "method": "GET", "path": "/v1/x", "route": "/v1/*", "outcome": "paid",
+            "status": 200, "quote": "2000", "charge": "2000", "elapsed_ms": 3,
+        });
+        let log = format!("{record}\nnonsense\n{record}\n");
+        let [old, new, log, nonsense] = files(directory.path(), [MINIMAL, &dearer, &log, "nonsense"]);
+        let total = |arguments: &[&str]| {
+            let output = peaje(&[&["replay", &log, "--config", &new], arguments].concat());
+            assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+            let told: Value = serde_json::from_str(&stdout(&output)).unwrap();
+            assert_eq!((&told["records"], &told["unreadable"]), (&json!(2), &json!(1)));
+            told["total"].clone()
+        };
+        let expected = json!({
+            "old": {"requests": 2, "revenue": "4000", "refused": 0}, "new": {"requests": 2, "revenue": "10000", "refused": 0},
+        });
+        assert_eq!(total(&[]), expected);
+        assert_eq!(total(&["--old", &old]), expected);
+        assert_eq!(peaje(&["replay", &nonsense, "--config", &new]).status.code(), Some(1));
+        assert_eq!(peaje(&["replay", "/no/such/log", "--config", &new]).status.code(), Some(1));
+        assert_eq!(peaje(&["replay", &log, "--config", "/no/such/config"]).status.code(), Some(3));
+        assert_eq!(peaje(&["replay"]).status.code(), Some(2));
+    }
 }
 
 mod check {

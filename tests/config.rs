@@ -258,6 +258,11 @@ fn every_error_says_where_what_and_how_to_fix_it() {
              and price = \"$0.001\"",
         ),
         // Durations.
+        (with("[server]\nquote_grace = \"61m\""), "16:15 [server].quote_grace: \"61m\" is not between 0s and 1h"),
+        (
+            with("[log]\naccess = \"logs/\""),
+            "16:10 [log].access: is no file; write a path such as \"access.jsonl\", or leave it out",
+        ),
         (
             with("[server]\nshutdown_timeout = \"30\""),
             "16:20 [server].shutdown_timeout: \"30\" is refused: a duration needs a unit (ms, s, m, h, d), as in \
@@ -680,6 +685,9 @@ fn every_limit_holds_at_its_boundary() {
         with(&format!("{OWN_TOKEN}transfer = \"permit2\"")),
         with("[channel]\nwithdraw_margin = \"86399999ms\""),
         with("[channel]\nwithdraw_margin = \"0s\""),
+        with("[server]\nquote_grace = \"0s\""),
+        with("[server]\nquote_grace = \"1h\""),
+        with("[log]\naccess = \"/var/log/peaje/access.jsonl\""),
         in_chain("poll = \"5m\"") + "[channel]\nwithdraw_delay = \"15m\"\n[redeem]\ninterval = \"1m\"\n",
         with("[channel]\nrefund_idle = \"1h\""),
         with("[channel]\nmax_wallet_exposure = \"$0\""),

@@ -11,7 +11,7 @@ use super::ledger::{Moment, Side, aligned};
 use super::{ConfigArgs, Exit, Failure, Outcome, Output};
 use crate::clock;
 use crate::config::Config;
-use crate::config::diff::{price_in_words, requests};
+use crate::config::diff::{price_in_words, requests, unit_in_words};
 use crate::gate::path::CleanPath;
 use crate::gate::policy::{Asked, Policy, Price, Route, Verdict};
 use crate::pricing::{End, Measured, Tariff, Tokens, Unit};
@@ -183,7 +183,7 @@ fn examples(price: &Price) -> Vec<(String, Amount)> {
         Price::Metered(tariff) => {
             let mut examples = vec![("an answer that used nothing".to_owned(), tariff.charge(&used(tariff, None)))];
             for (index, rate) in tariff.rates.iter().enumerate() {
-                let what = format!("one with {EXAMPLE_COUNT} {}", unit(&rate.unit));
+                let what = format!("one with {EXAMPLE_COUNT} {}", unit_in_words(&rate.unit));
                 examples.push((what, tariff.charge(&used(tariff, Some(index)))));
             }
             examples.extend([("the most".to_owned(), tariff.most()), failed]);
@@ -221,20 +221,6 @@ fn used(tariff: &Tariff, index: Option<usize>) -> Measured {
         measured.tokens = Some(tokens);
     }
     measured
-}
-
-fn unit(unit: &Unit) -> String {
-    match unit {
-        Unit::RequestBytes => "bytes sent".to_owned(),
-        Unit::ResponseBytes => "bytes received".to_owned(),
-        Unit::Milliseconds => "ms".to_owned(),
-        Unit::Events => "events".to_owned(),
-        Unit::InputTokens => "input tokens".to_owned(),
-        Unit::CachedInputTokens => "cached input tokens".to_owned(),
-        Unit::CacheWriteTokens => "cache write tokens".to_owned(),
-        Unit::OutputTokens => "output tokens".to_owned(),
-        Unit::Reported(name) => name.to_string(),
-    }
 }
 
 fn as_json(explanation: &Explanation) -> Value {

@@ -4,14 +4,11 @@
 //! behave the same, that a route is compared with the one it came from (the same paths and methods, or else the same
 //! name), and that no secret is shown. **Does not** apply anything.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 
 use super::{Config, Key, When};
 use crate::gate::policy::{Price, Route};
 use crate::pricing::{Rate, Tier, Unit};
-use crate::protocol::Amount;
 
 /// A key that differs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,10 +82,8 @@ fn routes(old: &Config, new: &Config) -> Vec<RouteChange> {
     };
     // The surest pairs first: a route that was moved within the file is no other one.
     let mut pairs: Vec<_> = new.routes.iter().map(|route| (route, None)).collect();
-    let same = |a: &Route, b: &Route| written(a) == written(b);
-    let same_place = |a: &Route, b: &Route| a.pattern == b.pattern && a.methods == b.methods;
-    let same_name = |a: &Route, b: &Route| a.name == b.name;
-    for is_pair in [&same as &dyn Fn(&Route, &Route) -> bool, &same_place, &same_name] {
+    let ways: [fn(&Route, &Route) -> bool; 3] = [same, same_place, same_name];
+    for is_pair in ways {
         for (route, former) in pairs.iter_mut().filter(|(_, former)| former.is_none()) {
             *former = take(&|other| is_pair(other, route));
         }
@@ -112,6 +107,18 @@ fn routes(old: &Config, new: &Config) -> Vec<RouteChange> {
         also: Vec::new(),
     }));
     changes
+}
+
+fn same(a: &Route, b: &Route) -> bool {
+    written(a) == written(b)
+}
+
+fn same_place(a: &Route, b: &Route) -> bool {
+    a.pattern == b.pattern && a.methods == b.methods
+}
+
+fn same_name(a: &Route, b: &Route) -> bool {
+    a.name == b.name
 }
 
 /// All there is to a route, whatever it may have one day.
@@ -157,36 +164,35 @@ pub fn price_in_words(price: &Price, decimals: u8) -> String {
 
 fn rate_in_words(Rate { unit, tiers }: &Rate, decimals: u8) -> String {
     let tier = |Tier { up_to, price, per }: &Tier| {
-        let per = if *per == 1 { String::new() } else { format!("{per} ") };
-        let price = small_price(*price, decimals);
+        let price = price.to_price(decimals);
         let up_to = up_to.map(|up_to| format!(" up to {up_to}")).unwrap_or_default();
-        format!("{price} for {}{}{up_to}", if per.is_empty() { "each " } else { &per }, unit_in_words(unit))
+        format!("{price} for {per} {}{up_to}", unit_in_words(unit))
     };
     tiers.iter().map(tier).collect::<Vec<_>>().join(", then ")
 }
 
-fn small_price(amount: Amount, decimals: u8) -> String {
-    amount.to_price(decimals)
-}
-
-fn unit_in_words(unit: &Unit) -> Arc<str> {
+/// What is counted, in words.
+pub fn unit_in_words(unit: &Unit) -> String {
     match unit {
-        Unit::RequestBytes => "bytes sent".into(),
-        Unit::ResponseBytes => "bytes received".into(),
-        Unit::Milliseconds => "ms".into(),
-        Unit::Events => "events".into(),
-        Unit::InputTokens => "input tokens".into(),
-        Unit::CachedInputTokens => "cached input tokens".into(),
-        Unit::CacheWriteTokens => "cache write tokens".into(),
-        Unit::OutputTokens => "output tokens".into(),
-        Unit::Reported(name) => Arc::clone(name),
+        Unit::RequestBytes => "bytes sent".to_owned(),
+        Unit::ResponseBytes => "bytes received".to_owned(),
+        Unit::Milliseconds => "ms".to_owned(),
+        Unit::Events => "events".to_owned(),
+        Unit::InputTokens => "input tokens".to_owned(),
+        Unit::CachedInputTokens => "cached input tokens".to_owned(),
+        Unit::CacheWriteTokens => "cache write tokens".to_owned(),
+        Unit::OutputTokens => "output tokens".to_owned(),
+        Unit::Reported(name) => name.to_string(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::pricing::Tariff;
+    use crate::protocol::Amount;
 
     const BASE: &str = "[upstream]\nurl = \"http://127.0.0.1:8080\"\n[chain]\nnetwork = \"base-sepolia\"\nrpc = \
                         \"env:PEAJE_RPC\"\n[receiver]\npay_to = \"0x209693Bc6afc0C5328bA36FaF03C514EF312287C\"\n\
@@ -255,7 +261,7 @@ mod tests {
         };
         assert_eq!(
             price_in_words(&Price::Metered(Arc::new(tariff)), 6),
-            "$0.001 + $2.00 for 1000000 output tokens up to 1000000, then $0.000001 for each output tokens, up to $5.00"
+            "$0.001 + $2.00 for 1000000 output tokens up to 1000000, then $0.000001 for 1 output tokens, up to $5.00"
         );
     }
 }

@@ -59,7 +59,7 @@ async fn case_36_an_old_quote_is_served_at_its_price_and_a_new_one_at_its_own() 
     assert_eq!(generation(&answer), 2);
     // What nobody ever quoted stays refused, with the offer in force.
     let answer = world.pay("/paid", &quoted(&payer, PRICE - 1).voucher(3 * PRICE + DEARER - 1)).await;
-    answer.assert_refused(402, "no_matching_requirements");
+    answer.assert_refused(402, "No matching payment requirements");
     assert_eq!(offered(&answer), DEARER.to_string());
     world.finish(3 * PRICE + DEARER).await;
 }
@@ -93,7 +93,7 @@ async fn case_36_after_the_grace_the_new_offer_is_told() {
                 charged += PRICE;
                 return false;
             }
-            answer.assert_refused(402, "no_matching_requirements");
+            answer.assert_refused(402, "No matching payment requirements");
             assert_eq!(offered(&answer), DEARER.to_string());
             true
         })
@@ -101,7 +101,7 @@ async fn case_36_after_the_grace_the_new_offer_is_told() {
     // Without a grace it is over at once.
     world.site.live().apply(&at(&world, 2 * PRICE, Duration::ZERO)).unwrap();
     let answer = world.pay("/paid", &quoted(&payer, DEARER).voucher(charged + DEARER)).await;
-    answer.assert_refused(402, "no_matching_requirements");
+    answer.assert_refused(402, "No matching payment requirements");
     let answer = world.pay("/paid", &quoted(&payer, 2 * PRICE).voucher(charged + 2 * PRICE)).await;
     answer.assert_served();
     world.finish(charged + 2 * PRICE).await;
@@ -119,7 +119,7 @@ async fn case_36_a_quote_outlives_its_route_where_the_path_is_still_sold() {
     let answer = world.pay("/paid", &payer.voucher(2 * PRICE)).await;
     answer.assert_served().assert_voucher_receipt(PRICE, 2 * PRICE);
     let answer = world.pay("/free", &payer.voucher(3 * PRICE)).await;
-    answer.assert_refused(402, "no_matching_requirements");
+    answer.assert_refused(402, "No matching payment requirements");
     // What is given away now costs nothing, whatever was quoted; what is not sold any more is not there.
     let free = Route::new(PathPattern::parse("/paid").unwrap(), Price::Free);
     config.routes = vec![free];
