@@ -876,7 +876,8 @@ mod tests {
         assert_eq!(idle(1_001, 9), [id(2), id(3), id(1), id(4)]);
         assert_eq!(idle(1_001, 2), [id(2), id(3)]);
         assert_eq!(idle(1_001, 0), []);
-        let foreign = accounts.idle(1_001, 9, |config, left| config.payer != Address([2; 20]) && left > Amount::new(99));
+        let foreign =
+            accounts.idle(1_001, 9, |config, left| config.payer != Address([2; 20]) && left > Amount::new(99));
         assert_eq!(foreign.first().map(|(id, _)| *id), Some(id(3)));
         // A refund in progress, a withdrawal, money that came in, a touch.
         let ticket = accounts.begin_return(&id(2)).unwrap().unwrap();
