@@ -131,6 +131,15 @@ fn quote_in(answer: &reqwest::Response) -> Value {
     x402::decode(answer.headers()[PAYMENT_REQUIRED].as_bytes()).unwrap()
 }
 
+fn sums_of(sums: &Value, what: &str) -> (Address, u128) {
+    (sums["token"].as_str().unwrap().parse().unwrap(), sums[what].as_str().unwrap().parse().unwrap())
+}
+
+fn sorted(mut sums: Vec<(Address, u128)>) -> Vec<(Address, u128)> {
+    sums.sort();
+    sums
+}
+
 /// The assets a quote offers, in order, and which of them are correctives.
 fn assets(quote: &Value) -> Vec<(Address, bool)> {
     let offers = quote["accepts"].as_array().unwrap();
@@ -173,7 +182,19 @@ async fn a_request_is_quoted_in_every_token_and_paid_with_any() {
     assert_eq!(exactly(plain), (2 * PRICE, 2 * PRICE));
     let all = Amount::new(9 * PRICE);
     assert_eq!((report.claimed, report.settled, report.left), (all, all, Amount::ZERO), "a dollar is a dollar");
-    assert_eq!(shop.verify()["ok"], json!(true));
+    let verified = shop.verify();
+    assert_eq!(verified["ok"], json!(true), "{verified}");
+    let sums: Vec<_> = verified["sums"].as_array().unwrap().iter().map(|sums| sums_of(sums, "charged")).collect();
+    let each = [(dollar, 2 * PRICE), (fine, 5 * PRICE * FINER), (plain, 2 * PRICE)];
+    assert_eq!(sorted(sums), sorted(each.to_vec()));
+    let settled: Vec<_> =
+        verified["sums"].as_array().unwrap().iter().map(|sums| sums_of(sums, "settled_here")).collect();
+    assert_eq!(sorted(settled), sorted(each.to_vec()));
+    let charges =
+        String::from_utf8(shop.peaje.succeed(&["ledger", "export", "--what", "charges", "--format", "jsonl"]));
+    let lines: Vec<Value> = charges.unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let cents = |line: &Value| line["dollars"].as_str().unwrap().parse::<f64>().unwrap() * 1_000.0;
+    assert_eq!(lines.iter().map(cents).sum::<f64>().round(), 18.0, "each line in its own token: {lines:?}");
 
     // A refund of the finer one: what was not charged comes back to the unit.
     let answer = shop.ask(&payer.refund(3 * PRICE * unit, None)).await;
