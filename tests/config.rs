@@ -1202,6 +1202,96 @@ fn a_price_means_what_it_says() {
     assert_eq!(written, expected.map(|(window, price)| (window.to_owned(), price)));
 }
 
+/// The minimal config with several tokens, in line 7.
+fn with_tokens(list: &str) -> String {
+    in_chain(&format!("token = [{list}]"))
+}
+
+/// A token in a list, with so many decimal places.
+fn listed(byte: u8, decimals: u8) -> String {
+    let address = format!("0x{}", format!("{byte:02x}").repeat(20));
+    format!("{{address = \"{address}\", decimals = {decimals}, domain_name = \"T{byte}\", domain_version = \"1\"}}")
+}
+
+#[test]
+fn several_tokens_are_taken_in_the_order_they_are_named_in() {
+    let decimals = |text: &str| {
+        let chain = Config::parse(text, "c.toml").unwrap().chain;
+        chain.tokens().map(|token| (token.domain_name.clone(), token.decimals)).collect::<Vec<_>>()
+    };
+    let named =
+        |names: &[(&str, u8)]| names.iter().map(|(name, places)| ((*name).to_owned(), *places)).collect::<Vec<_>>();
+    assert_eq!(decimals(MINIMAL), named(&[("USDC", 6)]));
+    assert_eq!(decimals(&with_tokens("\"usdc\"")), named(&[("USDC", 6)]));
+    let own = listed(0x11, 18);
+    assert_eq!(decimals(&with_tokens(&format!("\"usdc\", {own}"))), named(&[("USDC", 6), ("T17", 18)]));
+    assert_eq!(decimals(&with_tokens(&format!("{own}, \"USDC\""))), named(&[("T17", 18), ("USDC", 6)]));
+    let tables = with(
+        &OWN_TOKEN
+            .replace("[chain.token]", "[[chain.token]]")
+            .replace("0x036CbD53842c5426634e7929541eC2318f3dCF7e", "0x1111111111111111111111111111111111111111"),
+    );
+    let two = format!("{tables}{}", OWN_TOKEN.replace("[chain.token]", "[[chain.token]]").replace("\"X\"", "\"Y\""));
+    assert_eq!(decimals(&two), named(&[("X", 6), ("Y", 6)]));
+}
+
+#[test]
+fn what_a_token_cannot_express_is_an_error_that_names_it() {
+    let coarse = format!("\"usdc\", {}", listed(0x11, 2));
+    let fine = format!("\"usdc\", {}", listed(0x11, 18));
+    let twice = format!("{}, \"usdc\", {}", listed(0x11, 2), listed(0x11, 6));
+    let many: Vec<_> = (1..=9).map(|byte| listed(byte, 6)).collect();
+    let cases = [
+        (
+            with_tokens(&coarse),
+            "15:9 [[route]].price: $0.002 is finer than the token T17 at 0x1111111111111111111111111111111111111111, \
+             which has 2 decimal places; use a multiple of $0.01, or leave that token out",
+        ),
+        (
+            with_tokens(&coarse).replace("$0.002", "$0.02") + "[channel]\nmin_deposit = \"$0.155\"\n",
+            "17:15 [channel].min_deposit: $0.155 is finer than the token T17 at \
+             0x1111111111111111111111111111111111111111, which has 2 decimal places; use a multiple of $0.01, or leave \
+             that token out",
+        ),
+        (
+            with_tokens(&fine) + "[deposits]\ninstant = \"$1\"\n",
+            "17:11 [deposits].instant: cannot be said for tokens with different decimal places; leave instant out, or \
+             take tokens of one kind",
+        ),
+        (with_tokens(""), "7:9 [chain].token: names no token; add one, as in [\"usdc\"]"),
+        (
+            with_tokens("\"usdc\", 7"),
+            "7:18 [chain].token: expected a token's symbol, found the number 7; write \"usdc\", or a [chain.token] table \
+             with address, decimals, domain_name and domain_version",
+        ),
+        (
+            with_tokens(&many.join(", ")),
+            "7:9 [chain].token: 9 tokens are more than 8; keep those that agents have: each makes every quote longer",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(errors(&text), [expected], "{text}");
+    }
+    let twice = errors(&with_tokens(&twice).replace("$0.002", "$0.02"));
+    assert_eq!(twice.len(), 1, "{twice:?}");
+    assert!(twice[0].contains("is named twice"), "{twice:?}");
+    for fine in [
+        with_tokens(&fine) + "[deposits]\ninstant = \"$0\"\n",
+        with_tokens(&coarse).replace("$0.002", "$0.02"),
+        with_tokens(&coarse).replace("$0.002", "$0.02") + "[channel]\nmin_deposit = \"$0.15\"\n",
+        with_tokens(&coarse).replace("$0.002", "free"),
+    ] {
+        assert_eq!(errors(&fine), Vec::<String>::new(), "{fine}");
+    }
+    // The receiver must be none of them, and a facilitator relays deposits by authorization only.
+    let receiver = with_tokens(&format!("\"usdc\", {}", listed(0x11, 6)))
+        .replace("0x209693Bc6afc0C5328bA36FaF03C514EF312287C", "0x1111111111111111111111111111111111111111");
+    assert!(errors(&receiver)[0].contains("this is the token's contract"), "{:?}", errors(&receiver));
+    let permit2 = listed(0x11, 6).replace('}', ", transfer = \"permit2\"}");
+    let facilitated = with_tokens(&format!("\"usdc\", {permit2}")) + "[facilitator]\nurl = \"https://f.example\"\n";
+    assert!(errors(&facilitated)[0].contains("cannot be used with transfer"), "{:?}", errors(&facilitated));
+}
+
 #[test]
 fn what_is_said_is_what_is_meant() {
     let config = |text: &str| Config::parse(text, "c.toml").unwrap();

@@ -513,8 +513,8 @@ mod export {
             assert_eq!(csv(&world, &["--payer", &payer]), csv(&world, &of_it));
         }
         let verified = world.json(&["verify"]);
-        assert_eq!(verified["sums"]["charged"], totals["charged"]);
-        assert_eq!(i128::try_from(units(&verified["sums"]["charges"])).unwrap(), sum(&charges, "amount"));
+        assert_eq!(verified["sums"][0]["charged"], totals["charged"]);
+        assert_eq!(i128::try_from(units(&verified["sums"][0]["charges"])).unwrap(), sum(&charges, "amount"));
     }
 
     #[test]
@@ -647,7 +647,7 @@ mod verify {
         let read = |name: &str| report["read"][name].as_u64().unwrap();
         assert_eq!((read("channels"), read("signatures"), read("charges"), read("adjustments")), (3, 2, 4, 1));
         assert_eq!((read("requests"), read("transactions"), read("movements")), (5, 2, 1));
-        assert_eq!(units(&report["sums"]["claimed_here"]), 4_500);
+        assert_eq!(units(&report["sums"][0]["claimed_here"]), 4_500);
         assert_eq!(
             (report["unfinished"].as_array().unwrap().len(), &report["unfinished"][0]["purpose"]),
             (1, &"settle".into())
@@ -796,7 +796,7 @@ mod backup {
         let report = json(&copy(&world, &file));
         let before = world.json(&["show"]);
         assert_eq!((&report["channels"], &report["verified"]), (&3.into(), &true.into()));
-        assert_eq!(report["charged"], before["totals"]["charged"]);
+        assert_eq!(report["sums"][0]["charged"], before["totals"]["charged"]);
         assert_eq!(report["bytes"], std::fs::metadata(&file).unwrap().len());
         let entry = busy.charge("/v1/*", 1, TEN);
         world.commit(&[entry]);

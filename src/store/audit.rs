@@ -17,7 +17,7 @@
 //!
 //! Nothing can be said about deposits and refunds against a balance: payers deposit and withdraw past us.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::sqlite::Reader;
 use super::{
@@ -27,7 +27,7 @@ use crate::causes::causes;
 use crate::ledger::{Channel, Snapshot};
 use crate::protocol::channel::Authorizer;
 use crate::protocol::voucher::{PayerEvidence, VoucherError};
-use crate::protocol::{Amount, ChannelId, Domain, Hash, SignedVoucher};
+use crate::protocol::{Address, Amount, ChannelId, Domain, Hash, SignedVoucher};
 
 /// How many findings are kept; more are counted.
 pub const MAX_FINDINGS: usize = 1_000;
@@ -39,8 +39,8 @@ pub struct Audit {
     pub identity: Identity,
     /// How much was read.
     pub counts: Counts,
-    /// What it adds up to.
-    pub sums: Sums,
+    /// What it adds up to, for each token of the channels.
+    pub sums: BTreeMap<Address, Sums>,
     /// What is wrong or worth a word, in the order it was found; at most [`MAX_FINDINGS`].
     pub findings: Vec<Finding>,
     /// How many findings are problems, those left out included.
@@ -59,7 +59,7 @@ impl Audit {
         Self {
             identity,
             counts: Counts::default(),
-            sums: Sums::default(),
+            sums: BTreeMap::new(),
             findings: Vec::new(),
             problems: 0,
             notes: 0,
@@ -105,7 +105,7 @@ pub struct Counts {
     pub movements: u64,
 }
 
-/// What the books add up to, atomic units.
+/// What the books of one token add up to, in its atomic units. What belongs to a channel without a row is in none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sums {
     /// What the channels were charged in all.
@@ -336,6 +336,8 @@ struct Whole {
 struct Tally {
     /// Whether its row could be read.
     known: bool,
+    /// Of which token.
+    token: Option<Address>,
     charged: Amount,
     claimed: Amount,
     up: Amount,
@@ -414,9 +416,10 @@ impl Auditor {
     fn channel(&mut self, snapshot: Snapshot) {
         let (id, charged, claimed) = (snapshot.id, snapshot.charged, snapshot.view.total_claimed);
         let tally = self.tallies.entry(id).or_default();
-        (tally.known, tally.charged, tally.claimed) = (true, charged, claimed);
+        let token = snapshot.config.token;
+        (tally.known, tally.token, tally.charged, tally.claimed) = (true, Some(token), charged, claimed);
         self.order.push(id);
-        let sums = &mut self.audit.sums;
+        let sums = self.audit.sums.entry(token).or_default();
         add(&mut sums.charged, charged);
         add(&mut sums.claimed, claimed);
         add(&mut sums.unclaimed, charged.saturating_sub(claimed));
@@ -461,18 +464,24 @@ impl Auditor {
         let counts = &mut self.audit.counts;
         counts.charges = counts.charges.saturating_add(1);
         counts.requests = counts.requests.saturating_add(line.requests);
-        add(&mut self.audit.sums.charges, line.amount);
-        add(&mut self.tallies.entry(line.channel).or_default().up, line.amount);
+        let tally = self.tallies.entry(line.channel).or_default();
+        add(&mut tally.up, line.amount);
+        if let Some(token) = tally.token {
+            add(&mut self.audit.sums.entry(token).or_default().charges, line.amount);
+        }
     }
 
     fn adjustment(&mut self, line: &AdjustmentLine) {
         self.audit.counts.adjustments = self.audit.counts.adjustments.saturating_add(1);
         let (up, down) = (line.to.saturating_sub(line.from), line.from.saturating_sub(line.to));
-        add(&mut self.audit.sums.adjusted_up, up);
-        add(&mut self.audit.sums.adjusted_down, down);
         let tally = self.tallies.entry(line.channel).or_default();
         add(&mut tally.up, up);
         add(&mut tally.down, down);
+        if let Some(token) = tally.token {
+            let sums = self.audit.sums.entry(token).or_default();
+            add(&mut sums.adjusted_up, up);
+            add(&mut sums.adjusted_down, down);
+        }
     }
 
     fn transaction(&mut self, line: &TransactionLine) {
@@ -487,10 +496,17 @@ impl Auditor {
         add(self.movers.entry(line.transaction).or_default(), line.amount);
         match (line.kind.as_str(), line.channel) {
             ("claimed", Some(channel)) => {
-                add(&mut self.audit.sums.claimed_here, line.amount);
-                add(&mut self.tallies.entry(channel).or_default().claimed_here, line.amount);
+                let tally = self.tallies.entry(channel).or_default();
+                add(&mut tally.claimed_here, line.amount);
+                if let Some(token) = tally.token {
+                    add(&mut self.audit.sums.entry(token).or_default().claimed_here, line.amount);
+                }
             }
-            ("settled", _) => add(&mut self.audit.sums.settled_here, line.amount),
+            ("settled", _) => {
+                if let Some(token) = line.token {
+                    add(&mut self.audit.sums.entry(token).or_default().settled_here, line.amount);
+                }
+            }
             // A deposit may be of a channel that nobody has paid from yet, and a refund follows a claim.
             _ => {}
         }
@@ -644,7 +660,14 @@ mod tests {
 
     fn claimed(byte: u8, id: ChannelId, amount: u128) -> MovementLine {
         let amount = Amount::new(amount);
-        MovementLine { at: 0, transaction: Hash([byte; 32]), kind: "claimed".to_owned(), channel: Some(id), amount }
+        MovementLine {
+            at: 0,
+            transaction: Hash([byte; 32]),
+            kind: "claimed".to_owned(),
+            channel: Some(id),
+            amount,
+            token: None,
+        }
     }
 
     fn faults(audit: &Audit) -> Vec<Fault> {
@@ -684,7 +707,7 @@ mod tests {
             unclaimed: Amount::new(300),
             settled_here: Amount::ZERO,
         };
-        assert_eq!(audit.sums, expected);
+        assert_eq!(audit.sums, BTreeMap::from([(snapshot(1).config.token, expected)]));
         let counts = audit.counts;
         assert_eq!((counts.channels, counts.signatures, counts.requests, counts.charges), (1, 1, 4, 2));
         assert_eq!((counts.adjustments, counts.transactions, counts.movements), (2, 1, 1));

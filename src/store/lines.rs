@@ -99,6 +99,8 @@ pub struct MovementLine {
     pub kind: String,
     /// The channel; a settlement is of none.
     pub channel: Option<ChannelId>,
+    /// The token of a settlement; that of a channel is in its terms.
+    pub token: Option<Address>,
     /// How much, atomic units.
     pub amount: Amount,
 }

@@ -191,8 +191,9 @@ async fn books(trial: &mut Trial, charged: &HashMap<ChannelId, Statement>) -> Re
             return Err(format!("the audit: {finding:?}"));
         }
     }
-    if audited.sums.charged.units() != sum_charged {
-        return Err(format!("the books on disk charge {}, those in memory {sum_charged}", audited.sums.charged));
+    let on_disk: u128 = audited.sums.values().map(|sums| sums.charged.units()).sum();
+    if on_disk != sum_charged {
+        return Err(format!("the books on disk charge {on_disk}, those in memory {sum_charged}"));
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use tempfile::TempPath;
 
-use super::books::{BooksArgs, Survey, Ticker, counted, damaged, identity_json, money};
+use super::books::{BooksArgs, Ticker, counted, damaged, identity_json, money};
 use super::time::iso;
 use crate::cli::{Exit, Failure, Outcome, Output};
 use crate::store::audit::{Audit, audit};
@@ -100,15 +100,22 @@ pub(super) fn run(args: &BackupArgs, output: &Output) -> Outcome {
     if output.json_result(args.json) {
         output.json(&report(&to, bytes, made_at, &audit));
     } else {
-        let decimals = Survey::of(&books, None).map_err(damaged)?.decimals;
-        let (channels, charged) = (counted(audit.counts.channels, "channel"), money(audit.sums.charged, decimals));
-        let unclaimed = money(audit.sums.unclaimed, decimals);
-        output.line(&format!("{shown}: {channels}, {charged} charged, {unclaimed} unclaimed, {bytes} bytes, verified"));
+        let channels = counted(audit.counts.channels, "channel");
+        let sums = audit.sums.iter().map(|(token, sums)| {
+            let money = |amount| money(amount, books.decimals(*token));
+            let of = if audit.sums.len() > 1 { format!(" of {token}") } else { String::new() };
+            format!("{}{of} charged, {} unclaimed, ", money(sums.charged), money(sums.unclaimed))
+        });
+        let sums: String = sums.collect();
+        output.line(&format!("{shown}: {channels}, {sums}{bytes} bytes, verified"));
     }
     Ok(())
 }
 
 fn report(to: &Path, bytes: u64, made_at: u64, audit: &Audit) -> Value {
+    let tokens = audit.sums.iter().map(|(token, sums)| {
+        json!({"token": token, "charged": sums.charged, "claimed": sums.claimed, "unclaimed": sums.unclaimed})
+    });
     json!({
         "file": to.display().to_string(),
         "bytes": bytes,
@@ -116,9 +123,7 @@ fn report(to: &Path, bytes: u64, made_at: u64, audit: &Audit) -> Value {
         "verified": true,
         "identity": identity_json(&audit.identity),
         "channels": audit.counts.channels,
-        "charged": audit.sums.charged,
-        "claimed": audit.sums.claimed,
-        "unclaimed": audit.sums.unclaimed,
+        "sums": tokens.collect::<Vec<_>>(),
         "notes": audit.notes,
     })
 }

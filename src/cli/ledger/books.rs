@@ -1,6 +1,6 @@
 //! Which books, and how their money reads.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -149,6 +149,8 @@ pub(super) struct Survey {
     pub(super) ids: Vec<ChannelId>,
     /// Decimal places of their token, where it is known and they all have the same; then sums can be read as money.
     pub(super) decimals: Option<u8>,
+    /// Decimal places of each channel's token, where they differ and are known; sums over all mean nothing then.
+    pub(super) mixed: Option<HashMap<ChannelId, u8>>,
 }
 
 impl Survey {
@@ -173,8 +175,20 @@ impl Survey {
         let mut decimals = tokens.iter().map(|token| books.decimals(*token));
         let first = decimals.next().flatten();
         let same = decimals.all(|other| other == first);
-        Ok(Self { ids, decimals: first.filter(|_| same) })
+        let mixed = if same { None } else { Some(places_of_channels(books)?) };
+        Ok(Self { ids, decimals: first.filter(|_| same), mixed })
     }
+}
+
+fn places_of_channels(books: &Books) -> Result<HashMap<ChannelId, u8>, StoreError> {
+    let mut places = HashMap::new();
+    books.reader.channels_checked(&mut |row| {
+        if let Ok(row) = row {
+            places.extend(books.decimals(row.snapshot.config.token).map(|decimals| (row.snapshot.id, decimals)));
+        }
+        Ok(())
+    })?;
+    Ok(places)
 }
 
 /// An amount for people: dollars where the decimals are known, atomic units where they are not.

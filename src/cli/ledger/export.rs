@@ -1,6 +1,6 @@
 //! `peaje ledger export`: the books for accountants and programs.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::PathBuf;
@@ -169,12 +169,14 @@ pub(super) fn run(args: &ExportArgs, output: &Output) -> Outcome {
         what: args.what,
         format: Format::of(args),
         decimals: survey.decimals,
+        mixed: survey.mixed,
         only: args.payer.map(|_| survey.ids.into_iter().collect()),
         sink: Sink::open(args)?,
         sum: Sum::default(),
     };
     let written = export.write(&books, &filter);
-    let Export { sink, sum, format, .. } = export;
+    let Export { sink, sum, format, mixed, .. } = export;
+    let mixed = mixed.is_some();
     match sink.finish(written) {
         Written::All => {}
         // Whoever has seen enough wants no sum either.
@@ -186,7 +188,8 @@ pub(super) fn run(args: &ExportArgs, output: &Output) -> Outcome {
         }
         Written::Unread(error) => return Err(damaged(error)),
     }
-    tell(args, &books, survey.decimals, format, &sum, &filter, output)
+    let told = Told { decimals: survey.decimals, mixed };
+    tell(args, &books, told, format, &sum, &filter, output)
 }
 
 /// The filter, but for the channel, which takes the books to find.
@@ -275,10 +278,20 @@ impl Sum {
     }
 }
 
+/// How a sum is told.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    decimals: Option<u8>,
+    /// Units of different worth were added up, so it is not told at all.
+    mixed: bool,
+}
+
 struct Export {
     what: What,
     format: Format,
     decimals: Option<u8>,
+    /// Of each channel, where they differ.
+    mixed: Option<HashMap<ChannelId, u8>>,
     /// Only these channels, where a payer was named.
     only: Option<HashSet<ChannelId>>,
     sink: Sink,
@@ -298,6 +311,13 @@ impl Export {
         }
     }
 
+    fn decimals_of(&self, channel: Option<ChannelId>) -> Option<u8> {
+        match &self.mixed {
+            None => self.decimals,
+            Some(places) => places.get(&channel?).copied(),
+        }
+    }
+
     fn wanted(&self, channel: Option<ChannelId>) -> bool {
         self.only.as_ref().is_none_or(|only| channel.is_some_and(|channel| only.contains(&channel)))
     }
@@ -307,7 +327,7 @@ impl Export {
             return Ok(());
         }
         self.sum.add(line.requests, line.amount);
-        let text = charge_in(self.format, line, self.decimals);
+        let text = charge_in(self.format, line, self.decimals_of(Some(line.channel)));
         self.sink.line(&text)
     }
 
@@ -318,7 +338,7 @@ impl Export {
         self.sum.add(0, line.to.saturating_sub(line.from));
         let less = line.from.saturating_sub(line.to);
         self.sum.less = self.sum.less.saturating_add(less);
-        let text = adjustment_in(self.format, line, self.decimals);
+        let text = adjustment_in(self.format, line, self.decimals_of(Some(line.channel)));
         self.sink.line(&text)
     }
 
@@ -335,7 +355,7 @@ impl Export {
             return Ok(());
         }
         self.sum.add(0, line.amount);
-        let text = movement_in(self.format, line, self.decimals);
+        let text = movement_in(self.format, line, self.decimals_of(line.channel));
         self.sink.line(&text)
     }
 }
@@ -434,7 +454,7 @@ fn movement_in(format: Format, line: &MovementLine, decimals: Option<u8>) -> Str
 fn tell(
     args: &ExportArgs,
     books: &Books,
-    decimals: Option<u8>,
+    told: Told,
     format: Format,
     sum: &Sum,
     filter: &Filter,
@@ -442,8 +462,8 @@ fn tell(
 ) -> Outcome {
     let Some(file) = &args.out else {
         if output.stderr_is_terminal() {
-            let whole = whole_story(args, books, filter, sum, decimals)?;
-            let line = format!("{}{}", sum.in_words(args.what, decimals), whole.unwrap_or_default());
+            let whole = whole_story(args, books, filter, sum, told)?;
+            let line = format!("{}{}", sum.in_words(args.what, told), whole.unwrap_or_default());
             output.error_line(&output.error_paint().dim(&line));
         }
         return Ok(());
@@ -455,21 +475,23 @@ fn tell(
             "format": format.as_str(),
             "lines": sum.lines,
         });
-        if let (Some(object), Value::Object(sums)) = (report.as_object_mut(), sum.to_json(args.what)) {
+        if let (Some(object), Value::Object(sums)) = (report.as_object_mut(), sum.to_json(args.what, told)) {
             object.extend(sums);
         }
         output.json(&report);
     } else {
-        let whole = whole_story(args, books, filter, sum, decimals)?;
-        let words = sum.in_words(args.what, decimals);
+        let whole = whole_story(args, books, filter, sum, told)?;
+        let words = sum.in_words(args.what, told);
         output.line(&format!("{}: {words}{}", file.display(), whole.unwrap_or_default()));
     }
     Ok(())
 }
 
 impl Sum {
-    fn to_json(self, what: What) -> Value {
+    fn to_json(self, what: What, Told { mixed, .. }: Told) -> Value {
         match what {
+            What::Charges if mixed => json!({"requests": self.requests}),
+            What::Adjustments if mixed => json!({}),
             What::Charges => json!({"requests": self.requests, "amount": self.amount}),
             What::Adjustments => json!({"up": self.amount, "down": self.less}),
             What::Transactions => json!({"fee_wei": self.fee_wei}),
@@ -477,9 +499,11 @@ impl Sum {
         }
     }
 
-    fn in_words(self, what: What, decimals: Option<u8>) -> String {
+    fn in_words(self, what: What, Told { decimals, mixed }: Told) -> String {
         let lines = counted(self.lines, "line");
         match what {
+            What::Charges if mixed => format!("{lines}, {}", counted(self.requests, "request")),
+            What::Adjustments if mixed => lines,
             What::Charges => {
                 format!("{lines}, {}, {} charged", counted(self.requests, "request"), money(self.amount, decimals))
             }
@@ -501,9 +525,9 @@ fn whole_story(
     books: &Books,
     filter: &Filter,
     sum: &Sum,
-    decimals: Option<u8>,
+    Told { decimals, mixed }: Told,
 ) -> Result<Option<String>, Failure> {
-    if args.what != What::Charges || args.payer.is_some() || *filter != Filter::default() {
+    if mixed || args.what != What::Charges || args.payer.is_some() || *filter != Filter::default() {
         return Ok(None);
     }
     let (mut up, mut down, mut charged) = (Amount::ZERO, Amount::ZERO, Amount::ZERO);
@@ -637,6 +661,7 @@ mod tests {
         };
         assert_eq!(count(&transaction_in(Format::Csv, &transaction)), What::Transactions.columns().len());
         let movement = MovementLine {
+            token: None,
             at: 0,
             transaction: Default::default(),
             kind: "settled".to_owned(),

@@ -87,7 +87,7 @@ pub(super) async fn run(args: &VerifyArgs, output: &Output) -> Outcome {
         });
         (audit.map_err(damaged)?, Survey::of(&books, None).map_err(damaged)?)
     };
-    let mut report = Report::new(audit, survey.decimals);
+    let mut report = Report::new(audit);
     let compared = match &node {
         Some(node) => node.compare(&mut books, &survey.ids, &settlement, &mut report, output).await,
         None => Ok(()),
@@ -418,7 +418,6 @@ const MAX_BLOCKS_BEHIND: u64 = 60;
 /// All that was found.
 struct Report {
     audit: Audit,
-    decimals: Option<u8>,
     findings: Vec<Finding>,
     problems: u64,
     notes: u64,
@@ -426,7 +425,7 @@ struct Report {
 }
 
 impl Report {
-    fn new(mut audit: Audit, decimals: Option<u8>) -> Self {
+    fn new(mut audit: Audit) -> Self {
         let findings = std::mem::take(&mut audit.findings).into_iter().map(|finding| Finding {
             problem: finding.fault.is_problem(),
             what: finding.fault.as_str(),
@@ -436,7 +435,7 @@ impl Report {
         });
         let findings = findings.collect();
         let (problems, notes) = (audit.problems, audit.notes);
-        Self { audit, decimals, findings, problems, notes, chain: None }
+        Self { audit, findings, problems, notes, chain: None }
     }
 
     fn add(&mut self, finding: Finding) {
@@ -472,6 +471,20 @@ impl Report {
                 "fix": finding.fix,
             })
         });
+        let tokens = sums.iter().map(|(token, sums)| {
+            json!({
+                "token": token,
+                "decimals": books.decimals(*token),
+                "charged": sums.charged,
+                "charges": sums.charges,
+                "adjusted_up": sums.adjusted_up,
+                "adjusted_down": sums.adjusted_down,
+                "claimed": sums.claimed,
+                "claimed_here": sums.claimed_here,
+                "unclaimed": sums.unclaimed,
+                "settled_here": sums.settled_here,
+            })
+        });
         json!({
             "ok": self.problems == 0,
             "identity": books.identity_json(),
@@ -484,16 +497,7 @@ impl Report {
                 "transactions": counts.transactions,
                 "movements": counts.movements,
             },
-            "sums": {
-                "charged": sums.charged,
-                "charges": sums.charges,
-                "adjusted_up": sums.adjusted_up,
-                "adjusted_down": sums.adjusted_down,
-                "claimed": sums.claimed,
-                "claimed_here": sums.claimed_here,
-                "unclaimed": sums.unclaimed,
-                "settled_here": sums.settled_here,
-            },
+            "sums": tokens.collect::<Vec<_>>(),
             "problems": self.problems,
             "notes": self.notes,
             "findings": findings.collect::<Vec<_>>(),
@@ -505,7 +509,6 @@ impl Report {
 
     fn in_words(&self, books: &Books, paint: Paint) -> String {
         let Audit { counts, sums, unfinished, .. } = &self.audit;
-        let money = |amount| money(amount, self.decimals);
         let mut out = books.heading(paint);
         let mut fact = |text: String| out.push_str(&format!("  {} {text}\n", paint.dim("·")));
         fact(format!(
@@ -513,23 +516,30 @@ impl Report {
             counted(counts.channels, "channel"),
             counted(counts.signatures, "signature")
         ));
-        fact(format!(
-            "{}: {} by {}, {} by {}",
-            format_args!("charged {}", money(sums.charged)),
-            money(sums.charges),
-            counted(counts.requests, "request"),
-            net(sums.adjusted_up, sums.adjusted_down, self.decimals),
-            counted(counts.adjustments, "adjustment"),
-        ));
-        fact(format!(
-            "claimed {}, of it {} by transactions of these books; unclaimed {}",
-            money(sums.claimed),
-            money(sums.claimed_here),
-            money(sums.unclaimed)
-        ));
+        let (requests, adjustments) = (counted(counts.requests, "request"), counted(counts.adjustments, "adjustment"));
+        if sums.len() > 1 {
+            fact(format!("{requests}, {adjustments}"));
+        }
+        for (token, sums) in sums {
+            let decimals = books.decimals(*token);
+            let money = |amount| money(amount, decimals);
+            let net = net(sums.adjusted_up, sums.adjusted_down, decimals);
+            let charged = format!("charged {}: {} by", money(sums.charged), money(sums.charges));
+            match self.audit.sums.len() {
+                1 => fact(format!("{charged} {requests}, {net} by {adjustments}")),
+                _ => fact(format!("token {token}: {charged} requests, {net} by adjustments")),
+            }
+            fact(format!(
+                "claimed {}, of it {} by transactions of these books; unclaimed {}",
+                money(sums.claimed),
+                money(sums.claimed_here),
+                money(sums.unclaimed)
+            ));
+        }
         if let Some(chain) = &self.chain {
             fact(format!("compared with the chain at block {}: {}", chain.block, counted(chain.channels, "channel")));
-            for ((receiver, _), (claimed, owed)) in &chain.claimed {
+            for ((receiver, token), (claimed, owed)) in &chain.claimed {
+                let money = |amount| money(amount, books.decimals(*token));
                 if let Some(owed) = owed {
                     fact(format!(
                         "claimed on chain {}; {receiver} was credited {} and paid {}",
@@ -690,7 +700,7 @@ mod tests {
 
     fn report() -> Report {
         let audit = Audit::of(Identity { chain_id: 1, settlement: Address::ZERO });
-        Report::new(audit, None)
+        Report::new(audit)
     }
 
     #[test]
@@ -699,7 +709,7 @@ mod tests {
         let finding = |fault| crate::store::audit::Finding { fault, channel: None, detail: String::new() };
         audit.findings = vec![finding(Fault::Wallet), finding(Fault::Sum), finding(Fault::Behind)];
         (audit.problems, audit.notes) = (1, 2);
-        let mut report = Report::new(audit, None);
+        let mut report = Report::new(audit);
         report.settle_wallets();
         assert_eq!((report.problems, report.notes, report.left_out()), (1, 1, 0));
         assert_eq!(report.findings.iter().map(|finding| finding.what).collect::<Vec<_>>(), ["sum", "behind"]);

@@ -247,7 +247,7 @@ impl Reader {
         filter: &Filter,
         each: &mut dyn FnMut(MovementLine) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let sql = "SELECT m.at, t.hash, m.kind, m.channel, m.amount FROM movements m \
+        let sql = "SELECT m.at, t.hash, m.kind, m.channel, m.amount, t.token FROM movements m \
              LEFT JOIN transactions t ON t.number = m.transaction_number \
              WHERE m.at >= ?1 AND m.at < ?2 AND (?3 IS NULL OR m.channel = ?3) ORDER BY m.number";
         let (since, until) = span(filter);
@@ -258,6 +258,7 @@ impl Reader {
                 kind: cells.text("kind")?.to_owned(),
                 channel: cells.maybe_bytes("channel")?.map(ChannelId),
                 amount: cells.decimal("amount")?,
+                token: cells.maybe_bytes("token")?.map(Address),
             })
         })
     }
