@@ -3,7 +3,7 @@
 //! **Owns** the keys of `config.example.toml`, their defaults and their limits. **Promises** that a [`Config`] is
 //! whole: what is there was checked, in itself and against the rest, so nothing behind this room validates again;
 //! that a refused file is refused with every error at once, each with its place and its fix; and that no secret is
-//! echoed. **Does not** touch anything but the file: keys and RPC URLs stay references, and whether the chain behind
+//! echoed. **Does not** touch anything but the file and the lists of payers it names: keys and RPC URLs stay references, and whether the chain behind
 //! them is the right one is `peaje check`'s business.
 //!
 //! ```
@@ -51,6 +51,7 @@ pub use self::error::{ConfigError, ConfigErrors};
 pub use self::reference::{KeyReference, KeyReferenceError, RpcReference, RpcReferenceError};
 pub use self::size::{SizeError, parse_size};
 use crate::gate::policy::{Ambiguity, Policy, Route, Terms, TokenTerms};
+use crate::gate::quota::Rate;
 use crate::protocol::{Address, Amount};
 
 /// The largest config file that is read, bytes.
@@ -87,6 +88,8 @@ pub struct Config {
     pub log: LogOptions,
     /// The price list, in the file's order; at least one, and no two match a request with equal right.
     pub routes: Vec<Route>,
+    /// The files with lists of payers that were read, as they were opened.
+    pub payer_files: Vec<PathBuf>,
 }
 
 /// `[server]`: the public listener.
@@ -215,6 +218,12 @@ pub struct Limits {
     pub bad_signatures_per_minute: u32,
     /// What the tables of the keys that sign most may take, bytes; 0 means none.
     pub hot_keys_bytes: usize,
+    /// How much of a request's body is read where its price depends on it, bytes.
+    pub max_matched_body: usize,
+    /// How often one payer is served, by all routes together that say nothing else; as often as it likes, if nothing is.
+    pub per_payer: Option<Rate>,
+    /// How often one network is told a price, as above.
+    pub unpaid: Option<Rate>,
 }
 
 /// `[deposits]`: which deposits are relayed, each of which costs gas.
@@ -329,7 +338,7 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let name = path.display().to_string();
         match read(path) {
-            Ok(text) => Self::parse(&text, &name).map(|config| config.seen_from(path.parent())),
+            Ok(text) => resolve::resolve(&text, &name, path.parent()).map(|config| config.seen_from(path.parent())),
             Err(problem) => Err(ConfigErrors::unreadable(&name, &problem)),
         }
     }
@@ -344,7 +353,7 @@ impl Config {
 
     /// Checks a text; `file_name` is what its errors call it. Relative paths in it stay relative.
     pub fn parse(text: &str, file_name: &str) -> Result<Self, ConfigErrors> {
-        resolve::resolve(text, file_name)
+        resolve::resolve(text, file_name, None)
     }
 
     /// The terms of every channel, once the authorizer's key is known.

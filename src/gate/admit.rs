@@ -5,7 +5,6 @@
 //! voucher goes only to somebody who just signed for that channel, as does a place among those that wait for it, and that a
 //! deposit is relayed before anything is served on it. **Does not** call the upstream.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
@@ -84,8 +83,8 @@ pub(super) struct Claimed<'a> {
     pub(super) order: Order,
     /// What is paid; nothing for a refund.
     pub(super) due: Option<Amount>,
-    /// The route's name, for the books.
-    route: &'a Arc<str>,
+    /// What is asked for.
+    listing: &'a Listing,
     /// How often its sender's payments came to nothing.
     pub(super) look: Look,
     /// The request's id, for the log.
@@ -103,7 +102,8 @@ impl Gate {
         request: Option<&str>,
     ) -> Result<Admission, Refusal> {
         let terms = policy.terms();
-        let Some(Listing { route, price, offer, .. }) = offer else { return Err(Code::NoMatchingRequirements.into()) };
+        let Some(listing) = offer else { return Err(Code::NoMatchingRequirements.into()) };
+        let Listing { route, price, offer, .. } = listing;
         let (price, ours) = (*price, offer.offer());
         // What cannot be written down cannot be charged, and a deposit would only be locked up.
         if self.accounts.journal().latch().is_some() {
@@ -124,8 +124,7 @@ impl Gate {
             return Err(Code::ChannelIdMismatch.into());
         }
         let (due, look) = ((!refund).then_some(price), Look::at(peer));
-        let route = &route.name;
-        let claimed = Claimed { terms, settlement, id, config, bound, voucher, order, due, route, look, request };
+        let claimed = Claimed { terms, settlement, id, config, bound, voucher, order, due, listing, look, request };
         self.bear(&claimed)?;
         let outcome = match payment.action {
             Action::Pay => self.pay(&claimed, price, None, &mut Turn::default()).await.map(Admission::Serve),
@@ -135,8 +134,20 @@ impl Gate {
             }
             Action::Refund(request) => Box::pin(self.refund(&claimed, request, peer)).await,
         };
+        let outcome = outcome.and_then(|admission| self.in_good_time(&claimed, admission));
         self.looked(&claimed, &outcome);
         outcome
+    }
+
+    /// Lets go what comes too fast. Not what brought a deposit, which has a limit of its own: refused, its client would not
+    /// know that it landed.
+    fn in_good_time(&self, claimed: &Claimed<'_>, admission: Admission) -> Result<Admission, Refusal> {
+        match &admission {
+            Admission::Serve(Admitted { payer, deposited: None, .. }) => {
+                self.within_rate(&claimed.listing.route, payer.address).map(|()| admission)
+            }
+            _ => Ok(admission),
+        }
     }
 
     /// A voucher alone, or the voucher of a deposit that has landed.
@@ -198,7 +209,7 @@ impl Gate {
             let held = match previewed {
                 Ok(()) => {
                     let permit = self.accounts.journal().permit().ok_or(Refusal::from(Code::BooksUnavailable))?;
-                    let held = self.accounts.hold(&proof, price, order, limits, claimed.route, permit);
+                    let held = self.accounts.hold(&proof, price, order, limits, &claimed.listing.route.name, permit);
                     held.ok_or(Refusal::from(Code::ChannelNotFound))?
                 }
                 Err(reject) => Err(reject),
@@ -206,6 +217,7 @@ impl Gate {
             match held {
                 Ok(mut hold) => {
                     hold.comes_from(claimed.look.peer());
+                    hold.lowered_by(self.dues(claimed.listing, claimed.config.payer));
                     let payer = Payer { address: claimed.config.payer, channel: *id };
                     return Ok(Admitted { hold, payer, deposited });
                 }
@@ -541,7 +553,7 @@ impl Gate {
         Ok(Admission::Refunded { receipt, state })
     }
 
-    /// Curve work, and a question to the chain only where the payer's own account is the authorizer.
+    /// Whether it is signed, and by somebody who may pay. Curve work, and a question to the chain only where the payer's own account is the authorizer.
     async fn verify(&self, claimed: &Claimed<'_>) -> Result<VerifiedVoucher, Refusal> {
         let Claimed { settlement, config, bound, voucher, .. } = claimed;
         let verified = match config.authorizer() {
@@ -562,7 +574,16 @@ impl Gate {
                 voucher.verify_bound_by_payer(bound, evidence)
             }
         };
-        verified.map_err(|error: VoucherError| Refusal::from(Code::VoucherSignature).with_detail(error.to_string()))
+        let verified =
+            verified.map_err(|error: VoucherError| Refusal::from(Code::VoucherSignature).with_detail(error.to_string()))?;
+        // Who was served before has a right to its refund.
+        if claimed.due.is_some()
+            && let Some(rules) = &claimed.listing.route.rules
+            && !rules.admit(&config.payer)
+        {
+            return Err(Code::PayerNotAllowed.into());
+        }
+        Ok(verified)
     }
 
     /// The deposit's own signatures.

@@ -58,10 +58,14 @@ mod evidence;
 pub mod hot;
 mod idle;
 mod limits;
+mod look;
+pub mod matching;
 pub mod meter;
 pub mod path;
 mod patience;
+pub mod people;
 pub mod policy;
+pub mod quota;
 mod service;
 mod turns;
 
@@ -74,6 +78,7 @@ use desk::DepositPlace;
 use evidence::Evidence;
 use limits::Budget;
 use patience::Patience;
+use people::Doorkeeper;
 
 pub use accounts::{Accounts, Statement};
 pub use answer::refusal;
@@ -81,6 +86,8 @@ pub use body::AnswerBody;
 pub use desk::{Desk, Questions};
 pub use hot::HotKeys;
 pub use limits::{DepositLimits, Limits, MAX_PEERS, Peer};
+pub(crate) use look::BodyWanted;
+pub(crate) use matching::{BodyKind, kind_of_body};
 pub use patience::MAX_DOUBTED;
 pub use policy::Policy;
 pub use service::{HoldBack, PaymentLayer, PaymentService};
@@ -97,6 +104,7 @@ pub struct Gate {
     refunds: Arc<Budget>,
     evidence: Arc<Evidence>,
     patience: Arc<Patience>,
+    doorkeeper: Arc<Doorkeeper>,
     hot_keys: HotKeys,
 }
 
@@ -117,6 +125,7 @@ impl Gate {
             refunds: Arc::default(),
             evidence: Arc::default(),
             patience: Arc::default(),
+            doorkeeper: Arc::default(),
             hot_keys: HotKeys::default(),
         }
     }

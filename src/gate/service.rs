@@ -15,6 +15,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -26,6 +27,9 @@ use super::accounts::{Charged, NotWritten, Payer};
 use super::admit::{Admission, Admitted};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
+use super::matching::Doubt;
+use super::look::Looked;
+use super::people::{FreeRequest, Watched};
 use super::policy::{Asked, Listing, Policy, Verdict};
 use super::{Gate, Peer, meter};
 use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
@@ -55,6 +59,9 @@ const PAYMENT_HEADERS: [&str; 6] = [
     x402::X_PAYMENT_RESPONSE,
     meter::SETTLEMENT_OVERRIDES,
 ];
+
+/// How long a shadow route's payment is judged: it may have to wait for its channel or for a node, and the request does not.
+const MAX_WATCHED_WAIT: Duration = Duration::from_millis(50);
 
 /// On an answer that nobody should get at once, because its peer has sent too many payments that came to nothing: one that
 /// waits for each answer then asks less often. The gate itself holds nothing back.
@@ -127,9 +134,12 @@ impl Gate {
     where
         F: Future<Output = Result<Response<R>, E>>,
     {
-        let policy = self.policy();
+        let (policy, body) = match request.extensions_mut().remove() {
+            None => (self.policy(), None),
+            Some(Looked { policy, body }) => (policy, Some(body)),
+        };
         let sent = take_payment(request.headers_mut());
-        let verdict = policy.judge(&Asked::of(&request));
+        let verdict = policy.judge_with(&Asked::of(&request), body.as_ref());
         let listing = match verdict {
             Verdict::Paid(listing) => Some(listing),
             _ => None,
@@ -137,6 +147,9 @@ impl Gate {
         let payment = read_payment(&sent, listing);
         let refund = matches!(&payment, Ok(Payment { action: x402::Action::Refund(_), .. }));
         let offer = match verdict {
+            Verdict::Paid(listing) if listing.route.is_shadow() && !refund => {
+                return Box::pin(self.watch(&policy, request, peer, id, inner, listing, payment)).await;
+            }
             Verdict::Paid(listing) if request.method() != Method::OPTIONS => Some(listing),
             // A refund is taken on any path of the site: a client may have no other URL than a free one.
             _ if refund => policy.first_paid(),
@@ -146,16 +159,35 @@ impl Gate {
             }
             Verdict::Unknown => return Ok(own(&request, answer::unknown_route())),
             Verdict::Unclear(error) => return Ok(own(&request, answer::unclear_path(error))),
+            Verdict::NoneMet => return Ok(own(&request, answer::no_condition_met())),
+            Verdict::Doubtful(doubt) => return Ok(own(&request, answer::doubtful(&doubt))),
+            Verdict::BodyNeeded => return Ok(own(&request, answer::doubtful(&Doubt::Unread))),
+            Verdict::Watched(route, code) => {
+                let watched = self.note_watched(&route.name, code.into(), id);
+                drop(payment);
+                return Box::pin(self.pass_watched(request, inner, watched)).await;
+            }
             // The gate answers OPTIONS itself: a paid route's upstream must not work unpaid.
             Verdict::Paid(..) | Verdict::OtherMethods(_) if request.method() == Method::OPTIONS => {
-                return Ok(own(&request, answer::options(&policy.methods_of(request.uri().path()))));
+                return Ok(own(&request, answer::options(&policy.methods_of(&Asked::of(&request)))));
             }
             Verdict::OtherMethods(methods) => return Ok(own(&request, answer::other_methods(&methods))),
             Verdict::Paid(..) => unreachable!("a paid route is either offered or an OPTIONS request"),
         };
+        let is_unpaid = matches!(sent, Sent::Nothing);
+        if is_unpaid
+            && let Some(listing) = offer
+            && let Some(given) = self.free_request(&listing.route, peer)
+        {
+            drop(payment);
+            return Box::pin(self.give(request, inner, given)).await;
+        }
         let admission = match payment {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
             Ok(payment) => Box::pin(self.admit(&policy, offer, payment, peer, id)).await,
+            Err(refusal) if is_unpaid && let Some(listing) = offer => {
+                self.within_unpaid_rate(&listing.route, peer).and(Err(refusal))
+            }
             Err(refusal) => Err(refusal),
         };
         match admission {
@@ -176,7 +208,7 @@ impl Gate {
     /// Whether a request is for something that costs, and brings a payment along. Whether that pays is not looked at.
     pub(crate) fn is_paying<B>(&self, request: &Request<B>) -> bool {
         request.headers().contains_key(x402::PAYMENT_SIGNATURE)
-            && matches!(self.policy().judge(&Asked::of(request)), Verdict::Paid(..))
+            && matches!(self.policy().judge(&Asked::of(request)), Verdict::Paid(..) | Verdict::BodyNeeded)
     }
 
     /// A free request: only the headers are cleaned.
@@ -193,6 +225,94 @@ impl Gate {
         Ok(response.map(AnswerBody::upstream))
     }
 
+    /// A request of a network that has free ones left. What fails is given back.
+    async fn give<B, R, E, F>(
+        &self,
+        request: Request<B>,
+        inner: impl FnOnce(Request<B>) -> F,
+        given: FreeRequest,
+    ) -> Result<Response<AnswerBody<R>>, E>
+    where
+        F: Future<Output = Result<Response<R>, E>>,
+    {
+        let result = match AssertUnwindSafe(self.pass(request, inner)).catch_unwind().await {
+            Ok(result) => result,
+            Err(panic) => {
+                given.give_back();
+                std::panic::resume_unwind(panic);
+            }
+        };
+        match result {
+            Ok(mut response) => {
+                if response.status() < StatusCode::BAD_REQUEST {
+                    // The next one may not be free.
+                    answer::make_private(response.headers_mut());
+                } else {
+                    given.give_back();
+                }
+                Ok(response)
+            }
+            Err(error) => {
+                given.give_back();
+                Err(error)
+            }
+        }
+    }
+
+    /// A request of a route that only watches: served for nothing whatever it brings. Its payment is judged, and let go: a
+    /// voucher that is not charged is good again. No deposit is relayed, and nobody waits.
+    #[expect(clippy::too_many_arguments, reason = "it stands in for the rest of `serve`")]
+    async fn watch<B, R, E, F>(
+        &self,
+        policy: &Policy,
+        request: Request<B>,
+        peer: Option<Peer>,
+        id: Option<&str>,
+        inner: impl FnOnce(Request<B>) -> F,
+        listing: &Listing,
+        payment: Result<Payment<'_>, Refusal>,
+    ) -> Result<Response<AnswerBody<R>>, E>
+    where
+        F: Future<Output = Result<Response<R>, E>>,
+    {
+        let route = &listing.route;
+        let would: Cow<'static, str> = match payment {
+            Err(refusal) if refusal.is_unpaid() => match self.free_request(route, peer) {
+                Some(_used) => Watched::FREE.into(),
+                None => match self.within_unpaid_rate(route, peer) {
+                    Ok(()) => refusal.into_error(),
+                    Err(too_fast) => too_fast.into_error(),
+                },
+            },
+            Err(refusal) => refusal.into_error(),
+            Ok(Payment { action: x402::Action::DepositAndPay(_), .. }) => "deposit".into(),
+            Ok(payment) => {
+                let admitted = self.admit(policy, Some(listing), payment, peer, id);
+                match tokio::time::timeout(MAX_WATCHED_WAIT, admitted).await {
+                    Ok(Ok(_hold)) => Watched::PAID.into(),
+                    Ok(Err(refusal)) => refusal.into_error(),
+                    Err(_) => "waiting".into(),
+                }
+            }
+        };
+        let watched = self.note_watched(&route.name, would, id);
+        self.pass_watched(request, inner, watched).await
+    }
+
+    async fn pass_watched<B, R, E, F>(
+        &self,
+        request: Request<B>,
+        inner: impl FnOnce(Request<B>) -> F,
+        watched: Watched,
+    ) -> Result<Response<AnswerBody<R>>, E>
+    where
+        F: Future<Output = Result<Response<R>, E>>,
+    {
+        let mut response = self.pass(request, inner).await?;
+        response.extensions_mut().insert(watched);
+        Ok(response)
+    }
+
     async fn serve_paid<B, R, E, F>(
         &self,
         policy: &Policy,
@@ -207,7 +327,7 @@ impl Gate {
         let Admitted { mut hold, payer, deposited } = admitted;
         // Made once: its checksum takes a hash.
         let payer_text = payer.address.text();
-        introduce(request.headers_mut(), &payer_text, payer.channel, hold.price());
+        introduce(request.headers_mut(), &payer_text, payer.channel, hold.most());
         let head_only = request.method() == Method::HEAD;
         hold.sent();
         // A panic upstream of us is our failure, not the payer's: it voids, where a client that leaves posts.
@@ -228,7 +348,7 @@ impl Gate {
         let terms = policy.terms();
         let network = policy.network();
         let served = response.status() < StatusCode::BAD_REQUEST;
-        let price = hold.price();
+        let price = hold.most();
         let decimals = terms.token.decimals;
         let charge = if served { meter::charge(response.headers(), price, decimals, id) } else { Amount::ZERO };
         strip_payment_headers(response.headers_mut());

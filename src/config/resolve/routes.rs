@@ -1,17 +1,21 @@
 //! `[[route]]`: the price list.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use http::Method;
 
+use super::matching::conditions;
+use super::people::{Lists, Rates, rules};
 use super::price::{price, price_without_quotes};
 use super::values::shown_text;
 use crate::config::reader::{Given, Problem, Report, Section, quoted};
+use crate::gate::matching::HostPattern;
 use crate::gate::path::PathPattern;
 use crate::gate::policy::{Policy, Price, Route, Terms, TokenTerms, Transfer};
 use crate::protocol::Address;
 
-/// Every request looks through all routes.
+/// More than anybody writes down, and few enough to compare them all.
 const MAX_ROUTES: usize = 1_000;
 
 /// Quotes travel in a header, and clients and proxies give headers little room.
@@ -30,7 +34,13 @@ struct Draft {
     span: Range<usize>,
 }
 
-pub(super) fn routes(report: &Report<'_>, root: &mut Section<'_>, decimals: Option<u8>) -> Option<Vec<Route>> {
+pub(super) fn routes(
+    report: &Report<'_>,
+    root: &mut Section<'_>,
+    decimals: Option<u8>,
+    payers: &Lists,
+    rates: Rates,
+) -> Option<Vec<Route>> {
     let sections = root.sections("route");
     if sections.is_empty() {
         // A [route] that is no list was reported as such.
@@ -45,7 +55,7 @@ pub(super) fn routes(report: &Report<'_>, root: &mut Section<'_>, decimals: Opti
         return None;
     }
     let count = sections.len();
-    let drafts: Vec<_> = sections.into_iter().filter_map(|section| route(section, decimals)).collect();
+    let drafts: Vec<_> = sections.into_iter().filter_map(|section| route(section, decimals, payers, rates)).collect();
     let comparable = drafts.iter().map(|draft| draft.route.clone()).collect();
     if let Err(ambiguities) = Policy::new(placeholder_terms(), "", comparable) {
         for ambiguity in ambiguities {
@@ -55,7 +65,10 @@ pub(super) fn routes(report: &Report<'_>, root: &mut Section<'_>, decimals: Opti
             let (line, pattern) = (report.line(&first.span), first.route.pattern.to_string());
             let problem =
                 Problem::new(format!("matches the same requests as the route in line {line}, {}", quoted(&pattern)));
-            let fix = "give one of them another path or other methods, or remove it";
+            let fix = match &ambiguity.missing {
+                None => "give one of them another path, other methods or other conditions, or remove it".to_owned(),
+                Some(both) => format!("add a route for requests of both: match = {{ {both} }}"),
+            };
             report.error(Some(second.span.clone()), "[[route]].path", problem.fix(fix));
         }
     }
@@ -84,7 +97,12 @@ fn placeholder_terms() -> Terms {
     }
 }
 
-fn route(mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
+fn route(mut section: Section<'_>, decimals: Option<u8>, payers: &Lists, rates: Rates) -> Option<Draft> {
+    let host = section.text("host", |text| {
+        let bad = |error| Problem::new(format!("{} is refused: {error}", quoted(text)));
+        HostPattern::parse(text).map_err(|error| bad(error).fix("write it like \"api.example.com\""))
+    });
+    let conditions = conditions(&mut section);
     let pattern = section.text("path", |text| PathPattern::parse(text).map_err(|error| bad_pattern(text, &error)));
     let span = pattern.span();
     let pattern = section.required("path", pattern, "path = \"/*\"");
@@ -96,19 +114,7 @@ fn route(mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
         section.error("methods", Some(span.clone()), problem);
     }
     let methods = methods.or(Vec::new());
-    let price = match section.entry("price") {
-        None => {
-            section.missing("price", "price = \"$0.001\", or \"free\"");
-            None
-        }
-        Some(entry) => {
-            let result = match entry.as_text() {
-                Some(text) => price(text, decimals),
-                None => Err(price_without_quotes(&entry.kind())),
-            };
-            result.map_err(|problem| section.refuse(&entry, problem)).ok()
-        }
-    };
+    let price = priced(&mut section, decimals);
     let name = section.text("name", |text| shown_text(text, MAX_NAME_CHARS)).optional();
     let description = section.text("description", |text| shown_text(text, MAX_TEXT_CHARS)).optional();
     let mime_type = section.text("mime_type", mime_type).optional();
@@ -121,20 +127,37 @@ fn route(mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
         section.error("extensions", Some(span.clone()), problem);
     }
     let extensions = extensions.or(serde_json::Map::new());
+    let rules = rules(&mut section, price.as_ref(), decimals, payers, rates);
     let whole = price.is_some()
+        && rules.is_some()
         && name.is_some()
         && description.is_some()
         && mime_type.is_some()
         && extensions.is_some()
         && methods.is_some();
-    // A route whose methods are unknown cannot be compared with another.
+    // A route whose hosts, methods or conditions are unknown cannot be compared with another.
     let methods = methods?.into_iter().map(|(method, _)| method).collect();
-    let mut route = Route { methods, ..Route::new(pattern?, price.unwrap_or(Price::Free)) };
+    let (host, conditions) = (host.optional()?, conditions?);
+    let route = Route::new(pattern?, price.unwrap_or(Price::Free));
+    let mut route = Route { host, methods, conditions, rules: rules.flatten().map(Arc::new), ..route };
     route.name = name.flatten().map_or(route.name, Into::into);
     route.description = description.flatten();
     route.mime_type = mime_type.flatten();
     route.extensions = extensions.unwrap_or_default();
     Some(Draft { route, whole, span: span? })
+}
+
+/// The price of a route, or of some of its payers.
+pub(super) fn priced(section: &mut Section<'_>, decimals: Option<u8>) -> Option<Price> {
+    let Some(entry) = section.entry("price") else {
+        section.missing("price", "price = \"$0.001\", or \"free\"");
+        return None;
+    };
+    let result = match entry.as_text() {
+        Some(text) => price(text, decimals),
+        None => Err(price_without_quotes(&entry.kind())),
+    };
+    result.map_err(|problem| section.refuse(&entry, problem)).ok()
 }
 
 fn bad_pattern(text: &str, error: &crate::gate::path::PatternError) -> Problem {
