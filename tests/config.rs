@@ -96,6 +96,9 @@ fn a_minimal_config_is_short_and_the_rest_has_defaults() {
         body_timeout: Duration::from_secs(30),
         bad_signatures_per_minute: 60,
         hot_keys_bytes: 384 << 20,
+        max_matched_body: 1 << 20,
+        per_payer: None,
+        unpaid: None,
     };
     assert_eq!((&config.limits, config.server.cores), (&limits, None));
     let channel = &config.channel;

@@ -189,7 +189,15 @@ pub(super) struct Entry<'a> {
 impl<'a> Section<'a> {
     /// The document itself.
     pub(super) fn root(report: &'a Report<'a>, table: &'a DeTable<'a>) -> Self {
-        Self { report, heading: String::new(), table: Some(table), span: None, spoilt: false, asked: BTreeSet::new(), is_open: false }
+        Self {
+            report,
+            heading: String::new(),
+            table: Some(table),
+            span: None,
+            spoilt: false,
+            asked: BTreeSet::new(),
+            is_open: false,
+        }
     }
 
     /// The section of this name; an empty one if it is not there or is none.

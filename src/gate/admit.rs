@@ -574,8 +574,8 @@ impl Gate {
                 voucher.verify_bound_by_payer(bound, evidence)
             }
         };
-        let verified =
-            verified.map_err(|error: VoucherError| Refusal::from(Code::VoucherSignature).with_detail(error.to_string()))?;
+        let verified = verified
+            .map_err(|error: VoucherError| Refusal::from(Code::VoucherSignature).with_detail(error.to_string()))?;
         // Who was served before has a right to its refund.
         if claimed.due.is_some()
             && let Some(rules) = &claimed.listing.route.rules

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use http::Request;
 
-use super::matching::{BodyKind, BodySeen, Doubt, is_encoded, kind_of_body, says_json};
-use super::policy::{Asked, Policy};
 use super::Gate;
+use super::matching::{BodyKind, BodySeen, Doubt, is_encoded, says_json};
+use super::policy::{Asked, Policy};
 
 /// A body that has to be looked at before its request can be judged.
 #[derive(Debug)]

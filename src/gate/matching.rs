@@ -206,11 +206,7 @@ impl Pattern {
     /// What holds exactly where both hold; `None` where they never do. Of two patterns that can both hold one always
     /// implies the other.
     fn and<'a>(&'a self, other: &'a Self) -> Option<&'a Self> {
-        if self.implies(other) {
-            Some(self)
-        } else {
-            other.implies(self).then_some(other)
-        }
+        if self.implies(other) { Some(self) } else { other.implies(self).then_some(other) }
     }
 
     /// Grows with what it asks: one that implies another and is not implied by it weighs more.
@@ -311,10 +307,6 @@ impl Conditions {
     pub(super) fn weight(&self) -> (usize, usize) {
         let sum = self.0.iter().fold(0_usize, |sum, (_, pattern)| sum.saturating_add(pattern.weight()));
         (self.0.len(), sum)
-    }
-
-    pub(super) fn look_at_the_body(&self) -> bool {
-        self.0.iter().any(|(place, _)| matches!(place, Place::Body(_)))
     }
 
     /// Whether all of them hold for what was seen.
@@ -597,6 +589,10 @@ impl<'r> Seen<'r> {
         Self { body: Some(body), ..self }
     }
 
+    pub(super) fn has_body(&self) -> bool {
+        self.body.is_some()
+    }
+
     fn at(&self, place: &Place) -> Option<&Value<'r>> {
         match place {
             Place::Header(HeaderText(name)) => {
@@ -719,11 +715,7 @@ impl<'de> DeserializeSeed<'de> for Reading<'_> {
 /// Whether two keys are one to servers that ignore case, by the simple folding of all of Unicode: `ſ` is an `s` to them.
 fn is_alike(one: &str, other: &str) -> bool {
     let folded = |text: &str| text.to_uppercase().to_lowercase();
-    if one.is_ascii() && other.is_ascii() {
-        one.eq_ignore_ascii_case(other)
-    } else {
-        folded(one) == folded(other)
-    }
+    if one.is_ascii() && other.is_ascii() { one.eq_ignore_ascii_case(other) } else { folded(one) == folded(other) }
 }
 
 /// A key of an object.

@@ -55,6 +55,7 @@ mod answer;
 mod body;
 pub mod desk;
 mod evidence;
+pub mod explain;
 pub mod hot;
 mod idle;
 mod limits;

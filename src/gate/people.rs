@@ -13,9 +13,9 @@
 //! comes after costs nothing; each request still needs a voucher for its price. The counts are in memory only (see
 //! [`super::quota`]).
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -799,7 +799,17 @@ mod tests {
             (price(Method::GET, "/b"), price(Method::PUT, "/b"), price(Method::POST, "/b")),
             (Some(2), Some(4), None)
         );
-        assert_eq!(policy.methods_of(&Asked { method: &Method::GET, path: "/b", query: None, host: None, headers: &HeaderMap::new(), at: 0 }), [Method::GET, Method::PUT]);
+        assert_eq!(
+            policy.methods_of(&Asked {
+                method: &Method::GET,
+                path: "/b",
+                query: None,
+                host: None,
+                headers: &HeaderMap::new(),
+                at: 0
+            }),
+            [Method::GET, Method::PUT]
+        );
     }
 
     #[test]

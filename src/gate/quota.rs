@@ -278,7 +278,9 @@ mod tests {
         let held: usize = counters.0.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
         assert!(held <= MAX_COUNTS, "{held}");
         let kept = |parity: u64| {
-            (0..100_000).filter(|number| number % 2 == parity && counters.0.shard(&key(*number)).contains_key(&key(*number))).count()
+            (0..100_000)
+                .filter(|number| number % 2 == parity && counters.0.shard(&key(*number)).contains_key(&key(*number)))
+                .count()
         };
         assert!(kept(1) > kept(0) * 2, "{} {}", kept(1), kept(0));
         // Those whose window is over go before all others.

@@ -102,7 +102,17 @@ struct Layers {
 pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors, bounds: Bounds) -> Stack {
     let upstream = upstream.seen_at(gate.policy().public_url());
     let (crowd, gate) = (Crowd::up_to(bounds.max_requests), gate.clone());
-    Stack { layers: Arc::new(Layers { ids: RequestIds::new(), cors, bounds, crowd, looks: look::Room::default(), gate, upstream }) }
+    Stack {
+        layers: Arc::new(Layers {
+            ids: RequestIds::new(),
+            cors,
+            bounds,
+            crowd,
+            looks: look::Room::default(),
+            gate,
+            upstream,
+        }),
+    }
 }
 
 impl Stack {
@@ -110,7 +120,8 @@ impl Stack {
     fn apart(&self) -> Self {
         let Layers { cors, bounds, crowd, looks, gate, upstream, .. } = &*self.layers;
         let (cors, crowd, looks, gate) = (cors.clone(), crowd.clone(), looks.clone(), gate.clone());
-        let layers = Layers { ids: RequestIds::new(), cors, bounds: *bounds, crowd, looks, gate, upstream: upstream.apart() };
+        let layers =
+            Layers { ids: RequestIds::new(), cors, bounds: *bounds, crowd, looks, gate, upstream: upstream.apart() };
         Self { layers: Arc::new(layers) }
     }
 

@@ -71,11 +71,7 @@ pub(super) fn conditions(route: &mut Section<'_>) -> Option<Conditions> {
 }
 
 /// The conditions on headers, or on the query.
-fn head(
-    section: &mut Section<'_>,
-    read: fn(&str) -> Result<Place, Problem>,
-    all: &mut Vec<(Place, Pattern)>,
-) -> bool {
+fn head(section: &mut Section<'_>, read: fn(&str) -> Result<Place, Problem>, all: &mut Vec<(Place, Pattern)>) -> bool {
     let mut whole = true;
     for (name, entry) in section.own_keys(None) {
         let pattern = || match entry.as_text() {
