@@ -816,3 +816,286 @@ impl<'de> Visitor<'de> for Reading<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    fn body(keys: &str, pattern: Pattern) -> (Place, Pattern) {
+        (Place::Body(keys.split('.').map(str::to_owned).collect()), pattern)
+    }
+
+    fn query(name: &str, text: &str) -> (Place, Pattern) {
+        (Place::Query(name.to_owned()), Pattern::parse(text).unwrap())
+    }
+
+    fn header_is(name: &'static str, text: &str) -> (Place, Pattern) {
+        (Place::Header(HeaderText(HeaderName::from_static(name))), Pattern::parse(text).unwrap())
+    }
+
+    fn of(conditions: impl IntoIterator<Item = (Place, Pattern)>) -> Conditions {
+        Conditions::new(conditions)
+    }
+
+    fn text(text: &str) -> Pattern {
+        Pattern::parse(text).unwrap()
+    }
+
+    /// Whether the conditions hold for a body, seen for these alone.
+    fn holds_in(conditions: &Conditions, content_type: &'static str, body: &[u8]) -> Result<bool, Doubt> {
+        let looks = Looks::of([conditions].into_iter()).unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        let seen = looks.in_the_body(&headers, body)?;
+        Ok(conditions.hold_for(&looks.at_the_head(&headers, None)?.with_body(&seen)))
+    }
+
+    fn holds_at(conditions: &Conditions, headers: &[(&str, &str)], query: &str) -> Result<bool, Doubt> {
+        let looks = Looks::of([conditions].into_iter()).unwrap();
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        Ok(conditions.hold_for(&looks.at_the_head(&map, Some(query))?))
+    }
+
+    #[test]
+    fn a_host_is_compared_without_case_port_and_last_dot() {
+        let cases = [
+            ("api.example.com", "api.example.com", true),
+            ("API.example.com", "api.EXAMPLE.com:8443", true),
+            ("api.example.com", "api.example.com.:80", true),
+            ("api.example.com", "x.api.example.com", false),
+            ("api.example.com", "user@api.example.com", false),
+            ("*.example.com", "a.example.com", true),
+            ("*.example.com", "a.b.Example.com:1", true),
+            ("*.example.com", "example.com", false),
+            ("*.example.com", ".example.com", false),
+            ("*.example.com", "aexample.com", false),
+            ("[::1]", "[::1]:80", true),
+            ("[::1]", "[::1]", true),
+            ("127.0.0.1", "127.0.0.1:80", true),
+        ];
+        for (pattern, host, expected) in cases {
+            assert_eq!(HostPattern::parse(pattern).unwrap().matches(host), expected, "{pattern} {host}");
+        }
+        for bad in ["", "*", "*.", "a.*", "*a.b", "a:80", "a/b", "a..b", "[x]", "*.[::1]", "é.example"] {
+            assert!(HostPattern::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_query_parameter_is_compared_decoded() {
+        let condition = of([query("model", "gpt-4*")]);
+        let cases = [
+            ("model=gpt-4", true),
+            ("a=b&model=gpt-4o&c", true),
+            ("m%6Fdel=gpt%2D4", true),
+            ("model=gpt-3", false),
+            ("model", false),
+            ("", false),
+            ("amodel=gpt-4", false),
+        ];
+        for (query, expected) in cases {
+            assert_eq!(holds_at(&condition, &[], query), Ok(expected), "{query}");
+        }
+        assert_eq!(holds_at(&of([query("debug", "*")]), &[], "debug"), Ok(true));
+        assert_eq!(holds_at(&of([query("q", "*")]), &[], "q=a+b;c"), Ok(true), "any reading will do");
+    }
+
+    #[test]
+    fn a_query_that_can_be_read_in_two_ways_is_refused() {
+        let condition = of([query("model", "a*"), query("n", "x y")]);
+        for twice in [
+            "model=a&model=b",
+            "model=a&m%6fdel=b",
+            "MODEL=a",
+            "model[]=a",
+            "model=b&model%5B0%5D=a",
+            "x=1;model=a",
+            "model=b&x=1;model=a",
+            "%20model=a",
+            "+model=a",
+            "model%00x=a",
+        ] {
+            assert!(matches!(holds_at(&condition, &[], twice), Err(Doubt::Query(_))), "{twice}");
+        }
+        for query in ["n=x+y", "n=x%20y;z"] {
+            assert!(matches!(holds_at(&condition, &[], query), Err(Doubt::QueryValue(_))), "{query}");
+        }
+        for query in ["model=%zz", "x=%", "model=%ff", "%c0%af=x"] {
+            assert_eq!(holds_at(&condition, &[], query), Err(Doubt::Escape), "{query}");
+        }
+        assert_eq!(holds_at(&condition, &[], "model=a&n=x%20y"), Ok(true));
+    }
+
+    #[test]
+    fn a_header_that_can_be_read_in_two_ways_is_refused() {
+        let condition = of([header_is("x-tier", "pro")]);
+        assert_eq!(holds_at(&condition, &[("x-tier", " pro ")], ""), Ok(true));
+        assert_eq!(holds_at(&condition, &[("x-tier", "Pro")], ""), Ok(false));
+        assert_eq!(holds_at(&condition, &[("x-other", "pro")], ""), Ok(false));
+        let doubt = Err(Doubt::Header("x-tier".to_owned()));
+        assert_eq!(holds_at(&condition, &[("x-tier", "pro"), ("x-tier", "pro")], ""), doubt);
+        assert_eq!(holds_at(&condition, &[("x-tier", "basic"), ("x_tier", "pro")], ""), doubt);
+        assert_eq!(holds_at(&condition, &[("x_tier", "pro")], ""), doubt);
+        assert!(matches!(holds_at(&condition, &[("x-tier", "pró")], ""), Err(Doubt::HeaderText(_))));
+    }
+
+    #[test]
+    fn a_value_of_a_body_is_compared_as_what_it_is() {
+        let cases = [
+            (body("model", text("gpt-4*")), r#"{"model": "gpt-4o", "x": [{"model": 1}]}"#, true),
+            (body("model", text("gpt-4*")), r#"{"mod\u0065l": "gpt-\u0034"}"#, true),
+            (body("model", text("gpt-4*")), r#"{"model": "gpt-3"}"#, false),
+            (body("model", text("gpt-4*")), r#"{"x": {"model": "gpt-4"}}"#, false),
+            (body("model", text("gpt-4*")), r#"{"model": null}"#, false),
+            (body("model", text("gpt-4*")), r#"["gpt-4"]"#, false),
+            (body("stream", Pattern::Flag(true)), r#"{"stream": true}"#, true),
+            (body("stream", Pattern::Flag(true)), r#"{"stream": false}"#, false),
+            (body("n", Pattern::Number(3)), r#"{"n": 3}"#, true),
+            (body("n", Pattern::Number(3)), r#"{"n": 3.0}"#, true),
+            (body("n", Pattern::Number(3)), r#"{"n": 30e-1}"#, true),
+            (body("n", Pattern::Number(3)), r#"{"n": 3.5}"#, false),
+            (body("n", Pattern::Number(3)), r#"{"n": 4294967299}"#, false),
+            (body("n", Pattern::Number(-3)), r#"{"n": -3}"#, true),
+            (body("a.b", text("x")), r#"{"a": {"b": "x"}, "b": "y"}"#, true),
+            (body("a.b", text("x")), r#"{"a": "x"}"#, false),
+            (body("a", Pattern::Present), r#"{"a": {}}"#, true),
+            (body("a", Pattern::Present), r#"{"a": 0}"#, true),
+            (body("a", Pattern::Present), r#"{"a": null}"#, false),
+        ];
+        for (condition, body, expected) in cases {
+            let held = holds_in(&of([condition]), "application/json", body.as_bytes());
+            assert_eq!(held, Ok(expected), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_can_be_read_in_two_ways_is_refused() {
+        let conditions =
+            of([body("model", text("a*")), body("o.stream", Pattern::Flag(true)), body("n", Pattern::Number(1))]);
+        let doubt = |body: &[u8]| holds_in(&conditions, "application/json", body).unwrap_err();
+        for twice in [
+            &br#"{"model": "a", "model": "b"}"#[..],
+            br#"{"model": "a", "mod\u0065l": "b"}"#,
+            br#"{"Model": "a"}"#,
+            br#"{"model": "b", "MODEL": "a"}"#,
+            br#"{"o": {}, "o": {"stream": true}}"#,
+            br#"{"o": {"stream": true, "stream": true}}"#,
+            "{\"o\": {\"\u{17f}tream\": true}}".as_bytes(),
+        ] {
+            assert!(matches!(doubt(twice), Doubt::Key(_)), "{}", String::from_utf8_lossy(twice));
+        }
+        for kind in [&br#"{"model": 1}"#[..], br#"{"model": ["a"]}"#, br#"{"o": {"stream": "true"}}"#, br#"{"n": "1"}"#]
+        {
+            assert!(matches!(doubt(kind), Doubt::Kind(..)), "{}", String::from_utf8_lossy(kind));
+        }
+        for broken in [
+            &b"{"[..],
+            br#"{"model": "a"} x"#,
+            br#"{"model": "a"}{"model": "b"}"#,
+            b"{\"model\": \"\xff\"}",
+            br#"{"model": "\ud800"}"#,
+            b"\xef\xbb\xbf{}",
+            b"\xff\xfe{\0}\0",
+            b"{'model': 'a'}",
+            b"{\"model\": NaN}",
+        ] {
+            assert_eq!(doubt(broken), Doubt::Json, "{}", String::from_utf8_lossy(broken));
+        }
+        // What is looked at by nobody may be there twice.
+        let other = br#"{"x": 1, "x": 2, "o": {"y": 1, "y": 2, "model": 1}, "model": "a"}"#;
+        assert_eq!(holds_in(&of([body("model", text("a"))]), "application/json", other), Ok(true));
+    }
+
+    #[test]
+    fn json_is_json_whatever_it_is_called() {
+        let condition = of([body("model", text("dear"))]);
+        let dear = br#" {"model": "dear"}"#;
+        for name in ["application/json; charset=utf-8", "application/ld+json", "text/plain", "multipart/form-data", "x"]
+        {
+            assert_eq!(holds_in(&condition, name, dear), Ok(true), "{name}");
+            assert_eq!(holds_in(&condition, name, b""), Ok(false), "{name}");
+            assert!(holds_in(&condition, name, b"{").is_err(), "{name}");
+        }
+        assert_eq!(holds_in(&condition, "text/plain", b"model=dear"), Ok(false));
+        assert_eq!(holds_in(&condition, "application/json", b"model=dear"), Err(Doubt::Json));
+        let kinds = [
+            (&b"  {"[..], BodyKind::Json),
+            (b"\0{", BodyKind::Json),
+            (b"\xff\xfe", BodyKind::Json),
+            (b"\xff", BodyKind::Json),
+            (b" \n", BodyKind::Empty),
+            (b"--boundary", BodyKind::Other),
+            (b"\xff\xd8\xff", BodyKind::Other),
+            (b"[{", BodyKind::Other),
+        ];
+        for (begin, expected) in kinds {
+            assert_eq!(kind_of_body(begin), expected, "{begin:?}");
+        }
+    }
+
+    #[test]
+    fn a_compressed_body_is_refused_and_an_empty_one_has_nothing_to_hide() {
+        let conditions = of([body("a", Pattern::Present)]);
+        let looks = Looks::of([&conditions].into_iter()).unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        assert_eq!(looks.in_the_body(&headers, b"x").unwrap_err(), Doubt::Encoded);
+        assert!(looks.in_the_body(&headers, b"").is_ok());
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("Identity"));
+        assert!(looks.in_the_body(&headers, b"{}").is_ok());
+    }
+
+    fn any_pattern() -> impl Strategy<Value = Pattern> {
+        let word = "[ab]{0,3}";
+        prop_oneof![
+            Just(Pattern::Present),
+            "[ab]{1,3}".prop_map(Pattern::Begins),
+            word.prop_map(Pattern::Text),
+            any::<bool>().prop_map(Pattern::Flag),
+            (0..3).prop_map(Pattern::Number),
+        ]
+    }
+
+    fn any_conditions() -> impl Strategy<Value = Conditions> {
+        prop::collection::vec(("[xyz]", any_pattern()), 0..4)
+            .prop_map(|all| of(all.into_iter().map(|(key, pattern)| body(&key, pattern))))
+    }
+
+    fn any_value() -> impl Strategy<Value = Value<'static>> {
+        prop_oneof![
+            Just(Value::Absent),
+            Just(Value::Null),
+            Just(Value::Other),
+            any::<bool>().prop_map(Value::Flag),
+            (0..3).prop_map(|number| Value::Number(f64::from(number))),
+            "[ab]{0,3}".prop_map(|text| Value::Text(Cow::Owned(text))),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_implies_and_what_both_ask_is_true_of_every_body(
+            one in any_conditions(), other in any_conditions(), values in prop::array::uniform3(any_value()),
+        ) {
+            // All three keys are looked at, in this order.
+            let all = of(["x", "y", "z"].map(|key| body(key, Pattern::Present)));
+            let looks = Looks::of([&all].into_iter()).unwrap();
+            let (headers, body) = (HeaderMap::new(), BodySeen(values.to_vec()));
+            let seen = looks.at_the_head(&headers, None).unwrap().with_body(&body);
+            let (first, second) = (one.hold_for(&seen), other.hold_for(&seen));
+            if one.implies(&other) {
+                prop_assert!(!first || second);
+                prop_assert!(other.implies(&one) || one.weight() > other.weight());
+            }
+            match one.and(&other) {
+                Some(both) => prop_assert_eq!(both.hold_for(&seen), first && second),
+                None => prop_assert!(!(first && second)),
+            }
+        }
+    }
+}

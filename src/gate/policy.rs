@@ -683,6 +683,7 @@ fn ambiguities(routes: &[Route]) -> Vec<Ambiguity> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gate::matching::{Pattern, Place};
     use crate::protocol::x402::{Quote, QuoteDetails};
 
     fn terms() -> Terms {
@@ -810,6 +811,118 @@ mod tests {
             }),
             [Method::GET, Method::PUT]
         );
+    }
+
+    /// A route of one price with a host (none if empty) and conditions on the query.
+    fn conditional(host: &str, pattern: &str, conditions: &[(&str, &str)], price: u128) -> Route {
+        let host = (!host.is_empty()).then(|| HostPattern::parse(host).unwrap());
+        let condition = |(name, text): &(&str, &str)| (Place::Query((*name).to_owned()), Pattern::parse(text).unwrap());
+        let conditions = Conditions::new(conditions.iter().map(condition));
+        Route { host, conditions, ..route(pattern, &[], price) }
+    }
+
+    /// The price of `GET` for a target that begins with a host; or why there is none.
+    fn price_of(policy: &Policy, url: &str) -> Result<u128, String> {
+        let request = Request::get(format!("http://{url}")).body(()).unwrap();
+        match policy.judge(&Asked::of(&request)) {
+            Verdict::Free(_) => Ok(0),
+            Verdict::Paid(listing) => Ok(listing.price.units()),
+            Verdict::NoneMet => Err("none met".to_owned()),
+            Verdict::Unknown => Err("unknown".to_owned()),
+            Verdict::Doubtful(_) => Err("doubtful".to_owned()),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn the_host_decides_first_then_the_path_then_the_conditions() {
+        let policy = policy(vec![
+            conditional("", "/*", &[], 1),
+            conditional("", "/v1/chat", &[], 2),
+            conditional("a.example", "/v1/*", &[], 3),
+            conditional("*.example", "/v1/chat", &[], 4),
+            conditional("", "/c", &[("m", "x*")], 5),
+            conditional("", "/c", &[("m", "xy*")], 6),
+            conditional("", "/c", &[("n", "*")], 7),
+            conditional("", "/c", &[("m", "x*"), ("n", "*")], 8),
+            conditional("", "/c", &[("m", "xy*"), ("n", "*")], 9),
+            conditional("b.example", "/c", &[], 10),
+        ]);
+        let cases = [
+            ("other/v1/chat", Ok(2)),
+            ("A.example:80/v1/chat", Ok(3)),
+            ("a.example/c?m=x", Ok(5)),
+            ("x.example/v1/chat", Ok(4)),
+            ("x.example/v1/other", Ok(1)),
+            ("b.example/c?m=x", Ok(10)),
+            ("h/c?m=xz", Ok(5)),
+            ("h/c?m=xyz", Ok(6)),
+            ("h/c?n", Ok(7)),
+            ("h/c?n&m=x", Ok(8)),
+            ("h/c?n&m=xy", Ok(9)),
+            ("h/c", Err("none met")),
+            ("h/c?m=y", Err("none met")),
+            ("h/c?m=x&m=xy", Err("doubtful")),
+        ];
+        for (url, expected) in cases {
+            assert_eq!(price_of(&policy, url), expected.map_err(str::to_owned), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_long_price_list_is_judged_as_a_short_one() {
+        let some = ["/*", "/a/*", "/A/b", "/{x}/b", "/a/b/c", "/", "/é"];
+        let few: Vec<_> = (1..).zip(some).map(|(price, path)| route(path, &[], price)).collect();
+        let fillers = (0..200).map(|n| route(&format!("/filler{n}/x"), &[], 1_000));
+        let (short, long) = (policy(few.clone()), policy(few.into_iter().chain(fillers).collect()));
+        assert!(short.index.by_first.is_empty() && !long.index.by_first.is_empty());
+        for path in ["/", "/a", "/a/x", "/A/b", "/a/b", "/q/b", "/a/b/c", "/a;v=1/b/c", "/%61/b/c", "/%C3%A9", "/q/r/s"]
+        {
+            let verdicts = [&short, &long].map(|policy| format!("{:?}", price_of(policy, &format!("h{path}"))));
+            assert_eq!(verdicts[0], verdicts[1], "{path}");
+        }
+        assert_eq!(price_of(&long, "h/filler7/x"), Ok(1_000));
+        assert_eq!(price_of(&long, "h/filler7/y"), Ok(1));
+    }
+
+    #[test]
+    fn a_path_whose_routes_only_watch_refuses_nothing() {
+        let shadow = || Some(Arc::new(Rules { shadow: true, ..Rules::default() }));
+        let watching = || Route { rules: shadow(), ..conditional("", "/c", &[("m", "x")], 5) };
+        let strict = conditional("", "/c", &[("n", "x")], 5);
+        let all = conditional("", "/c", &[("m", "x"), ("n", "x")], 5);
+        let judged = |routes: Vec<Route>, url: &str| price_of(&policy(routes), url);
+        assert!(judged(vec![watching()], "h/c").unwrap_err().contains("no_condition_met"));
+        assert!(judged(vec![watching()], "h/c?m=x&m=x").unwrap_err().contains("unclear_request"));
+        assert_eq!(judged(vec![watching(), strict, all], "h/c"), Err("none met".to_owned()), "one of them is strict");
+    }
+
+    #[test]
+    fn an_explanation_decides_as_the_gate_does_and_says_why() {
+        let policy = policy(vec![
+            conditional("", "/*", &[], 1),
+            conditional("a.example", "/c", &[], 3),
+            conditional("", "/c", &[("m", "x*")], 5),
+            Route { methods: vec![Method::POST], ..conditional("", "/c", &[], 6) },
+        ]);
+        let explain = |url: &str| {
+            let request = Request::get(format!("http://{url}")).body(()).unwrap();
+            policy.explain(&Asked::of(&request), None)
+        };
+        let explained = explain("h/c?m=xy");
+        assert_eq!((explained.decision, explained.status, explained.price), ("paid", Some(402), Some(Amount::new(5))));
+        let why: Vec<_> = explained.considered.iter().map(|route| (&*route.path, &*route.why)).collect();
+        let expected = [
+            ("/c", "its host is another"),
+            ("/c", "it is not for GET"),
+            ("/c", "the most specific that matches"),
+            ("/*", "another route's host or path is more specific"),
+        ];
+        assert_eq!(why, expected);
+        let explained = explain("h/c?m=y");
+        assert_eq!((explained.decision, explained.code, &explained.route), ("refused", Some("no_condition_met"), &None));
+        assert_eq!(explained.considered[2].why, "query.m = \"x*\" is not met");
+        assert!(serde_json::to_string(&explained).unwrap().contains("no_condition_met"));
     }
 
     #[test]
