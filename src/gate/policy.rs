@@ -920,7 +920,10 @@ mod tests {
         ];
         assert_eq!(why, expected);
         let explained = explain("h/c?m=y");
-        assert_eq!((explained.decision, explained.code, &explained.route), ("refused", Some("no_condition_met"), &None));
+        assert_eq!(
+            (explained.decision, explained.code, &explained.route),
+            ("refused", Some("no_condition_met"), &None)
+        );
         assert_eq!(explained.considered[2].why, "query.m = \"x*\" is not met");
         assert!(serde_json::to_string(&explained).unwrap().contains("no_condition_met"));
     }
