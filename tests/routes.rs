@@ -261,7 +261,8 @@ async fn what_meets_no_condition_or_has_two_readings_reaches_nobody() {
     let json = [("content-type", "application/json")];
     let zipped = [("content-type", "application/json"), ("content-encoding", "gzip")];
     let large = format!("{{\"model\": \"{}\"}}", "x".repeat(MAX_BODY));
-    let cases: &[(&str, &[(&str, &str)], &[u8], (u16, &str))] = &[
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [u8], (u16, &'a str));
+    let cases: &[Case<'_>] = &[
         ("/chat", &json, br#"{"model": "small"}"#, (404, "no_condition_met")),
         ("/chat", &[("content-type", "text/plain")], b"model=large", (404, "no_condition_met")),
         ("/chat", &[], b"", (404, "no_condition_met")),

@@ -32,6 +32,9 @@ impl Gate {
     /// Whether a request's body has to be looked at. One that is compressed is not: it is refused.
     pub(crate) fn wants_body<B>(&self, request: &Request<B>) -> Option<BodyWanted> {
         let policy = self.policy.load();
+        if !policy.needs_bodies() {
+            return None;
+        }
         policy.body_looks(&Asked::of(request))?;
         let (policy, max_bytes) = (Arc::clone(&policy), self.limits.max_matched_body);
         Some(BodyWanted { policy, max_bytes, says_json: says_json(request.headers()) })

@@ -94,8 +94,10 @@ impl fmt::Display for HostPattern {
     }
 }
 
-/// The name in a host: without its port, and without the dot that ends a whole name.
+/// The name in a host: without its port, without the dot that ends a whole name, and without the user that stands before it
+/// in an old form of a target.
 fn name_of(host: &str) -> &str {
+    let host = host.rsplit('@').next().unwrap_or(host);
     let end = match host.rfind(':') {
         // The colons of an IPv6 address are inside its brackets.
         Some(colon) if host.get(colon..).is_some_and(|rest| !rest.contains(']')) => colon,
@@ -868,7 +870,7 @@ mod tests {
             ("API.example.com", "api.EXAMPLE.com:8443", true),
             ("api.example.com", "api.example.com.:80", true),
             ("api.example.com", "x.api.example.com", false),
-            ("api.example.com", "user@api.example.com", false),
+            ("api.example.com", "user@api.example.com", true),
             ("*.example.com", "a.example.com", true),
             ("*.example.com", "a.b.Example.com:1", true),
             ("*.example.com", "example.com", false),

@@ -343,3 +343,82 @@ impl Rules {
 fn whole_seconds(wait: std::time::Duration) -> u64 {
     wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn list(members: &[u8]) -> Vec<Arc<Payers>> {
+        let members = members.iter().map(|number| Address([*number; 20])).collect();
+        vec![Arc::new(Payers { name: "l".into(), members })]
+    }
+
+    #[test]
+    fn denied_is_denied_even_if_allowed_and_without_a_list_all_may() {
+        let rules = |allow: &[u8], deny: &[u8]| Rules {
+            allow: if allow.is_empty() { Vec::new() } else { list(allow) },
+            deny: if deny.is_empty() { Vec::new() } else { list(deny) },
+            ..Rules::default()
+        };
+        let cases =
+            [(rules(&[], &[]), true), (rules(&[1], &[]), true), (rules(&[2], &[]), false), (rules(&[1], &[1]), false)];
+        for (rules, expected) in cases {
+            assert_eq!(rules.admit(&Address([1; 20])), expected, "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_list_that_has_a_payer_decides_its_price() {
+        let own = |members: &[u8], price| OwnPrice { payers: list(members), price };
+        let fixed = |units| Price::Fixed(Amount::new(units));
+        let prices = vec![own(&[1], fixed(3)), own(&[1, 2], Price::Free)];
+        let rules = Rules { prices, ..Rules::default() };
+        let price = |number| rules.price_for(&Address([number; 20])).cloned();
+        assert_eq!([price(1), price(2), price(3)], [Some(fixed(3)), Some(Price::Free), None]);
+    }
+
+    #[test]
+    fn a_wait_is_told_in_whole_seconds_that_are_enough() {
+        let cases = [(0, 1), (1, 1), (999, 1), (1_000, 1), (1_001, 2), (59_001, 60)];
+        for (ms, expected) in cases {
+            assert_eq!(whole_seconds(std::time::Duration::from_millis(ms)), expected);
+        }
+    }
+
+    proptest! {
+        /// Windows of the whole time since 1970, so that none ends meanwhile.
+        #[test]
+        fn a_charge_is_only_ever_lowered_and_what_is_lowered_adds_up(
+            charges in prop::collection::vec((0_u128..50, any::<bool>()), 0..60),
+            most in 0_u128..60,
+            free in prop::option::of(1_u64..10),
+            cap in prop::option::of(1_u128..300),
+        ) {
+            let per_s = u64::MAX;
+            let rules = Arc::new(Rules {
+                free: free.map(|requests| Free { requests, per_s, by: By::Payer }),
+                cap: cap.map(|payer| Cap { payer: Amount::new(payer), per_s }),
+                ..Rules::default()
+            });
+            let (payer, counts) = (Address([1; 20]), Arc::default());
+            let dues = Dues { rules, route: 7, payer, most: Amount::new(most), counts };
+            let (mut sum, mut expected, mut free_left) = (0, 0, free.unwrap_or(0));
+            for (charge, fails) in charges {
+                let due = dues.due(Amount::new(charge));
+                prop_assert!(due.amount.units() <= charge.min(most));
+                if fails {
+                    dues.give_back(&due);
+                    continue;
+                }
+                sum += due.amount.units();
+                if charge.min(most) > 0 && free_left > 0 {
+                    free_left -= 1;
+                } else {
+                    expected += charge.min(most);
+                }
+            }
+            prop_assert_eq!(sum, expected.min(cap.unwrap_or(u128::MAX)));
+        }
+    }
+}

@@ -531,9 +531,14 @@ impl Policy {
         self.entries_of(group).iter().flat_map(|entry| methods(&entry.route)).collect()
     }
 
+    /// Whether any price depends on a body.
+    pub(super) fn needs_bodies(&self) -> bool {
+        self.needs_bodies
+    }
+
     /// What has to be looked at in the body of a request, if its price depends on that.
     pub(super) fn body_looks(&self, asked: &Asked<'_>) -> Option<&Looks> {
-        if !self.needs_bodies || !matches!(self.judge(asked), Verdict::BodyNeeded) {
+        if !matches!(self.judge(asked), Verdict::BodyNeeded) {
             return None;
         }
         self.group(asked).ok().flatten().and_then(|group| group.looks.as_ref())

@@ -277,6 +277,7 @@ impl Gate {
     {
         let route = &listing.route;
         let would: Cow<'static, str> = match payment {
+            _ if request.method() == Method::OPTIONS => Watched::FREE.into(),
             Err(refusal) if refusal.is_unpaid() => match self.free_request(route, peer) {
                 Some(_used) => Watched::FREE.into(),
                 None => match self.within_unpaid_rate(route, peer) {

@@ -35,6 +35,9 @@ const NOT_PASSED_ON: [&str; 20] = [
     "x-rewrite-url",
 ];
 
+/// What reads the name of a header, or of a query parameter.
+type ReadName = fn(&str) -> Result<Place, Problem>;
+
 /// The conditions of a route; `None` if they were refused.
 pub(super) fn conditions(route: &mut Section<'_>) -> Option<Conditions> {
     let Some(entry) = route.entry("match") else { return Some(Conditions::default()) };
@@ -45,11 +48,9 @@ pub(super) fn conditions(route: &mut Section<'_>) -> Option<Conditions> {
     };
     let mut all = Vec::new();
     let mut whole = true;
-    for (name, read) in [
-        ("header", header as fn(&str) -> Result<Place, Problem>),
-        ("query", |name| query(name)),
-        ("body", |_| Ok(Place::Body(Vec::new()))),
-    ] {
+    let parts: [(&'static str, Option<ReadName>); 3] =
+        [("header", Some(header)), ("query", Some(query)), ("body", None)];
+    for (name, read) in parts {
         let Some(entry) = section.entry(name) else { continue };
         let Some(mut inner) = section.table(&entry, name) else {
             let problem = Problem::new(format!("expected a table, found {}", entry.kind()));
@@ -57,7 +58,10 @@ pub(super) fn conditions(route: &mut Section<'_>) -> Option<Conditions> {
             whole = false;
             continue;
         };
-        whole &= if name == "body" { body(&mut inner, &[], &mut all) } else { head(&mut inner, read, &mut all) };
+        whole &= match read {
+            Some(read) => head(&mut inner, read, &mut all),
+            None => body(&mut inner, &[], &mut all),
+        };
     }
     if all.is_empty() && whole {
         route.refuse(&entry, Problem::new("asks for nothing").fix("leave match out to take all requests"));
