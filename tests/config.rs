@@ -97,6 +97,9 @@ fn a_minimal_config_is_short_and_the_rest_has_defaults() {
         body_timeout: Duration::from_secs(30),
         bad_signatures_per_minute: 60,
         hot_keys_bytes: 384 << 20,
+        max_matched_body: 1 << 20,
+        per_payer: None,
+        unpaid: None,
     };
     assert_eq!((&config.limits, config.server.cores), (&limits, None));
     let channel = &config.channel;
@@ -142,6 +145,12 @@ fn the_example_is_complete() {
                 shown.insert((outer.clone(), key.to_owned()));
             }
             heading = line.to_owned();
+            // A list of sections in a section is a key of it.
+            let (open, close) = if line.starts_with("[[") { ("[[", "]]") } else { ("[", "]") };
+            let name = line.trim_start_matches('[').trim_end_matches(']');
+            if let Some((outer, inner)) = name.split_once('.') {
+                shown.insert((format!("{open}{outer}{close}"), inner.to_owned()));
+            }
             continue;
         }
         let Some((key, value)) = line.split_once(" = ") else { continue };
@@ -643,8 +652,7 @@ fn every_error_says_where_what_and_how_to_fix_it() {
                  \"/v1/*/\"\nprice = \"free\"",
             ),
             "21:8 [[route]].path: matches the same requests as the route in line 13, \"/v1/*\"; give one of them \
-             another \
-             path or other methods, or remove it",
+             another path, other methods or other conditions, or remove it",
         ),
         // CORS and log.
         (
@@ -665,6 +673,169 @@ fn every_error_says_where_what_and_how_to_fix_it() {
     for (text, expected) in cases {
         assert_eq!(errors(text), [*expected], "{text}");
     }
+}
+
+/// The minimal config with more of its route, from line 15 on, and a list of payers at the end.
+fn in_route(lines: &str) -> String {
+    with(&format!("{lines}\n[payers]\npartners = [\"0x209693Bc6afc0C5328bA36FaF03C514EF312287C\"]"))
+}
+
+#[test]
+fn what_a_route_asks_of_requests_and_payers_is_checked() {
+    let given_away = "free = { requests = 1, per = \"1d\", by = \"network\" }";
+    let own_price = |lines: &str| in_route(&format!("[[route.for]]\n{lines}"));
+    let cases: &[(String, &str)] = &[
+        (in_route("host = \"http://x\""), "15:8 [[route]].host: \"http://x\" is refused: a host is a name"),
+        (in_route("host = \"a.*.b\""), "15:8 [[route]].host: \"a.*.b\" is refused: * may only stand at the beginning"),
+        (in_route("match = \"x\""), "15:9 [[route]].match: expected a table, found text; write it like match = {"),
+        (in_route("match = {}"), "15:9 [[route]].match: asks for nothing; leave match out to take all requests"),
+        (
+            in_route("match = { heder.a = \"b\", query.a = \"b\" }"),
+            "15:11 [route.match].heder: unknown key; did you mean",
+        ),
+        (
+            in_route("match = { header = { host = \"x\" } }"),
+            "15:29 [route.match.header].host: the header \"host\" is not",
+        ),
+        (
+            in_route("match = { header = { X-A = \"x\", x-a = \"y\" } }"),
+            "15:39 [route.match.header].x-a: is named twice",
+        ),
+        (in_route("match = { query = { a = 1 } }"), "15:25 [route.match.query].a: expected text, found the number 1"),
+        (
+            in_route("match = { query = { \"a[]\" = \"1\" } }"),
+            "15:29 [route.match.query].\"a[]\": \"a[]\" is not the name",
+        ),
+        (in_route("match = { body = { a = \"x*y\" } }"), "15:24 [route.match.body].a: \"x*y\" is refused: * may only"),
+        (in_route("match = { body = { a = \"x?\" } }"), "15:24 [route.match.body].a: \"x?\" is refused: ? stands for"),
+        (
+            in_route("match = { body = { a = { b = 1.5 } } }"),
+            "15:30 [route.match.body.a].b: expected text, true, false",
+        ),
+        (
+            in_route("allow = [\"partner\"]"),
+            "15:10 [[route]].allow: there is no list \"partner\"; did you mean \"partners\"?",
+        ),
+        (in_route("deny = []"), "15:8 [[route]].deny: names nobody; leave it out"),
+        (
+            in_route("free = { requests = 0, per = \"1d\", by = \"payer\" }"),
+            "15:21 [route.free].requests: 0 is not between",
+        ),
+        (
+            in_route("free = { requests = 1, per = \"1d\", by = \"all\" }"),
+            "15:41 [route.free].by: \"all\" is not known here",
+        ),
+        (in_route("free = { requests = 1, per = \"1d\" }"), "15:8 [route.free].by: is missing; add by = \"payer\", or"),
+        (
+            in_route(&format!("{given_away}\nallow = [\"partners\"]")),
+            "12:1 [[route]].free: serves whoever comes, and allow",
+        ),
+        (
+            in_route("cap = { payer = \"$0\", per = \"1d\" }"),
+            "15:17 [route.cap].payer: \"$0\" is no cap; write price = \"free\"",
+        ),
+        (
+            in_route("cap = { payer = \"$1\", per = \"1500ms\" }"),
+            "15:29 [route.cap].per: \"1500ms\" is not a whole number",
+        ),
+        (
+            in_route("rate = { per_payer = \"20\" }"),
+            "15:22 [route.rate].per_payer: \"20\" is no rate; write it like \"20 / 1s\"",
+        ),
+        (
+            with("[limits]\nrate = { unpaid = \"0 / 1s\" }"),
+            "16:19 [limits.rate].unpaid: 0 is not between 1 and 1000000",
+        ),
+        (
+            with("[limits]\nmax_matched_body = \"17 MiB\""),
+            "16:20 [limits].max_matched_body: \"17 MiB\" is more than 16 MiB",
+        ),
+        (
+            own_price("payers = [\"partners\"]\nprice = \"$0.0021\""),
+            "15:1 [[route.for]].price: is above the route's own",
+        ),
+        (own_price("price = \"free\""), "15:1 [[route.for]].payers: is missing; add payers = [\"partners\"]"),
+        (own_price("payers = [\"partners\"]"), "15:1 [[route.for]].price: is missing; add price ="),
+        (
+            changed("\"$0.002\"", "\"free\"\ndeny = [\"x\"]"),
+            "15:8 [[route]].deny: has no effect: the route is free, for",
+        ),
+        (with("[payers]\nx = [\"0x0\"]"), "16:5 [payers].x: \"0x0\" is not an address"),
+        (with("[payers]\nx = []"), "16:5 [payers].x: names nobody; leave the list out"),
+        (
+            with("[payers]\nx = \"partners.txt\""),
+            "16:5 [payers].x: expected a list of addresses, or a file; write [\"0x…\"]",
+        ),
+        (with("[payers]\nx = \"file:no-such-file\""), "16:5 [payers].x: \"no-such-file\" cannot be read: No such file"),
+        (with("[payers]\nx = \"file:src\""), "16:5 [payers].x: \"src\" cannot be read: it is no file"),
+        (
+            with("[payers]\nx = \"file:Cargo.toml\""),
+            "16:5 [payers].x: line 1 of \"Cargo.toml\" is not an address; write one",
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (text, expected) in cases {
+        let errors = errors(text);
+        if errors.len() != 1 || !errors[0].starts_with(expected) {
+            wrong.push((errors, *expected));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn of_two_routes_one_is_the_more_specific_or_a_third_decides() {
+    let routes = |all: &[&str]| {
+        let one = |lines: &&str| format!("[[route]]\npath = \"/v2\"\nprice = \"$1\"\n{lines}\n");
+        with(&all.iter().map(one).collect::<String>())
+    };
+    let (body, query) = ("match = { body = { a = 1 } }", "match.query.b = \"x*\"");
+    let decided: &[&[&str]] = &[
+        &[body, ""],
+        &[body, query, "match = { query = { b = \"x*\" }, body = { a = 1 } }"],
+        &[body, "match = { body = { a = 2 } }", "match = { body = { a = \"*\" } }"],
+        &["match.body.a = \"x*\"", "match.body.a = \"xy*\"", "match.body.a = \"xyz\"", "match.body.a = true"],
+        &["host = \"a.b\"", "host = \"*.b\"", "host = \"*.a.b\"", ""],
+        &["methods = [\"GET\"]\nmatch.query.b = \"x\"", body],
+        &["methods = [\"GET\"]\nmatch.query.b = \"x\"", "methods = [\"POST\"]\nmatch.body.a = 1"],
+    ];
+    for all in decided {
+        assert_eq!(errors(&routes(all)), [""; 0], "{all:?}");
+    }
+    let beside = "\"/v2\"; give one of them another path, other methods or other conditions, or remove it";
+    let third = "\"/v2\"; add a route for requests of both: match = { query.b = \"x*\", body.a = 1 }";
+    let get = ["methods = [\"GET\", \"PUT\"]\nmatch.query.b = \"x*\"", "methods = [\"GET\"]\nmatch.body.a = 1"];
+    let decides = "match = { query.b = \"x*\", body.a = 1 }";
+    let undecided: &[(&[&str], &str)] = &[
+        (&[body, body], beside),
+        (&["host = \"A.b\"", "host = \"a.B\""], beside),
+        (&[body, query], third),
+        (&[body, query, "match = { query = { b = \"xy*\" }, body = { a = 1 } }"], third),
+        (&get, third),
+        (&[get[0], get[1], decides], third),
+    ];
+    for (all, expected) in undecided {
+        let errors = errors(&routes(all));
+        assert!(!errors.is_empty() && errors.iter().all(|error| error.ends_with(expected)), "{errors:#?}\n{all:?}");
+    }
+    let settled = format!("methods = [\"GET\"]\n{decides}");
+    assert_eq!(errors(&routes(&[get[0], get[1], &settled])), [""; 0]);
+}
+
+#[test]
+fn a_list_of_payers_is_read_from_beside_the_config() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = with("allow = [\"partners\"]\n[payers]\npartners = \"file:lists/partners.txt\"");
+    std::fs::write(folder.path().join("peaje.toml"), text).unwrap();
+    std::fs::create_dir(folder.path().join("lists")).unwrap();
+    let list = folder.path().join("lists/partners.txt");
+    std::fs::write(&list, "# who helps\n\n0x209693bc6afc0c5328ba36faf03c514ef312287c # us\n").unwrap();
+    let config = Config::load(&folder.path().join("peaje.toml")).unwrap();
+    let rules = config.routes[0].rules.as_ref().unwrap();
+    assert_eq!((rules.allow.len(), rules.allow[0].members.len()), (1, 1));
+    assert!(rules.admit(&"0x209693Bc6afc0C5328bA36FaF03C514EF312287C".parse().unwrap()));
+    assert!(!rules.admit(&Address([1; 20])));
+    assert_eq!(config.payer_files, [list]);
 }
 
 #[test]

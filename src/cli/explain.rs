@@ -138,6 +138,10 @@ fn explain(args: &ExplainArgs, config: &Config, policy: &Policy) -> Result<Expla
         }
         Verdict::Unknown => ("404: no route names the path".to_owned(), None),
         Verdict::Unclear(error) => (format!("400: {error}"), None),
+        Verdict::NoneMet => ("404: the path is sold on conditions that the request does not meet".to_owned(), None),
+        Verdict::Doubtful(doubt) => (format!("{}: {doubt}", doubt.code().0.as_u16()), None),
+        Verdict::BodyNeeded => ("the price depends on the body: say it with --body".to_owned(), None),
+        Verdict::Watched(_, code) => (format!("served for nothing, because its route only watches: {code}"), None),
     };
     Ok(Explanation {
         request: format!("{method} {target}"),

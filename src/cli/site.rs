@@ -283,6 +283,7 @@ pub(super) fn limits(config: &Config) -> Limits {
         max_wallet_exposure: config.channel.max_wallet_exposure,
         max_waiting: config.channel.max_waiting,
         max_wait: config.channel.max_wait,
+        max_matched_body: config.limits.max_matched_body,
     }
 }
 

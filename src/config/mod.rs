@@ -3,7 +3,7 @@
 //! **Owns** the keys of `config.example.toml`, their defaults and their limits. **Promises** that a [`Config`] is
 //! whole: what is there was checked, in itself and against the rest, so nothing behind this room validates again;
 //! that a refused file is refused with every error at once, each with its place and its fix; and that no secret is
-//! echoed. **Does not** touch anything but the file: keys and RPC URLs stay references, and whether the chain behind
+//! echoed. **Does not** touch anything but the file and the lists of payers it names: keys and RPC URLs stay references, and whether the chain behind
 //! them is the right one is `peaje check`'s business.
 //!
 //! ```
@@ -56,6 +56,7 @@ pub use self::live::{OtherMoney, ReloadFailure, ReloadState, Reloads};
 pub use self::reference::{KeyReference, KeyReferenceError, RpcReference, RpcReferenceError};
 pub use self::size::{SizeError, parse_size};
 use crate::gate::policy::{Ambiguity, Policy, Route, Terms, TokenTerms};
+use crate::gate::quota::Rate;
 use crate::protocol::{Address, Amount};
 
 /// The largest config file that is read, bytes.
@@ -94,6 +95,8 @@ pub struct Config {
     pub access_log: Option<PathBuf>,
     /// The price list, in the file's order; at least one, and no two match a request with equal right.
     pub routes: Vec<Route>,
+    /// The files with lists of payers that were read, as they were opened.
+    pub payer_files: Vec<PathBuf>,
 }
 
 /// `[server]`: the public listener.
@@ -233,6 +236,12 @@ pub struct Limits {
     pub bad_signatures_per_minute: u32,
     /// What the tables of the keys that sign most may take, bytes; 0 means none.
     pub hot_keys_bytes: usize,
+    /// How much of a request's body is read where its price depends on it, bytes.
+    pub max_matched_body: usize,
+    /// How often one payer is served, by all routes together that say nothing else; as often as it likes, if nothing is.
+    pub per_payer: Option<Rate>,
+    /// How often one network is told a price, as above.
+    pub unpaid: Option<Rate>,
 }
 
 /// `[deposits]`: which deposits are relayed, each of which costs gas.
@@ -358,7 +367,8 @@ impl Config {
 
     /// Checks the text of a file that was read already.
     pub fn load_text(path: &Path, text: &str) -> Result<Self, ConfigErrors> {
-        Self::parse(text, &path.display().to_string()).map(|config| config.seen_from(path.parent()))
+        let name = path.display().to_string();
+        resolve::resolve(text, &name, path.parent()).map(|config| config.seen_from(path.parent()))
     }
 
     fn seen_from(mut self, folder: Option<&Path>) -> Self {
@@ -372,7 +382,7 @@ impl Config {
 
     /// Checks a text; `file_name` is what its errors call it. Relative paths in it stay relative.
     pub fn parse(text: &str, file_name: &str) -> Result<Self, ConfigErrors> {
-        resolve::resolve(text, file_name)
+        resolve::resolve(text, file_name, None)
     }
 
     /// The terms of channels in the preferred token, once the authorizer's key is known.

@@ -175,6 +175,8 @@ pub(super) struct Section<'a> {
     /// Something else stands where the section should be; what it lacks is not worth a word.
     spoilt: bool,
     asked: BTreeSet<&'static str>,
+    /// Its keys are names of the operator's own.
+    is_open: bool,
 }
 
 /// A value of the document.
@@ -187,7 +189,15 @@ pub(super) struct Entry<'a> {
 impl<'a> Section<'a> {
     /// The document itself.
     pub(super) fn root(report: &'a Report<'a>, table: &'a DeTable<'a>) -> Self {
-        Self { report, heading: String::new(), table: Some(table), span: None, spoilt: false, asked: BTreeSet::new() }
+        Self {
+            report,
+            heading: String::new(),
+            table: Some(table),
+            span: None,
+            spoilt: false,
+            asked: BTreeSet::new(),
+            is_open: false,
+        }
     }
 
     /// The section of this name; an empty one if it is not there or is none.
@@ -201,7 +211,7 @@ impl<'a> Section<'a> {
                 (None, Some(entry.span), true)
             }
         };
-        Section { report: self.report, heading, table, span, spoilt, asked: BTreeSet::new() }
+        Section { report: self.report, heading, table, span, spoilt, asked: BTreeSet::new(), is_open: false }
     }
 
     /// The sections of this repeated name.
@@ -223,6 +233,7 @@ impl<'a> Section<'a> {
                     span: Some(item.span()),
                     spoilt: false,
                     asked: BTreeSet::new(),
+                    is_open: false,
                 }),
                 _ => self.report.error(Some(item.span()), &heading, Problem::new("is a section, not a value")),
             }
@@ -231,11 +242,25 @@ impl<'a> Section<'a> {
     }
 
     /// The table that a key holds instead of a value, as a section.
-    pub(super) fn table(&self, entry: &Entry<'a>, name: &'static str) -> Option<Section<'a>> {
+    pub(super) fn table(&self, entry: &Entry<'a>, name: &str) -> Option<Section<'a>> {
         let DeValue::Table(table) = entry.value else { return None };
         let span = Some(entry.span.clone());
         let heading = nested(&self.heading, name);
-        Some(Section { report: self.report, heading, table: Some(table), span, spoilt: false, asked: BTreeSet::new() })
+        let (table, asked) = (Some(table), BTreeSet::new());
+        Some(Section { report: self.report, heading, table, span, spoilt: false, asked, is_open: false })
+    }
+
+    /// All that stands in a section whose keys are names of the operator's own. `example` stands for them among the known
+    /// keys.
+    pub(super) fn own_keys(&mut self, example: Option<&'static str>) -> Vec<(String, Entry<'a>)> {
+        self.is_open = true;
+        self.report.known.borrow_mut().extend(example.map(|key| (self.heading.clone(), key)));
+        let Some(table) = self.table else { return Vec::new() };
+        let entry = |key: &str, value: &'a toml::Spanned<DeValue<'a>>| {
+            let path = path(&self.heading, &quoted_key(key));
+            (key.to_owned(), Entry { value: value.get_ref(), span: value.span(), path })
+        };
+        table.iter().map(|(key, value)| entry(key.get_ref(), value)).collect()
     }
 
     /// Where it begins, if it is there.
@@ -405,7 +430,7 @@ impl<'a> Section<'a> {
 /// Every key must have been asked for by then.
 impl Drop for Section<'_> {
     fn drop(&mut self) {
-        let Some(table) = self.table else { return };
+        let Some(table) = self.table.filter(|_| !self.is_open) else { return };
         let unknown = table.iter().filter(|(key, _)| !self.asked.contains(key.get_ref().as_ref()));
         self.report.unknown.borrow_mut().extend(unknown.take(MAX_ERRORS).map(|(key, _)| Unknown {
             heading: self.heading.clone(),
@@ -437,11 +462,18 @@ impl<'a> Entry<'a> {
         self.value.as_str()
     }
 
-    pub(super) fn as_number(&self) -> Option<u64> {
-        match self.value {
-            DeValue::Integer(number) => unsigned(number),
-            _ => None,
-        }
+    pub(super) fn as_flag(&self) -> Option<bool> {
+        self.value.as_bool()
+    }
+
+    pub(super) fn as_number<T: TryFrom<i64>>(&self) -> Option<T> {
+        let DeValue::Integer(number) = self.value else { return None };
+        i64::from_str_radix(number.as_str(), number.radix()).ok()?.try_into().ok()
+    }
+
+    /// The texts of a list; nothing where it is no list, or something else is in it.
+    pub(super) fn as_texts(&self) -> Option<Vec<&'a str>> {
+        self.value.as_array()?.iter().map(|item| item.get_ref().as_str()).collect()
     }
 
     pub(super) fn kind(&self) -> String {

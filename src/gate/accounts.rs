@@ -15,6 +15,7 @@ use dashmap::mapref::entry::Entry as Place;
 use tokio::sync::Notify;
 
 use super::patience;
+use super::people::Dues;
 use super::turns::Turns;
 use crate::clock;
 use crate::ledger::{Channel, Command, Event, HoldNumber, Limits, Reject, SentRefund, Snapshot, TermsPool, View};
@@ -324,6 +325,7 @@ impl Accounts {
                 route: Arc::clone(route),
                 permit: Some(permit),
                 peer: None,
+                dues: None,
                 sent: false,
                 resolved: false,
             },
@@ -669,6 +671,8 @@ pub struct Hold {
     route: Arc<str>,
     permit: Option<Permit>,
     peer: Option<u64>,
+    /// What lowers its charge, if anything does.
+    dues: Option<Box<Dues>>,
     sent: bool,
     resolved: bool,
 }
@@ -724,9 +728,19 @@ impl Hold {
         self.channel
     }
 
-    /// The most the request will cost.
+    /// What the request was quoted at, which is held.
     pub fn price(&self) -> Amount {
         self.price
+    }
+
+    /// The most the request will cost this payer: the price, or less.
+    pub fn most(&self) -> Amount {
+        self.dues.as_ref().map_or(self.price, |dues| dues.most().min(self.price))
+    }
+
+    /// From now on whatever it is charged is lowered by these.
+    pub(super) fn lowered_by(&mut self, dues: Option<Box<Dues>>) {
+        self.dues = dues;
     }
 
     /// The peer who sent the request ([`super::Peer::key`]), if one is known; once it is charged, the channel paid from
@@ -740,10 +754,24 @@ impl Hold {
         self.sent = true;
     }
 
-    /// The request was served and cost `charge`.
+    /// The request was served and cost `charge`, or what is due of that.
     pub(super) fn post(mut self, charge: Amount) -> Result<Posted, Reject> {
-        let Change { seen: state, ticket, .. } = self.resolve(&Command::Post { hold: self.number, charge }, true)?;
+        let (charge, changed) = self.charge(charge, true);
+        let Change { seen: state, ticket, .. } = changed?;
         Ok(Posted { charged: Charged { charge, state }, ticket })
+    }
+
+    /// Charges what is due of this, and says how much that is. What did not come to be charged is not counted either.
+    fn charge(&mut self, charge: Amount, awaited: bool) -> (Amount, Result<Change<ChannelState>, Reject>) {
+        let Some(dues) = self.dues.take() else {
+            return (charge, self.resolve(&Command::Post { hold: self.number, charge }, awaited));
+        };
+        let due = dues.due(charge);
+        let changed = self.resolve(&Command::Post { hold: self.number, charge: due.amount }, awaited);
+        if changed.is_err() {
+            dues.give_back(&due);
+        }
+        (due.amount, changed)
     }
 
     /// The request failed and costs nothing. Returns the channel's state.
@@ -772,12 +800,12 @@ impl Drop for Hold {
             return;
         }
         let ours = self.accounts.inner.abandoning.load(Ordering::Acquire) || std::thread::panicking();
-        let command = if self.sent && !ours {
-            Command::Post { hold: self.number, charge: self.price }
+        let resolved = if self.sent && !ours {
+            self.charge(self.price, false).1
         } else {
-            Command::Void { hold: self.number }
+            self.resolve(&Command::Void { hold: self.number }, false)
         };
-        if let Err(reject) = self.resolve(&command, false) {
+        if let Err(reject) = resolved {
             tracing::warn!(channel = %self.channel, %reject, "a dropped request could not be settled");
         }
     }

@@ -5,7 +5,6 @@
 //! voucher goes only to somebody who just signed for that channel, as does a place among those that wait for it, and that a
 //! deposit is relayed before anything is served on it. **Does not** call the upstream.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
@@ -14,7 +13,7 @@ use super::accounts::{self, Hold, Payer};
 use super::answer::Refusal;
 use super::desk::{DepositEnd, Place, RefundError};
 use super::patience::Look;
-use super::policy::{Offered, Route, Terms, Transfer};
+use super::policy::{Listing, Offered, Terms, Transfer};
 use super::tender::Tender;
 use super::turns::{self, Asked, Called, Reserved, Waiting, Wants};
 use super::{Gate, Peer};
@@ -90,8 +89,10 @@ pub(super) struct Claimed<'a> {
     pub(super) order: Order,
     /// What is paid; nothing for a refund.
     pub(super) due: Option<Amount>,
-    /// The route's name, for the books.
-    route: &'a Arc<str>,
+    /// What is asked for.
+    listing: &'a Listing,
+    /// For what, in which token.
+    offered: &'a Offered,
     /// How often its sender's payments came to nothing.
     pub(super) look: Look,
     /// The request's id, for the log.
@@ -102,14 +103,14 @@ impl Gate {
     /// Judges a payment that answers an offer of the route, relays what it has to relay, and holds its price.
     pub(super) async fn admit<'a>(
         &self,
-        route: &'a Route,
+        listing: &'a Listing,
         offered: &'a Offered,
         payment: Payment<'_>,
         peer: Option<Peer>,
         request: Option<&'a str>,
     ) -> Result<Admission<'a>, Refusal> {
         let Offered { tender, price, .. } = offered;
-        let (terms, settlement, price) = (&tender.terms, &tender.settlement, *price);
+        let (route, terms, settlement, price) = (&listing.route, &tender.terms, &tender.settlement, *price);
         // What cannot be written down cannot be charged, and a deposit would only be locked up.
         if self.accounts.journal().latch().is_some() {
             return Err(Code::BooksUnavailable.into());
@@ -124,10 +125,23 @@ impl Gate {
             return Err(Code::ChannelIdMismatch.into());
         }
         let (due, look) = ((!refund).then_some(price), Look::at(peer));
-        let route = &route.name;
         let limits = self.limits().of_channels(tender);
-        let claimed =
-            Claimed { tender, terms, settlement, limits, id, config, bound, voucher, order, due, route, look, request };
+        let claimed = Claimed {
+            tender,
+            terms,
+            settlement,
+            limits,
+            id,
+            config,
+            bound,
+            voucher,
+            order,
+            due,
+            listing,
+            offered,
+            look,
+            request,
+        };
         self.bear(&claimed)?;
         let outcome = match payment.action {
             Action::Pay => self.pay(&claimed, price, None, &mut Turn::default()).await.map(Admission::Serve),
@@ -137,8 +151,20 @@ impl Gate {
             }
             Action::Refund(request) => Box::pin(self.refund(&claimed, request, peer)).await,
         };
+        let outcome = outcome.and_then(|admission| self.in_good_time(&claimed, admission));
         self.looked(&claimed, &outcome);
         outcome
+    }
+
+    /// Lets go what comes too fast. Not what brought a deposit, which has a limit of its own: refused, its client would not
+    /// know that it landed.
+    fn in_good_time<'a>(&self, claimed: &Claimed<'_>, admission: Admission<'a>) -> Result<Admission<'a>, Refusal> {
+        match &admission {
+            Admission::Serve(Admitted { payer, deposited: None, .. }) => {
+                self.within_rate(&claimed.listing.route, payer.address).map(|()| admission)
+            }
+            _ => Ok(admission),
+        }
     }
 
     /// A voucher alone, or the voucher of a deposit that has landed.
@@ -200,7 +226,7 @@ impl Gate {
             let held = match previewed {
                 Ok(()) => {
                     let permit = self.accounts.journal().permit().ok_or(Refusal::from(Code::BooksUnavailable))?;
-                    let held = self.accounts.hold(&proof, price, order, limits, claimed.route, permit);
+                    let held = self.accounts.hold(&proof, price, order, limits, &claimed.listing.route.name, permit);
                     held.ok_or(Refusal::from(Code::ChannelNotFound))?
                 }
                 Err(reject) => Err(reject),
@@ -208,6 +234,7 @@ impl Gate {
             match held {
                 Ok(mut hold) => {
                     hold.comes_from(claimed.look.peer());
+                    hold.lowered_by(self.dues(claimed.listing, claimed.offered, claimed.config.payer));
                     let payer = Payer { address: claimed.config.payer, channel: *id };
                     return Ok(Admitted { tender: claimed.tender, hold, payer, deposited });
                 }
@@ -543,7 +570,7 @@ impl Gate {
         Ok(Admission::Refunded { receipt, state })
     }
 
-    /// Curve work, and a question to the chain only where the payer's own account is the authorizer.
+    /// Whether it is signed, and by somebody who may pay. Curve work, and a question to the chain only where the payer's own account is the authorizer.
     async fn verify(&self, claimed: &Claimed<'_>) -> Result<VerifiedVoucher, Refusal> {
         let Claimed { settlement, config, bound, voucher, .. } = claimed;
         let verified = match config.authorizer() {
@@ -564,7 +591,16 @@ impl Gate {
                 voucher.verify_bound_by_payer(bound, evidence)
             }
         };
-        verified.map_err(|error: VoucherError| Refusal::from(Code::VoucherSignature).with_detail(error.to_string()))
+        let verified = verified
+            .map_err(|error: VoucherError| Refusal::from(Code::VoucherSignature).with_detail(error.to_string()))?;
+        // Who was served before has a right to its refund.
+        if claimed.due.is_some()
+            && let Some(rules) = &claimed.listing.route.rules
+            && !rules.admit(&config.payer)
+        {
+            return Err(Code::PayerNotAllowed.into());
+        }
+        Ok(verified)
     }
 
     /// The deposit's own signatures.

@@ -17,6 +17,11 @@ use crate::protocol::x402::{self, ChannelState, QuoteDetails, Receipt, VoucherSt
 /// The error text of a quote nobody tried to pay yet; the official servers say the same.
 pub(super) const PAYMENT_REQUIRED: &str = "Payment required";
 
+/// The code of a method a path is not sold for.
+pub(super) const METHOD_NOT_ALLOWED: &str = "method_not_allowed";
+/// The code of a request that meets no condition its path is sold on.
+pub(super) const NO_CONDITION_MET: &str = "no_condition_met";
+
 const PAYMENT_REQUIRED_HEADER: HeaderName = HeaderName::from_static(x402::PAYMENT_REQUIRED);
 /// The receipt's header.
 pub(super) const PAYMENT_RESPONSE: HeaderName = HeaderName::from_static(x402::PAYMENT_RESPONSE);
@@ -97,6 +102,16 @@ impl Refusal {
         self.code.is_some_and(|code| codes.contains(&code))
     }
 
+    /// Whether it is a quote for somebody who has not tried to pay.
+    pub(super) fn is_unpaid(&self) -> bool {
+        self.code.is_none() && self.error == PAYMENT_REQUIRED
+    }
+
+    /// The code or text.
+    pub(super) fn into_error(self) -> Cow<'static, str> {
+        self.error
+    }
+
     /// The code or text, for the log.
     pub(super) fn error(&self) -> &str {
         &self.error
@@ -164,9 +179,21 @@ pub(super) fn unclear_path(error: super::path::PathError) -> Response<Bytes> {
     refusal(StatusCode::BAD_REQUEST, "unclear_path", &error.to_string())
 }
 
+/// A path that is sold on conditions, of which none is met. What they are is the operator's to tell.
+pub(super) fn no_condition_met() -> Response<Bytes> {
+    let message = "this path is sold on conditions (on headers, query or body), and the request meets none of them";
+    refusal(StatusCode::NOT_FOUND, NO_CONDITION_MET, message)
+}
+
+/// A request of which it cannot be told what it costs.
+pub(super) fn doubtful(doubt: &super::matching::Doubt) -> Response<Bytes> {
+    let (status, code) = doubt.code();
+    refusal(status, code, &doubt.to_string())
+}
+
 /// A method the path is not sold for.
 pub(super) fn other_methods(methods: &[Method]) -> Response<Bytes> {
-    let mut response = json_response(StatusCode::METHOD_NOT_ALLOWED, refusal_body("method_not_allowed", None));
+    let mut response = json_response(StatusCode::METHOD_NOT_ALLOWED, refusal_body(METHOD_NOT_ALLOWED, None));
     response.headers_mut().insert(ALLOW, allow(methods));
     response
 }

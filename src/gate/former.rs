@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use super::matching::{BodySeen, Doubt};
 use super::policy::{Asked, Listing, Policy, Verdict};
 use crate::protocol::x402::{Action, Echo, Payment};
 
@@ -73,6 +74,7 @@ impl Former {
         current: &Arc<Policy>,
         verdict: &Verdict<'_>,
         asked: &Asked<'_>,
+        body: Option<&Result<BodySeen, Doubt>>,
         payment: &Payment<'_>,
     ) -> Option<(Arc<Policy>, u64)> {
         // As nearly always: the payment was compared with the offer in force while it was read.
@@ -88,7 +90,10 @@ impl Former {
         let candidates =
             std::iter::once((current, earlier)).chain(former.flat_map(|list| [(list, asked.at), (list, earlier)]));
         for (policy, at) in candidates {
-            let verdict = policy.judge(&Asked { at, ..*asked });
+            let asked = Asked { at, ..*asked };
+            // The body was looked at for the list in force. One that looks at something else cannot judge it.
+            let body = body.filter(|_| policy.body_looks(&asked) == current.body_looks(&asked));
+            let verdict = policy.judge_with(&asked, body);
             if offered(policy, &verdict, payment).is_some_and(|listing| answers(payment, listing)) {
                 return Some((Arc::clone(policy), at));
             }

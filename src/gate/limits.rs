@@ -37,6 +37,8 @@ pub struct Limits {
     pub max_waiting: usize,
     /// How long they do; never longer than the offer promises an answer in.
     pub max_wait: Duration,
+    /// How much of a body is read where the price depends on it, bytes; a larger one is refused.
+    pub max_matched_body: usize,
 }
 
 impl Default for Limits {
@@ -50,6 +52,7 @@ impl Default for Limits {
             max_wallet_exposure,
             max_waiting,
             max_wait,
+            max_matched_body: 1 << 20,
         }
     }
 }

@@ -55,14 +55,19 @@ mod answer;
 mod body;
 pub mod desk;
 mod evidence;
+pub mod explain;
 mod former;
 pub mod hot;
 mod idle;
 mod limits;
+mod look;
+pub mod matching;
 pub mod meter;
 pub mod path;
 mod patience;
+pub mod people;
 pub mod policy;
+pub mod quota;
 pub mod record;
 mod service;
 pub mod tender;
@@ -79,6 +84,7 @@ use evidence::Evidence;
 use former::Former;
 use limits::Budget;
 use patience::Patience;
+use people::Doorkeeper;
 use record::Recorder;
 
 pub use accounts::{Accounts, Statement};
@@ -88,6 +94,8 @@ pub use desk::{Desk, Questions};
 pub use former::MAX_FORMER;
 pub use hot::HotKeys;
 pub use limits::{DepositLimits, Limits, MAX_PEERS, Peer};
+pub(crate) use look::BodyWanted;
+pub(crate) use matching::{BodyKind, kind_of_body};
 pub use patience::MAX_DOUBTED;
 pub use policy::Policy;
 pub use service::{HoldBack, PaymentLayer, PaymentService};
@@ -105,6 +113,7 @@ pub struct Gate {
     refunds: Arc<Budget>,
     evidence: Arc<Evidence>,
     patience: Arc<Patience>,
+    doorkeeper: Arc<Doorkeeper>,
     hot_keys: HotKeys,
     recorder: Option<Recorder>,
 }
@@ -127,6 +136,7 @@ impl Gate {
             refunds: Arc::default(),
             evidence: Arc::default(),
             patience: Arc::default(),
+            doorkeeper: Arc::default(),
             hot_keys: HotKeys::default(),
             recorder: None,
         }

@@ -52,6 +52,11 @@ impl<'a> CleanPath<'a> {
 }
 
 impl CleanPath<'_> {
+    /// Its first segment; none, if it is `/`.
+    pub(super) fn first_segment(&self) -> Option<&[u8]> {
+        self.segments.first().map(AsRef::as_ref)
+    }
+
     /// The path as servers read it to which `;` begins a parameter that is no part of the path. Fails where what is left
     /// is no clean path: `/a/..;x/b` has a dot segment for them.
     pub(super) fn without_parameters(&self) -> Result<Cow<'_, Self>, PathError> {
@@ -78,7 +83,7 @@ fn segment(raw: &str) -> Result<Cow<'_, [u8]>, PathError> {
     no_dots(segment)
 }
 
-fn unescaped(raw: &str) -> Result<Vec<u8>, PathError> {
+pub(super) fn unescaped(raw: &str) -> Result<Vec<u8>, PathError> {
     let mut out = Vec::with_capacity(raw.len());
     let mut bytes = raw.bytes();
     while let Some(byte) = bytes.next() {
@@ -218,6 +223,14 @@ impl PathPattern {
             // The end of a pattern that matches exactly here beats one that goes on with `*`.
             .chain((self.parts.last() != Some(&Part::Rest)).then_some(2))
             .collect()
+    }
+
+    /// The first segment of every path that matches; none, if that can be any.
+    pub(super) fn first_literal(&self) -> Option<&[u8]> {
+        match self.parts.first() {
+            Some(Part::Literal(literal)) => Some(literal),
+            _ => None,
+        }
     }
 
     /// Whether both patterns match exactly the same paths.

@@ -4,14 +4,19 @@
 //! route names is not served, and that a quote is a pure function of the policy and the request. **Does not** know who
 //! pays; that is the accounts' business.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use http::header::HOST;
 use http::{HeaderMap, Method, Request};
 use serde_json::{Map, Value, json};
 
+use super::answer;
+use super::matching::{BodySeen, Conditions, Doubt, HostPattern, Looks, Seen};
 use super::path::{CleanPath, PathError, PathPattern};
+use super::people::Rules;
 use super::tender::Tender;
 use crate::clock;
 use crate::pricing::{Measured, Schedule, StatusRule, Tariff};
@@ -222,16 +227,22 @@ impl<'a> Asked<'a> {
 pub struct Route {
     /// Its name in logs and books; its path, if the operator gave none.
     pub name: Arc<str>,
+    /// Which hosts; all, if none is named.
+    pub host: Option<HostPattern>,
     /// Which paths.
     pub pattern: PathPattern,
     /// Which methods; empty means all. `GET` covers `HEAD`.
     pub methods: Vec<Method>,
+    /// What else a request must have.
+    pub conditions: Conditions,
     /// At what price, except at the hours of the schedule.
     pub price: Price,
     /// At which hours it costs something else.
     pub schedule: Schedule<Price>,
     /// Which part of the price is charged, by the answer's status.
     pub status_rule: StatusRule,
+    /// Who may pay, how often, and who pays less; nothing of that, if there are none.
+    pub rules: Option<Arc<Rules>>,
     /// What it is, for the quote.
     pub description: Option<String>,
     /// The type of its answers, for the quote.
@@ -245,20 +256,33 @@ impl Route {
     pub fn new(pattern: PathPattern, price: Price) -> Self {
         Self {
             name: pattern.to_string().into(),
+            host: None,
             pattern,
             methods: Vec::new(),
+            conditions: Conditions::default(),
             price,
             schedule: Schedule::default(),
             status_rule: StatusRule::default(),
+            rules: None,
             description: None,
             mime_type: None,
             extensions: Map::new(),
         }
     }
 
-    fn takes(&self, method: &Method) -> bool {
+    pub(super) fn takes(&self, method: &Method) -> bool {
         let method = if method == Method::HEAD { &Method::GET } else { method };
         self.methods.is_empty() || self.methods.contains(method)
+    }
+
+    /// Whether it decides and logs, and never refuses.
+    pub fn is_shadow(&self) -> bool {
+        self.rules.as_ref().is_some_and(|rules| rules.shadow)
+    }
+
+    /// Whether both are for exactly the same hosts and paths.
+    fn stands_beside(&self, other: &Self) -> bool {
+        self.host == other.host && self.pattern.same_paths(&other.pattern)
     }
 }
 
@@ -272,6 +296,8 @@ pub struct Ambiguity {
     pub second: usize,
     /// The path they share.
     pub pattern: String,
+    /// The conditions of a third route that would decide between the two, where they have different ones.
+    pub missing: Option<Conditions>,
 }
 
 /// A price list with its terms: an immutable snapshot that one request uses from beginning to end.
@@ -282,6 +308,11 @@ pub struct Policy {
     tenders: Vec<Arc<Tender>>,
     public_url: String,
     entries: Vec<Entry>,
+    /// The most specific first.
+    groups: Vec<Group>,
+    index: Index,
+    /// Whether any price depends on a body.
+    needs_bodies: bool,
     /// See [`Policy::generation`].
     generation: u64,
     digest: String,
@@ -301,6 +332,36 @@ struct Entry {
 
 /// How much of a digest is shown, hex digits: enough to tell price lists apart.
 const SHOWN_DIGEST: usize = 12;
+
+/// The routes of one host and path. Only they decide about its requests: a method or a condition they do not list must
+/// not fall through to a wider, perhaps cheaper, route.
+#[derive(Debug)]
+struct Group {
+    /// Any of them, for what they share.
+    first: Arc<Route>,
+    /// How specific they are; the least is the most.
+    rank: (usize, Vec<u8>),
+    /// Where they are among the entries.
+    entries: Range<usize>,
+    /// What they look at, if they look at anything but methods.
+    looks: Option<Looks>,
+    /// Whether none of them ever refuses.
+    is_shadow: bool,
+}
+
+/// From the first segment of a path to the groups that may match, so that a long price list is not looked through for each
+/// request.
+#[derive(Debug, Default)]
+struct Index {
+    /// The groups whose paths begin with this segment in any case, and those that begin with any. Empty where the price list
+    /// is short.
+    by_first: HashMap<Vec<u8>, Vec<usize>>,
+    /// The groups whose paths begin with any segment, or have none.
+    others: Vec<usize>,
+}
+
+/// Price lists with fewer paths are looked through: that is as fast as looking up.
+const MIN_INDEXED: usize = 24;
 
 impl Entry {
     /// `common` is all that the listings are made of beside the route.
@@ -341,6 +402,14 @@ pub enum Verdict<'p> {
     Unknown,
     /// The path has no single reading.
     Unclear(PathError),
+    /// The path is sold on conditions of which this request meets none.
+    NoneMet,
+    /// The body decides, and was not looked at.
+    BodyNeeded,
+    /// What the price depends on cannot be told.
+    Doubtful(Doubt),
+    /// It would be refused with this code, but its path's routes only watch.
+    Watched(&'p Route, &'static str),
 }
 
 impl Policy {
@@ -375,17 +444,31 @@ impl Policy {
             Arc::new(route)
         };
         let mut routes: Vec<_> = routes.into_iter().map(with_terms).collect();
-        // Among equal paths a route that names its methods is the more specific one.
-        routes.sort_by_key(|route| (route.pattern.specificity(), route.methods.is_empty()));
+        let rank = |route: &Route| (HostPattern::specificity(route.host.as_ref()), route.pattern.specificity());
+        routes.sort_by_key(|route| rank(route));
         let origin = public_url.trim_end_matches('/');
         let terms: Vec<_> = tenders.iter().map(|tender| &tender.terms).collect();
         let common = format!("{terms:?}{origin:?}");
-        let entry = |route| Entry::new(route, &tenders, origin, &common);
-        let entries: Vec<_> = routes.into_iter().map(entry).collect();
+        let (mut entries, mut groups) = (Vec::new(), Vec::new());
+        while let Some(first) = routes.first().cloned() {
+            let (mut together, rest) = routes.into_iter().partition::<Vec<_>, _>(|route| route.stands_beside(&first));
+            routes = rest;
+            // Among equal paths a route that names its methods is the more specific one, and then one that asks for more.
+            together.sort_by_key(|route| (route.methods.is_empty(), Reverse(route.conditions.weight())));
+            let begin = entries.len();
+            let looks = Looks::of(together.iter().map(|route| &route.conditions));
+            let is_shadow = together.iter().all(|route| route.is_shadow());
+            let entry = |route| Entry::new(route, &tenders, origin, &common);
+            entries.extend(together.into_iter().map(entry));
+            groups.push(Group { rank: rank(&first), first, entries: begin..entries.len(), looks, is_shadow });
+        }
+        let needs_bodies = groups.iter().filter_map(|group| group.looks.as_ref()).any(Looks::need_the_body);
+        let index = Index::of(&groups);
         let mut digests = common.into_bytes();
         digests.extend(entries.iter().flat_map(|entry| entry.digest.0));
         let digest = keccak256(&digests).to_string().chars().skip(2).take(SHOWN_DIGEST).collect();
-        Ok(Self { preferred, tenders, public_url: origin.to_owned(), entries, generation: 1, digest })
+        let public_url = origin.to_owned();
+        Ok(Self { preferred, tenders, public_url, entries, groups, index, needs_bodies, generation: 1, digest })
     }
 
     /// The how-manieth price list of its gate it is, from 1: in receipts and logs, so that a charge can be explained.
@@ -449,51 +532,129 @@ impl Policy {
         self.entries.iter().map(|entry| &entry.route)
     }
 
-    /// What a request costs.
+    /// What a request costs, as far as that can be told without its body.
     pub fn judge(&self, asked: &Asked<'_>) -> Verdict<'_> {
+        self.judge_with(asked, None)
+    }
+
+    /// What a request costs whose body was looked at, if it was.
+    pub(crate) fn judge_with(&self, asked: &Asked<'_>, body: Option<&Result<BodySeen, Doubt>>) -> Verdict<'_> {
         let Asked { method, .. } = *asked;
-        let path = match CleanPath::parse(asked.path) {
-            Ok(path) => path,
+        let group = match self.group(asked) {
+            Ok(Some(group)) => group,
+            Ok(None) => return Verdict::Unknown,
             Err(error) => return Verdict::Unclear(error),
         };
-        let mut siblings = self.siblings(&path).peekable();
-        let Some(Entry { route: first, .. }) = siblings.peek() else { return Verdict::Unknown };
+        let mut entries = self.entries_of(group).iter();
+        let Some(looks) = &group.looks else {
+            return match entries.find(|entry| entry.route.takes(method)) {
+                Some(entry) => entry.verdict(asked.at),
+                None => group.refuses(Verdict::OtherMethods(self.listed_methods(group))),
+            };
+        };
+        let named = |entry: &Entry| entry.route.methods.contains(&Method::OPTIONS);
+        let taken = |entry: &&Entry| entry.route.takes(method);
+        // What is not asked for by name is answered for all of them.
+        let unnamed_options = method == Method::OPTIONS && !entries.clone().any(named);
+        if unnamed_options || !entries.clone().any(|entry| taken(&entry)) {
+            return group.refuses(Verdict::OtherMethods(self.listed_methods(group)));
+        }
+        let seen = match looks.at_the_head(asked.headers, asked.query) {
+            Ok(seen) => seen,
+            Err(doubt) => return group.refuses(Verdict::Doubtful(doubt)),
+        };
+        let seen = match body {
+            None if looks.need_the_body() => return Verdict::BodyNeeded,
+            Some(Err(doubt)) => return group.refuses(Verdict::Doubtful(doubt.clone())),
+            Some(Ok(body)) => seen.with_body(body),
+            None => seen,
+        };
+        match entries.find(|entry| taken(entry) && entry.route.conditions.hold_for(&seen)) {
+            Some(entry) => entry.verdict(asked.at),
+            None => group.refuses(Verdict::NoneMet),
+        }
+    }
+
+    /// The routes that decide about a request; none, if none names its path.
+    fn group(&self, asked: &Asked<'_>) -> Result<Option<&Group>, PathError> {
+        let path = CleanPath::parse(asked.path)?;
+        let Some((place, group)) = self.first_group(asked.host, &path, PathPattern::matches) else { return Ok(None) };
         // An upstream that is laxer about paths than we are must not serve a dear route at the price of a wide one.
-        let lax = match path.without_parameters() {
-            Ok(lax) => lax,
-            Err(error) => return Verdict::Unclear(error),
-        };
-        let other = self.routes().find(|route| route.pattern.matches_in_any_case(&lax));
+        let lax = path.without_parameters()?;
+        let other = self.first_group(asked.host, &lax, PathPattern::matches_in_any_case);
         // Mostly it is the very same.
-        let other = other.filter(|other| !Arc::ptr_eq(other, first));
-        if other.is_some_and(|other| other.pattern.specificity() < first.pattern.specificity()) {
-            return Verdict::Unclear(PathError::OtherRoute);
+        if other.is_some_and(|(other_place, other)| other_place != place && other.rank < group.rank) {
+            return Err(PathError::OtherRoute);
         }
-        match siblings.find(|entry| entry.route.takes(method)) {
-            Some(entry) => match entry.listing_at(asked.at) {
-                Some(listing) => Verdict::Paid(listing),
-                None => Verdict::Free(&entry.route),
-            },
-            None => Verdict::OtherMethods(self.siblings(&path).flat_map(|entry| entry.route.methods.clone()).collect()),
+        Ok(Some(group))
+    }
+
+    /// The most specific routes for this host whose path matches.
+    fn first_group(
+        &self,
+        host: Option<&str>,
+        path: &CleanPath<'_>,
+        matches: impl Fn(&PathPattern, &CleanPath<'_>) -> bool,
+    ) -> Option<(usize, &Group)> {
+        let fits = |(_, group): &(usize, &Group)| {
+            matches(&group.first.pattern, path)
+                && group.first.host.as_ref().is_none_or(|own| host.is_some_and(|host| own.matches(host)))
+        };
+        match self.index.of_path(path) {
+            None => self.groups.iter().enumerate().find(fits),
+            Some(places) => {
+                places.iter().filter_map(|place| self.groups.get(*place).map(|group| (*place, group))).find(fits)
+            }
         }
+    }
+
+    fn entries_of(&self, group: &Group) -> &[Entry] {
+        self.entries.get(group.entries.clone()).unwrap_or_default()
+    }
+
+    fn listed_methods(&self, group: &Group) -> Vec<Method> {
+        self.entries_of(group).iter().flat_map(|entry| entry.route.methods.clone()).collect()
     }
 
     /// The methods a path is sold or given away for.
-    pub fn methods_of(&self, raw_path: &str) -> Vec<Method> {
-        let Ok(path) = CleanPath::parse(raw_path) else { return Vec::new() };
+    pub fn methods_of(&self, asked: &Asked<'_>) -> Vec<Method> {
+        let Ok(Some(group)) = self.group(asked) else { return Vec::new() };
         let methods =
             |route: &Route| if route.methods.is_empty() { USUAL_METHODS.to_vec() } else { route.methods.clone() };
-        self.siblings(&path).flat_map(|entry| methods(&entry.route)).collect()
+        self.entries_of(group).iter().flat_map(|entry| methods(&entry.route)).collect()
     }
 
-    /// The routes of the most specific path that matches. Only they decide: a method they do not list must not fall
-    /// through to a wider, perhaps cheaper, route.
-    fn siblings<'p>(&'p self, path: &CleanPath<'_>) -> impl Iterator<Item = &'p Entry> {
-        let mut on_path = self.entries.iter().filter(move |entry| entry.route.pattern.matches(path));
-        let first = on_path.next();
-        let same =
-            move |entry: &&Entry| first.is_some_and(|first| entry.route.pattern.same_paths(&first.route.pattern));
-        first.into_iter().chain(on_path.take_while(same))
+    /// Whether any price depends on a body.
+    pub(super) fn needs_bodies(&self) -> bool {
+        self.needs_bodies
+    }
+
+    /// What has to be looked at in the body of a request, if its price depends on that.
+    pub(super) fn body_looks(&self, asked: &Asked<'_>) -> Option<&Looks> {
+        if !matches!(self.judge(asked), Verdict::BodyNeeded) {
+            return None;
+        }
+        self.group(asked).ok().flatten().and_then(|group| group.looks.as_ref())
+    }
+
+    /// How each route takes a request, the most specific first, as an operator asks for it: whether it is of the group that
+    /// decides, and what was seen for that.
+    pub(super) fn explained<R>(
+        &self,
+        asked: &Asked<'_>,
+        body: Option<&Result<BodySeen, Doubt>>,
+        mut explain: impl FnMut(&Route, bool, Option<&Seen<'_>>) -> R,
+    ) -> Vec<R> {
+        let deciding = self.group(asked).ok().flatten();
+        let seen = deciding.and_then(|group| group.looks.as_ref()).and_then(|looks| {
+            let seen = looks.at_the_head(asked.headers, asked.query).ok()?;
+            Some(match body {
+                Some(Ok(body)) => seen.with_body(body),
+                _ => seen,
+            })
+        });
+        let decides = |route: &Route| deciding.is_some_and(|group| group.first.stands_beside(route));
+        self.routes().map(|route| explain(route, decides(route), seen.as_ref())).collect()
     }
 
     /// The first route that costs something, for answers that need an offer without a paid path.
@@ -520,17 +681,101 @@ fn sponsoring() -> Value {
 /// What `Allow` lists for a route that takes every method.
 const USUAL_METHODS: [Method; 5] = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
 
+impl Entry {
+    /// What it says at this moment, Unix seconds.
+    fn verdict(&self, at_s: u64) -> Verdict<'_> {
+        match self.listing_at(at_s) {
+            Some(listing) => Verdict::Paid(listing),
+            None => Verdict::Free(&self.route),
+        }
+    }
+}
+
+impl Group {
+    /// Refuses a request; where all routes only watch, only says so.
+    fn refuses<'p>(&'p self, verdict: Verdict<'p>) -> Verdict<'p> {
+        if !self.is_shadow {
+            return verdict;
+        }
+        let code = match &verdict {
+            Verdict::OtherMethods(_) => answer::METHOD_NOT_ALLOWED,
+            Verdict::NoneMet => answer::NO_CONDITION_MET,
+            Verdict::Doubtful(doubt) => doubt.code().1,
+            _ => return verdict,
+        };
+        Verdict::Watched(&self.first, code)
+    }
+}
+
+impl Index {
+    fn of(groups: &[Group]) -> Self {
+        let mut index = Self::default();
+        if groups.len() < MIN_INDEXED {
+            return index;
+        }
+        let firsts: Vec<_> = groups.iter().map(|group| group.first.pattern.first_literal()).collect();
+        for (place, first) in firsts.iter().enumerate() {
+            match first {
+                Some(first) => index.by_first.entry(first.to_ascii_lowercase()).or_default().push(place),
+                None => index.others.push(place),
+            }
+        }
+        for places in index.by_first.values_mut() {
+            places.extend(&index.others);
+            places.sort_unstable();
+        }
+        index
+    }
+
+    /// The groups that may match, the most specific first; `None` where all may.
+    fn of_path(&self, path: &CleanPath<'_>) -> Option<&[usize]> {
+        if self.by_first.is_empty() {
+            return None;
+        }
+        let first = path.first_segment().unwrap_or_default();
+        let known = if first.iter().any(u8::is_ascii_uppercase) {
+            self.by_first.get(first.to_ascii_lowercase().as_slice())
+        } else {
+            self.by_first.get(first)
+        };
+        Some(known.unwrap_or(&self.others))
+    }
+}
+
+/// Pairs of routes of one host and path that both match some request although neither is more specific. Methods decide
+/// before conditions do: a route that names a method goes before one that takes all.
 fn ambiguities(routes: &[Route]) -> Vec<Ambiguity> {
-    let overlap = |a: &Route, b: &Route| match (a.methods.is_empty(), b.methods.is_empty()) {
-        (true, true) => true,
-        (false, false) => a.methods.iter().any(|method| b.methods.contains(method)),
-        _ => false,
-    };
     let mut found = Vec::new();
     for (second, later) in routes.iter().enumerate() {
         for (first, earlier) in routes.iter().enumerate().take(second) {
-            if earlier.pattern.same_paths(&later.pattern) && overlap(earlier, later) {
-                found.push(Ambiguity { first, second, pattern: later.pattern.to_string() });
+            if !earlier.stands_beside(later) || earlier.methods.is_empty() != later.methods.is_empty() {
+                continue;
+            }
+            let shared: Vec<_> = earlier.methods.iter().filter(|method| later.methods.contains(method)).collect();
+            if shared.is_empty() && !later.methods.is_empty() {
+                continue;
+            }
+            let (one, other) = (&earlier.conditions, &later.conditions);
+            let Some(both) = one.and(other) else { continue };
+            // One of the two is the more specific.
+            if one.implies(other) != other.implies(one) {
+                continue;
+            }
+            let decides = |route: &&Route| {
+                route.stands_beside(later)
+                    && route.methods.is_empty() == later.methods.is_empty()
+                    && route.conditions == both
+            };
+            let settled = |method: &&Method| routes.iter().filter(decides).any(|route| route.methods.contains(method));
+            let is_settled = one != other
+                && if shared.is_empty() {
+                    routes.iter().any(|route| decides(&route))
+                } else {
+                    shared.iter().all(settled)
+                };
+            if !is_settled {
+                let missing = (one != other).then_some(both);
+                found.push(Ambiguity { first, second, pattern: later.pattern.to_string(), missing });
             }
         }
     }
@@ -540,6 +785,7 @@ fn ambiguities(routes: &[Route]) -> Vec<Ambiguity> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gate::matching::{Pattern, Place};
     use crate::pricing::{Days, End, Rate, Tier, Unit, Window};
     use crate::protocol::x402::{Quote, QuoteDetails};
 
@@ -657,7 +903,132 @@ mod tests {
             (price(Method::GET, "/b"), price(Method::PUT, "/b"), price(Method::POST, "/b")),
             (Some(2), Some(4), None)
         );
-        assert_eq!(policy.methods_of("/b"), [Method::GET, Method::PUT]);
+        assert_eq!(
+            policy.methods_of(&Asked {
+                method: &Method::GET,
+                path: "/b",
+                query: None,
+                host: None,
+                headers: &HeaderMap::new(),
+                at: 0
+            }),
+            [Method::GET, Method::PUT]
+        );
+    }
+
+    /// A route of one price with a host (none if empty) and conditions on the query.
+    fn conditional(host: &str, pattern: &str, conditions: &[(&str, &str)], price: u128) -> Route {
+        let host = (!host.is_empty()).then(|| HostPattern::parse(host).unwrap());
+        let condition = |(name, text): &(&str, &str)| (Place::Query((*name).to_owned()), Pattern::parse(text).unwrap());
+        let conditions = Conditions::new(conditions.iter().map(condition));
+        Route { host, conditions, ..route(pattern, &[], price) }
+    }
+
+    /// The price of `GET` for a target that begins with a host; or why there is none.
+    fn price_of(policy: &Policy, url: &str) -> Result<u128, String> {
+        let request = Request::get(format!("http://{url}")).body(()).unwrap();
+        match policy.judge(&Asked::of(&request)) {
+            Verdict::Free(_) => Ok(0),
+            Verdict::Paid(listing) => Ok(listing.preferred.price.units()),
+            Verdict::NoneMet => Err("none met".to_owned()),
+            Verdict::Unknown => Err("unknown".to_owned()),
+            Verdict::Doubtful(_) => Err("doubtful".to_owned()),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn the_host_decides_first_then_the_path_then_the_conditions() {
+        let policy = policy(vec![
+            conditional("", "/*", &[], 1),
+            conditional("", "/v1/chat", &[], 2),
+            conditional("a.example", "/v1/*", &[], 3),
+            conditional("*.example", "/v1/chat", &[], 4),
+            conditional("", "/c", &[("m", "x*")], 5),
+            conditional("", "/c", &[("m", "xy*")], 6),
+            conditional("", "/c", &[("n", "*")], 7),
+            conditional("", "/c", &[("m", "x*"), ("n", "*")], 8),
+            conditional("", "/c", &[("m", "xy*"), ("n", "*")], 9),
+            conditional("b.example", "/c", &[], 10),
+        ]);
+        let cases = [
+            ("other/v1/chat", Ok(2)),
+            ("A.example:80/v1/chat", Ok(3)),
+            ("a.example/c?m=x", Ok(5)),
+            ("x.example/v1/chat", Ok(4)),
+            ("x.example/v1/other", Ok(1)),
+            ("b.example/c?m=x", Ok(10)),
+            ("h/c?m=xz", Ok(5)),
+            ("h/c?m=xyz", Ok(6)),
+            ("h/c?n", Ok(7)),
+            ("h/c?n&m=x", Ok(8)),
+            ("h/c?n&m=xy", Ok(9)),
+            ("h/c", Err("none met")),
+            ("h/c?m=y", Err("none met")),
+            ("h/c?m=x&m=xy", Err("doubtful")),
+        ];
+        for (url, expected) in cases {
+            assert_eq!(price_of(&policy, url), expected.map_err(str::to_owned), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_long_price_list_is_judged_as_a_short_one() {
+        let some = ["/*", "/a/*", "/A/b", "/{x}/b", "/a/b/c", "/", "/é"];
+        let few: Vec<_> = (1..).zip(some).map(|(price, path)| route(path, &[], price)).collect();
+        let fillers = (0..200).map(|n| route(&format!("/filler{n}/x"), &[], 1_000));
+        let (short, long) = (policy(few.clone()), policy(few.into_iter().chain(fillers).collect()));
+        assert!(short.index.by_first.is_empty() && !long.index.by_first.is_empty());
+        for path in ["/", "/a", "/a/x", "/A/b", "/a/b", "/q/b", "/a/b/c", "/a;v=1/b/c", "/%61/b/c", "/%C3%A9", "/q/r/s"]
+        {
+            let verdicts = [&short, &long].map(|policy| format!("{:?}", price_of(policy, &format!("h{path}"))));
+            assert_eq!(verdicts[0], verdicts[1], "{path}");
+        }
+        assert_eq!(price_of(&long, "h/filler7/x"), Ok(1_000));
+        assert_eq!(price_of(&long, "h/filler7/y"), Ok(1));
+    }
+
+    #[test]
+    fn a_path_whose_routes_only_watch_refuses_nothing() {
+        let shadow = || Some(Arc::new(Rules { shadow: true, ..Rules::default() }));
+        let watching = || Route { rules: shadow(), ..conditional("", "/c", &[("m", "x")], 5) };
+        let strict = conditional("", "/c", &[("n", "x")], 5);
+        let all = conditional("", "/c", &[("m", "x"), ("n", "x")], 5);
+        let judged = |routes: Vec<Route>, url: &str| price_of(&policy(routes), url);
+        assert!(judged(vec![watching()], "h/c").unwrap_err().contains("no_condition_met"));
+        assert!(judged(vec![watching()], "h/c?m=x&m=x").unwrap_err().contains("unclear_request"));
+        assert_eq!(judged(vec![watching(), strict, all], "h/c"), Err("none met".to_owned()), "one of them is strict");
+    }
+
+    #[test]
+    fn an_explanation_decides_as_the_gate_does_and_says_why() {
+        let policy = policy(vec![
+            conditional("", "/*", &[], 1),
+            conditional("a.example", "/c", &[], 3),
+            conditional("", "/c", &[("m", "x*")], 5),
+            Route { methods: vec![Method::POST], ..conditional("", "/c", &[], 6) },
+        ]);
+        let explain = |url: &str| {
+            let request = Request::get(format!("http://{url}")).body(()).unwrap();
+            policy.explain(&Asked::of(&request), None)
+        };
+        let explained = explain("h/c?m=xy");
+        assert_eq!((explained.decision, explained.status, explained.price), ("paid", Some(402), Some(Amount::new(5))));
+        let why: Vec<_> = explained.considered.iter().map(|route| (&*route.path, &*route.why)).collect();
+        let expected = [
+            ("/c", "its host is another"),
+            ("/c", "it is not for GET"),
+            ("/c", "the most specific that matches"),
+            ("/*", "another route's host or path is more specific"),
+        ];
+        assert_eq!(why, expected);
+        let explained = explain("h/c?m=y");
+        assert_eq!(
+            (explained.decision, explained.code, &explained.route),
+            ("refused", Some("no_condition_met"), &None)
+        );
+        assert_eq!(explained.considered[2].why, "query.m = \"x*\" is not met");
+        assert!(serde_json::to_string(&explained).unwrap().contains("no_condition_met"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -26,7 +27,10 @@ use super::accounts::{Charged, NotWritten, Payer};
 use super::admit::{Admission, Admitted};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
-use super::policy::{Asked, Policy, Verdict};
+use super::look::Looked;
+use super::matching::Doubt;
+use super::people::{FreeRequest, Watched};
+use super::policy::{Asked, Listing, Policy, Verdict};
 use super::record::{Draft, Outcome};
 use super::tender::Tender;
 use super::{Gate, Peer, meter};
@@ -57,6 +61,9 @@ const PAYMENT_HEADERS: [&str; 6] = [
     x402::X_PAYMENT_RESPONSE,
     meter::SETTLEMENT_OVERRIDES,
 ];
+
+/// How long a shadow route's payment is judged: it may have to wait for its channel or for a node, and the request does not.
+const MAX_WATCHED_WAIT: Duration = Duration::from_millis(50);
 
 /// On an answer that nobody should get at once, because its peer has sent too many payments that came to nothing: one that
 /// waits for each answer then asks less often. The gate itself holds nothing back.
@@ -129,21 +136,25 @@ impl Gate {
     where
         F: Future<Output = Result<Response<R>, E>>,
     {
-        let current = self.policy();
+        let (current, body) = match request.extensions_mut().remove() {
+            None => (self.policy(), None),
+            Some(Looked { policy, body }) => (policy, Some(body)),
+        };
         let mut draft = self.recorder.as_ref().map(|recorder| recorder.begin(&request));
         let former;
         // What is borrowed here and not needed afterwards must not take room in the future.
         let (policy, verdict, payment, is_unpaid) = {
             let sent = take_payment(request.headers_mut());
             let mut asked = Asked::of(&request);
-            let mut verdict = current.judge(&asked);
+            let mut verdict = current.judge_with(&asked, body.as_ref());
             let mut payment = read_payment(&sent, &verdict);
             // Who was quoted a price a moment ago pays that one, although it was changed meanwhile.
-            former = payment.as_ref().ok().and_then(|sent| self.former.offering(&current, &verdict, &asked, sent));
+            let offering = |sent| self.former.offering(&current, &verdict, &asked, body.as_ref(), sent);
+            former = payment.as_ref().ok().and_then(offering);
             let mut policy = &current;
             if let Some((former, at)) = &former {
                 (policy, asked.at) = (former, *at);
-                verdict = policy.judge(&asked);
+                verdict = policy.judge_with(&asked, body.as_ref());
                 payment = read_payment(&sent, &verdict);
             }
             if let Some(draft) = &mut draft {
@@ -153,6 +164,10 @@ impl Gate {
         };
         let refund = matches!(payment, Ok(Payment { action: x402::Action::Refund(_), .. }));
         let listing = match verdict {
+            Verdict::Paid(listing) if listing.route.is_shadow() && !refund => {
+                let visit = Visit { peer, id, draft };
+                return Box::pin(self.watch(request, visit, inner, listing, payment)).await;
+            }
             Verdict::Paid(listing) if request.method() != Method::OPTIONS => Some(listing),
             // A refund is taken on any path of the site: a client may have no other URL than a free one.
             _ if refund => policy.first_paid(),
@@ -163,23 +178,39 @@ impl Gate {
             }
             Verdict::Unknown => return Ok(not_sold(&request, answer::unknown_route(), draft)),
             Verdict::Unclear(error) => return Ok(not_sold(&request, answer::unclear_path(error), draft)),
+            Verdict::NoneMet => return Ok(not_sold(&request, answer::no_condition_met(), draft)),
+            Verdict::Doubtful(doubt) => return Ok(not_sold(&request, answer::doubtful(&doubt), draft)),
+            Verdict::BodyNeeded => return Ok(not_sold(&request, answer::doubtful(&Doubt::Unread), draft)),
+            Verdict::Watched(route, code) => {
+                let watched = self.note_watched(&route.name, code.into(), id);
+                drop(payment);
+                return Box::pin(self.pass_watched(request, inner, watched, draft)).await;
+            }
             // The gate answers OPTIONS itself: a paid route's upstream must not work unpaid.
             Verdict::Paid(..) | Verdict::OtherMethods(_) if request.method() == Method::OPTIONS => {
-                let options = answer::options(&policy.methods_of(request.uri().path()));
+                let options = answer::options(&policy.methods_of(&Asked::of(&request)));
                 return Ok(not_sold(&request, options, draft));
             }
             Verdict::OtherMethods(methods) => return Ok(not_sold(&request, answer::other_methods(&methods), draft)),
             Verdict::Paid(..) => unreachable!("a paid route is either offered or an OPTIONS request"),
         };
+        if is_unpaid
+            && let Some(listing) = listing
+            && let Some(given) = self.free_request(&listing.route, peer)
+        {
+            drop(payment);
+            return Box::pin(self.give(request, inner, given, draft)).await;
+        }
         let answered = payment.as_ref().ok().and_then(|payment| listing?.answered(&payment.accepted, refund));
         // Whoever pays with an offer finds it first.
         let offered = answered.or(listing.map(|listing| &listing.preferred));
         let admission = match (payment, listing.zip(answered)) {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
-            (Ok(payment), Some((listing, offered))) => {
-                Box::pin(self.admit(&listing.route, offered, payment, peer, id)).await
-            }
+            (Ok(payment), Some((listing, offered))) => Box::pin(self.admit(listing, offered, payment, peer, id)).await,
             (Ok(_), None) => Err(Code::NoMatchingRequirements.into()),
+            (Err(refusal), _) if is_unpaid && let Some(listing) = listing => {
+                self.within_unpaid_rate(&listing.route, peer).and(Err(refusal))
+            }
             (Err(refusal), _) => Err(refusal),
         };
         match admission {
@@ -217,12 +248,26 @@ impl Gate {
     /// Whether a request is for something that costs, and brings a payment along. Whether that pays is not looked at.
     pub(crate) fn is_paying<B>(&self, request: &Request<B>) -> bool {
         request.headers().contains_key(x402::PAYMENT_SIGNATURE)
-            && matches!(self.policy().judge(&Asked::of(request)), Verdict::Paid(..))
+            && matches!(self.policy().judge(&Asked::of(request)), Verdict::Paid(..) | Verdict::BodyNeeded)
     }
 
     /// A free request: only the headers are cleaned.
     async fn pass<B, R, E, F>(
         &self,
+        request: Request<B>,
+        inner: impl FnOnce(Request<B>) -> F,
+        draft: Option<Draft>,
+    ) -> Result<Response<AnswerBody<R>>, E>
+    where
+        F: Future<Output = Result<Response<R>, E>>,
+    {
+        self.pass_as(Outcome::Free, request, inner, draft).await
+    }
+
+    /// A request that nobody pays for, and what that is called in its record.
+    async fn pass_as<B, R, E, F>(
+        &self,
+        outcome: Outcome,
         request: Request<B>,
         inner: impl FnOnce(Request<B>) -> F,
         mut draft: Option<Draft>,
@@ -231,9 +276,103 @@ impl Gate {
         F: Future<Output = Result<Response<R>, E>>,
     {
         let mut response = inner(request).await?;
-        note(&mut draft, Outcome::Free, &response);
+        note(&mut draft, outcome, &response);
         strip_payment_headers(response.headers_mut());
         Ok(response.map(AnswerBody::upstream))
+    }
+
+    /// A request of a network that has free ones left. What fails is given back.
+    async fn give<B, R, E, F>(
+        &self,
+        request: Request<B>,
+        inner: impl FnOnce(Request<B>) -> F,
+        given: FreeRequest,
+        draft: Option<Draft>,
+    ) -> Result<Response<AnswerBody<R>>, E>
+    where
+        F: Future<Output = Result<Response<R>, E>>,
+    {
+        let result = match AssertUnwindSafe(self.pass(request, inner, draft)).catch_unwind().await {
+            Ok(result) => result,
+            Err(panic) => {
+                given.give_back();
+                std::panic::resume_unwind(panic);
+            }
+        };
+        match result {
+            Ok(mut response) => {
+                if response.status() < StatusCode::BAD_REQUEST {
+                    // The next one may not be free.
+                    answer::make_private(response.headers_mut());
+                } else {
+                    given.give_back();
+                }
+                Ok(response)
+            }
+            Err(error) => {
+                given.give_back();
+                Err(error)
+            }
+        }
+    }
+
+    /// A request of a route that only watches: served for nothing whatever it brings. Its payment is judged, and let go: a
+    /// voucher that is not charged is good again. No deposit is relayed, and nobody waits.
+    async fn watch<B, R, E, F>(
+        &self,
+        request: Request<B>,
+        Visit { peer, id, draft }: Visit<'_>,
+        inner: impl FnOnce(Request<B>) -> F,
+        listing: &Listing,
+        payment: Result<Payment<'_>, Refusal>,
+    ) -> Result<Response<AnswerBody<R>>, E>
+    where
+        F: Future<Output = Result<Response<R>, E>>,
+    {
+        let route = &listing.route;
+        let would: Cow<'static, str> = match payment {
+            _ if request.method() == Method::OPTIONS => Watched::FREE.into(),
+            Err(refusal) if refusal.is_unpaid() => match self.free_request(route, peer) {
+                Some(_used) => Watched::FREE.into(),
+                None => match self.within_unpaid_rate(route, peer) {
+                    Ok(()) => refusal.into_error(),
+                    Err(too_fast) => too_fast.into_error(),
+                },
+            },
+            Err(refusal) => refusal.into_error(),
+            Ok(Payment { action: x402::Action::DepositAndPay(_), .. }) => "deposit".into(),
+            Ok(payment) => match listing.answered(&payment.accepted, false) {
+                None => Refusal::from(Code::NoMatchingRequirements).into_error(),
+                Some(offered) => {
+                    let admitted = self.admit(listing, offered, payment, peer, id);
+                    match tokio::time::timeout(MAX_WATCHED_WAIT, admitted).await {
+                        Ok(Ok(_hold)) => Watched::PAID.into(),
+                        Ok(Err(refusal)) => refusal.into_error(),
+                        Err(_) => "waiting".into(),
+                    }
+                }
+            },
+        };
+        let watched = self.note_watched(&route.name, would, id);
+        self.pass_watched(request, inner, watched, draft).await
+    }
+
+    async fn pass_watched<B, R, E, F>(
+        &self,
+        request: Request<B>,
+        inner: impl FnOnce(Request<B>) -> F,
+        watched: Watched,
+        mut draft: Option<Draft>,
+    ) -> Result<Response<AnswerBody<R>>, E>
+    where
+        F: Future<Output = Result<Response<R>, E>>,
+    {
+        if let Some(draft) = &mut draft {
+            draft.record().code = Some(watched.would.clone().into_owned());
+        }
+        let mut response = self.pass_as(Outcome::Shadow, request, inner, draft).await?;
+        response.extensions_mut().insert(watched);
+        Ok(response)
     }
 
     async fn serve_paid<B, R, E, F>(
@@ -255,12 +394,12 @@ impl Gate {
         }
         // Made once: its checksum takes a hash.
         let payer_text = payer.address.text();
-        introduce(request.headers_mut(), &payer_text, payer.channel, hold.price());
+        introduce(request.headers_mut(), &payer_text, payer.channel, hold.most());
         let head_only = request.method() == Method::HEAD;
         hold.sent();
         if let Some(draft) = &mut draft {
             // As the hold does, should the client leave now.
-            draft.record().charge = Some(hold.price());
+            draft.record().charge = Some(hold.most());
         }
         // A panic upstream of us is our failure, not the payer's: it voids, where a client that leaves posts.
         let result = match AssertUnwindSafe(inner(request)).catch_unwind().await {
@@ -280,7 +419,7 @@ impl Gate {
             }
         };
         let served = response.status() < StatusCode::BAD_REQUEST;
-        let price = hold.price();
+        let price = hold.most();
         let decimals = terms.token.decimals;
         if !served {
             void(&mut draft);
@@ -328,6 +467,13 @@ impl Gate {
         }
         Ok(response.map(AnswerBody::upstream))
     }
+}
+
+/// Who asks, and where what becomes of it is noted.
+struct Visit<'v> {
+    peer: Option<Peer>,
+    id: Option<&'v str>,
+    draft: Option<Draft>,
 }
 
 /// What tells the payer of a charge that is in the books, as a header's text.

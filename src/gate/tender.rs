@@ -5,6 +5,7 @@
 //! cannot express a price a route is not offered. **Does not** choose: the order is the operator's, and which of them is
 //! paid with is the payer's.
 
+use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use super::policy::{Price, Route, Terms};
@@ -36,8 +37,15 @@ impl Tender {
         dollars.about_in_decimals(self.preferred_decimals, self.terms.token.decimals)
     }
 
+    /// What is counted of this token alone is counted under this.
+    pub(super) fn key(&self) -> u64 {
+        let mut hasher = std::hash::DefaultHasher::new();
+        (self.terms.chain_id, self.terms.token.address).hash(&mut hasher);
+        hasher.finish()
+    }
+
     /// A price in the units of this token; nothing where that would not be exact.
-    fn price(&self, price: &Price) -> Option<Price> {
+    pub(super) fn price(&self, price: &Price) -> Option<Price> {
         price.in_decimals(self.preferred_decimals, self.terms.token.decimals)
     }
 }

@@ -10,8 +10,10 @@
 //! 8. [`without_gas`]: a facilitator instead of a gas key
 //! 9. [`side_by_side`]: many requests of one channel at once
 //! 10. [`live_prices`]: what a change of the config does, and how to know beforehand
+//! 11. [`routes`]: which price is whose, and who may pay
 
 pub mod live_prices;
+pub mod routes;
 
 pub mod a_paid_request {
     //! From the 402 to the receipt.
@@ -23,7 +25,8 @@ pub mod a_paid_request {
     //! 1. One snapshot of the price list serves the whole request. The path is read
     //!    ([`CleanPath`](crate::gate::path::CleanPath)); one that two servers could read differently is refused.
     //! 2. The most specific route decides. Free routes go straight through, unknown paths are 404.
-    //! 3. Without a `PAYMENT-SIGNATURE` header the answer is the quote. The body is not read; the upstream is not asked.
+    //! 3. Without a `PAYMENT-SIGNATURE` header the answer is the quote. The body is not read, unless the
+    //!    price depends on it ([`routes`](super::routes)); the upstream is not asked.
     //! 4. With one, it must echo the offer, and the channel's terms must be the offer's. The channel's id is computed
     //!    from them, never believed.
     //! 5. The voucher must be for exactly what was charged so far plus the price, within the balance (where others of the

@@ -144,6 +144,12 @@ codes! {
     /// Too many payments of this peer came to nothing in the last minute: somebody else had signed them, or no channel was
     /// behind them. Its signatures are not looked at, except those of channels that paid from there lately.
     PaymentRateLimited => "payment_rate_limited", 429;
+    /// The route is not for this payer.
+    PayerNotAllowed => "payer_not_allowed", 403;
+    /// This payer's requests come faster than the route serves them. Nothing was charged; the same payment is good again.
+    PayerRateLimited => "payer_rate_limited", 429;
+    /// Too many requests without a payment came from this network. Not a 402, which would be one more quote.
+    UnpaidRateLimited => "unpaid_rate_limited", 429;
     /// A withdrawal of the channel can be finished too soon to serve anything more on it. Stock clients pass this code on
     /// to the application: they neither sign again nor deposit, and find the way back by themselves once the withdrawal is
     /// finished.

@@ -12,6 +12,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use super::headers;
+use super::look::Front;
 use super::slow::Pause;
 
 /// How much of an unwanted body is read and thrown away, in bytes. A client that wrote more finds its connection
@@ -27,6 +28,15 @@ pub struct RequestBody {
     incoming: Option<Incoming>,
     drain: bool,
     pause: Pause,
+    /// What was read of it before, and comes first.
+    front: Option<Box<Front>>,
+}
+
+impl RequestBody {
+    /// Puts what was read of it back before the rest.
+    pub(super) fn put_back(&mut self, front: Front) {
+        self.front = Some(Box::new(front));
+    }
 }
 
 /// Puts the guard around a request's body, which may pause for so long.
@@ -34,13 +44,13 @@ pub(super) fn guard(request: Request<Incoming>, max_pause: Duration) -> Request<
     // HTTP/2 resets the one stream by itself. A client that asked first (`Expect: 100-continue`) has sent nothing yet,
     // and reading would invite it to.
     let drain = request.version() <= Version::HTTP_11 && !request.headers().contains_key(EXPECT);
-    request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause: Pause::up_to(max_pause) })
+    request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause: Pause::up_to(max_pause), front: None })
 }
 
 /// No body.
 #[cfg(test)]
 pub(super) fn none() -> RequestBody {
-    RequestBody { incoming: None, drain: false, pause: Pause::up_to(Duration::MAX) }
+    RequestBody { incoming: None, drain: false, pause: Pause::up_to(Duration::MAX), front: None }
 }
 
 /// Why a request's body is not whole.
@@ -62,7 +72,13 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
-        let Self { incoming, pause, .. } = &mut *self;
+        let Self { incoming, pause, front, .. } = &mut *self;
+        if let Some(read) = front {
+            match read.next() {
+                Some(frame) => return Poll::Ready(Some(Ok(frame))),
+                None => *front = None,
+            }
+        }
         let Some(body) = incoming.as_mut() else { return Poll::Ready(None) };
         let frame = Pin::new(body).poll_frame(context).map_err(BodyBroken::Off);
         if frame.is_ready() {
@@ -82,11 +98,22 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        self.front.as_ref().is_none_or(|front| front.is_over())
+            && self.incoming.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        let rest = self.incoming.as_ref().filter(|body| !body.is_end_stream());
+        let mut hint = rest.map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
+        if let Some(front) = &self.front {
+            let (least, most) = (hint.lower(), hint.upper().filter(|_| !front.has_trailers()));
+            hint = SizeHint::new();
+            hint.set_lower(least.saturating_add(front.len()));
+            if let Some(most) = most {
+                hint.set_upper(most.saturating_add(front.len()));
+            }
+        }
+        hint
     }
 }
 

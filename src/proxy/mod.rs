@@ -12,6 +12,7 @@ mod cors;
 mod crowd;
 mod headers;
 mod listener;
+mod look;
 mod peers;
 mod pool;
 mod slow;
@@ -94,6 +95,7 @@ struct Layers {
     cors: Arc<ArcSwap<Cors>>,
     bounds: Bounds,
     crowd: Crowd,
+    looks: look::Room,
     gate: Gate,
     upstream: Upstream,
 }
@@ -103,15 +105,26 @@ pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors, bounds: Bounds) -> Sta
     let upstream = upstream.seen_at(gate.policy().public_url());
     let (crowd, gate) = (Crowd::up_to(bounds.max_requests), gate.clone());
     let cors = Arc::new(ArcSwap::from_pointee(cors));
-    Stack { layers: Arc::new(Layers { ids: RequestIds::new(), cors, bounds, crowd, gate, upstream }) }
+    Stack {
+        layers: Arc::new(Layers {
+            ids: RequestIds::new(),
+            cors,
+            bounds,
+            crowd,
+            looks: look::Room::default(),
+            gate,
+            upstream,
+        }),
+    }
 }
 
 impl Stack {
     /// The same stack for another core, which shares with the others what is one for all (the gate, the crowd) and nothing else.
     fn apart(&self) -> Self {
-        let Layers { cors, bounds, crowd, gate, upstream, .. } = &*self.layers;
-        let (cors, crowd, gate) = (cors.clone(), crowd.clone(), gate.clone());
-        let layers = Layers { ids: RequestIds::new(), cors, bounds: *bounds, crowd, gate, upstream: upstream.apart() };
+        let Layers { cors, bounds, crowd, looks, gate, upstream, .. } = &*self.layers;
+        let (cors, crowd, looks, gate) = (cors.clone(), crowd.clone(), looks.clone(), gate.clone());
+        let layers =
+            Layers { ids: RequestIds::new(), cors, bounds: *bounds, crowd, looks, gate, upstream: upstream.apart() };
         Self { layers: Arc::new(layers) }
     }
 
@@ -173,7 +186,7 @@ impl Stack {
         caller: &Caller,
         id: &HeaderValue,
     ) -> Response<ResponseBody> {
-        let Layers { bounds, crowd, gate, upstream, .. } = &*self.layers;
+        let Layers { bounds, crowd, looks, gate, upstream, .. } = &*self.layers;
         // What there is no room for is told so before anything is done for it.
         let Some(place) = crowd.enter(|| gate.is_paying(&request)) else {
             record(gate, &request, Outcome::Overloaded, StatusCode::SERVICE_UNAVAILABLE);
@@ -189,7 +202,10 @@ impl Stack {
         // An unpaid client's body is drained, so that it can read its 402 and stay connected.
         // On HTTP/1 the connection is watched; on HTTP/2 it is well while one of its streams stands still.
         let watched = (request.version() == Version::HTTP_2).then_some(bounds.answer_time);
-        let request = body::guard(request, bounds.body_time);
+        let request = match look::look(gate, looks, body::guard(request, bounds.body_time)).await {
+            Ok(request) => request,
+            Err(refusal) => return own(refusal),
+        };
         // Nothing below is reached unpaid.
         let below = async |request| Ok::<_, Infallible>(upstream.ask(request, caller, id).await);
         let Ok(response) = gate.serve(request, Some(gate::Peer(caller.address)), Some(headers::text(id)), below).await;

@@ -1,11 +1,18 @@
 //! `[limits]`: what a crowd may take.
 
+use super::people::rates;
 use super::values::{MINUTE, SECOND, counted, duration};
 use crate::config::reader::{Problem, Section, quoted};
 use crate::config::{Limits, parse_size};
 
 /// What the tables of hot keys may take, for those who do not say.
 const DEFAULT_HOT_KEYS_BYTES: usize = 384 << 20;
+
+/// How much of a body is looked at, for those who do not say.
+const DEFAULT_MATCHED_BODY: usize = 1 << 20;
+
+/// Larger bodies are no requests to a model, and all that are looked at at once share one bound.
+const MAX_MATCHED_BODY: usize = 16 << 20;
 
 /// Requests at once: as many as may wait for their charges to be written.
 const MAX_REQUESTS: u64 = 16_384;
@@ -16,9 +23,14 @@ pub(super) fn limits(mut section: Section<'_>) -> Option<Limits> {
     let header_timeout = duration(&mut section, "header_timeout", SECOND..=5 * MINUTE).or(15 * SECOND);
     let body_timeout = duration(&mut section, "body_timeout", SECOND..=5 * MINUTE).or(30 * SECOND);
     let bad_signatures = counted(&mut section, "bad_signatures_per_minute", 1..=1_000_000).or(60);
-    let memory = section.text("hot_keys_memory", |text| {
-        parse_size(text).map_err(|error| Problem::new(format!("{} is no size: {error}", quoted(text))))
+    let size =
+        |text: &str| parse_size(text).map_err(|error| Problem::new(format!("{} is no size: {error}", quoted(text))));
+    let memory = section.text("hot_keys_memory", size);
+    let matched_body = section.text("max_matched_body", |text| match size(text)? {
+        bytes if bytes <= MAX_MATCHED_BODY => Ok(bytes),
+        _ => Err(Problem::new(format!("{} is more than 16 MiB", quoted(text)))),
     });
+    let rates = rates(&mut section);
     Some(Limits {
         max_connections: usize::try_from(connections?).ok()?,
         max_requests: usize::try_from(requests?).ok()?,
@@ -26,5 +38,8 @@ pub(super) fn limits(mut section: Section<'_>) -> Option<Limits> {
         body_timeout: body_timeout?,
         bad_signatures_per_minute: u32::try_from(bad_signatures?).ok()?,
         hot_keys_bytes: memory.or(DEFAULT_HOT_KEYS_BYTES)?,
+        max_matched_body: matched_body.or(DEFAULT_MATCHED_BODY)?,
+        per_payer: rates?.unwrap_or_default().0,
+        unpaid: rates?.unwrap_or_default().1,
     })
 }

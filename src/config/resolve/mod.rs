@@ -4,7 +4,9 @@ mod chain;
 mod channel;
 mod hours;
 mod limits;
+mod matching;
 mod other;
+mod people;
 mod price;
 mod receiver;
 mod redeem;
@@ -16,6 +18,7 @@ mod upstream;
 mod values;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use toml::de::DeTable;
 
@@ -27,20 +30,22 @@ use chain::chain;
 use channel::{channel, deposits};
 use limits::limits;
 use other::{cors, log, store};
+use people::payers;
 use receiver::receiver;
 use redeem::{facilitator, redeem};
 use routes::routes;
 use server::{admin, server};
 use upstream::upstream;
 
-pub(super) fn resolve(text: &str, file: &str) -> Result<Config, ConfigErrors> {
+/// `folder` is the one that relative files are in.
+pub(super) fn resolve(text: &str, file: &str, folder: Option<&Path>) -> Result<Config, ConfigErrors> {
     let report = Report::new(text);
     let (document, syntax_errors) = DeTable::parse_recoverable(text);
     // What a broken text seems to say is not worth judging.
     for error in &syntax_errors {
         report.syntax_error(error);
     }
-    let config = if syntax_errors.is_empty() { read(&report, document.get_ref()) } else { None };
+    let config = if syntax_errors.is_empty() { read(&report, document.get_ref(), folder) } else { None };
     let errors = report.finish();
     match config {
         Some(config) if errors.is_empty() => Ok(config),
@@ -50,14 +55,14 @@ pub(super) fn resolve(text: &str, file: &str) -> Result<Config, ConfigErrors> {
 
 /// Every key there is, as section heading and key; a section's own name is a key of the section around it.
 pub(super) fn known_keys() -> BTreeSet<(String, &'static str)> {
-    let text = "[chain.token]\n[[route]]\n[route.price]\n[[route.at]]\n";
+    let text = "[chain.token]\n[[route]]\n[route.price]\n[[route.at]]\n[[route.for]]\n";
     let (document, _) = DeTable::parse_recoverable(text);
     let report = Report::new(text);
-    let _ = read(&report, document.get_ref());
+    let _ = read(&report, document.get_ref(), None);
     report.known()
 }
 
-fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config> {
+fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>, folder: Option<&Path>) -> Option<Config> {
     let mut root = Section::root(report, document);
     let (server, server_listen) = server(root.section("server"));
     let admin = admin(root.section("admin"), server_listen);
@@ -76,7 +81,9 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
     let redeem = redeem(root.section("redeem"), chain.as_ref(), channel.as_ref());
     let cors = cors(root.section("cors"));
     let log = log(root.section("log"));
-    let routes = routes(report, &mut root, decimals);
+    let (payers, payer_files) = payers(root.section("payers"), folder);
+    let rates = limits.as_ref().map(|limits| (limits.per_payer, limits.unpaid)).unwrap_or_default();
+    let routes = routes(report, &mut root, decimals, &payers, rates);
     if let (Some(chain), Some(routes)) = (&chain, &routes) {
         tokens::check_prices(report, &mut root, chain, routes);
     }
@@ -97,5 +104,6 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
         log,
         access_log,
         routes: routes?,
+        payer_files,
     })
 }

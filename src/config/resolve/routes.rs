@@ -1,19 +1,23 @@
 //! `[[route]]`: the price list.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use http::Method;
 
 use super::hours::schedule;
+use super::matching::conditions;
+use super::people::{Lists, Rates, rules};
 use super::price::{Denomination, price};
 use super::statuses::charge_on;
 use super::values::shown_text;
 use crate::config::reader::{Given, Problem, Report, Section, quoted};
+use crate::gate::matching::HostPattern;
 use crate::gate::path::PathPattern;
 use crate::gate::policy::{Policy, Price, Route, Terms, TokenTerms, Transfer};
 use crate::protocol::Address;
 
-/// Every request looks through all routes.
+/// More than anybody writes down, and few enough to compare them all.
 const MAX_ROUTES: usize = 1_000;
 
 /// Quotes travel in a header, and clients and proxies give headers little room.
@@ -32,7 +36,13 @@ struct Draft {
     span: Range<usize>,
 }
 
-pub(super) fn routes(report: &Report<'_>, root: &mut Section<'_>, decimals: Option<u8>) -> Option<Vec<Route>> {
+pub(super) fn routes(
+    report: &Report<'_>,
+    root: &mut Section<'_>,
+    decimals: Option<u8>,
+    payers: &Lists,
+    rates: Rates,
+) -> Option<Vec<Route>> {
     let sections = root.sections("route");
     if sections.is_empty() {
         // A [route] that is no list was reported as such.
@@ -47,7 +57,8 @@ pub(super) fn routes(report: &Report<'_>, root: &mut Section<'_>, decimals: Opti
         return None;
     }
     let count = sections.len();
-    let drafts: Vec<_> = sections.into_iter().filter_map(|section| route(report, section, decimals)).collect();
+    let read = |section| route(report, section, decimals, payers, rates);
+    let drafts: Vec<_> = sections.into_iter().filter_map(read).collect();
     let comparable = drafts.iter().map(|draft| draft.route.clone()).collect();
     if let Err(ambiguities) = Policy::new(placeholder_terms(), "", comparable) {
         for ambiguity in ambiguities {
@@ -57,7 +68,10 @@ pub(super) fn routes(report: &Report<'_>, root: &mut Section<'_>, decimals: Opti
             let (line, pattern) = (report.line(&first.span), first.route.pattern.to_string());
             let problem =
                 Problem::new(format!("matches the same requests as the route in line {line}, {}", quoted(&pattern)));
-            let fix = "give one of them another path or other methods, or remove it";
+            let fix = match &ambiguity.missing {
+                None => "give one of them another path, other methods or other conditions, or remove it".to_owned(),
+                Some(both) => format!("add a route for requests of both: match = {{ {both} }}"),
+            };
             report.error(Some(second.span.clone()), "[[route]].path", problem.fix(fix));
         }
     }
@@ -86,7 +100,18 @@ fn placeholder_terms() -> Terms {
     }
 }
 
-fn route(report: &Report<'_>, mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
+fn route(
+    report: &Report<'_>,
+    mut section: Section<'_>,
+    decimals: Option<u8>,
+    payers: &Lists,
+    rates: Rates,
+) -> Option<Draft> {
+    let host = section.text("host", |text| {
+        let bad = |error| Problem::new(format!("{} is refused: {error}", quoted(text)));
+        HostPattern::parse(text).map_err(|error| bad(error).fix("write it like \"api.example.com\""))
+    });
+    let conditions = conditions(&mut section);
     let pattern = section.text("path", |text| PathPattern::parse(text).map_err(|error| bad_pattern(text, &error)));
     let span = pattern.span();
     let pattern = section.required("path", pattern, "path = \"/*\"");
@@ -114,17 +139,21 @@ fn route(report: &Report<'_>, mut section: Section<'_>, decimals: Option<u8>) ->
         section.error("extensions", Some(span.clone()), problem);
     }
     let extensions = extensions.or(serde_json::Map::new());
+    let rules = rules(&mut section, price.as_ref(), decimals, payers, rates);
     let whole = price.is_some()
         && schedule.is_some()
         && status_rule.is_some()
+        && rules.is_some()
         && name.is_some()
         && description.is_some()
         && mime_type.is_some()
         && extensions.is_some()
         && methods.is_some();
-    // A route whose methods are unknown cannot be compared with another.
+    // A route whose hosts, methods or conditions are unknown cannot be compared with another.
     let methods = methods?.into_iter().map(|(method, _)| method).collect();
-    let mut route = Route { methods, ..Route::new(pattern?, price.unwrap_or(Price::Free)) };
+    let (host, conditions) = (host.optional()?, conditions?);
+    let route = Route::new(pattern?, price.unwrap_or(Price::Free));
+    let mut route = Route { host, methods, conditions, rules: rules.flatten().map(Arc::new), ..route };
     route.name = name.flatten().map_or(route.name, Into::into);
     route.schedule = schedule.unwrap_or_default();
     route.status_rule = status_rule.unwrap_or_default();
