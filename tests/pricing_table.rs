@@ -210,7 +210,7 @@ fn requests_cost_what_the_table_says() {
         };
         let charge = listing.map_or(Amount::ZERO, |listing| {
             assert_eq!(quoted(listing).to_price(DECIMALS), row.quote, "{line}");
-            listing.charge(&row.measured)
+            listing.charge(&listing.preferred, &row.measured)
         });
         assert_eq!(format!("{charge} = {}", charge.to_price(DECIMALS)), row.charge, "{line}");
     }
@@ -230,7 +230,7 @@ async fn requests_are_charged_what_the_table_says() {
             continue;
         }
         rows += 1;
-        let offer = listing.offer.offer();
+        let offer = listing.preferred.offer.offer();
         let till = Till::open(&gate, &json!(offer), offer.amount);
         let before = till.charged();
         let answer = till.ask(row.method.clone(), row.measured.status, None).await;
@@ -307,7 +307,7 @@ impl Row<'_> {
 
     /// Whether the gate can be asked for it here: what it cannot measure, or would have to wait for, it cannot charge.
     fn can_be_sent(&self, listing: &Listing) -> bool {
-        let fixed = matches!(listing.cost, Price::Fixed(_)) && listing.route.schedule.is_empty();
+        let fixed = matches!(listing.preferred.charged, Price::Fixed(_)) && listing.route.schedule.is_empty();
         let usual_statuses = listing.route.status_rule == Default::default();
         fixed && usual_statuses && self.measured.end == End::Complete && self.measured.status != 101
     }
@@ -370,7 +370,7 @@ fn unmeasured(status: u16) -> Measured {
 /// What a client is told that the request costs at most.
 fn quoted(listing: &Listing) -> Amount {
     let details = QuoteDetails { error: "Payment required", path_and_query: "/paid", corrective: None };
-    let (header, _) = listing.quote.write(details, None);
+    let (header, _) = listing.preferred.quote.write(details, None);
     let quote: Quote = x402::decode(header.as_bytes()).unwrap();
     quote.accepts[0].amount
 }
@@ -435,7 +435,7 @@ fn gate_for(tariff: Tariff, accounts: Accounts) -> Gate {
 async fn post_all(gate: &Gate, charges: &[Amount]) -> (ChannelId, Amount) {
     let policy = gate.policy();
     let listing = policy.first_paid().unwrap();
-    let till = Till::open(gate, &json!(listing.offer.offer()), listing.price);
+    let till = Till::open(gate, &json!(listing.preferred.offer.offer()), listing.preferred.price);
     for charge in charges {
         let answer = till.ask(Method::GET, 200, Some(*charge)).await;
         assert_eq!(answer.status(), StatusCode::OK);

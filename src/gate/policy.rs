@@ -714,9 +714,9 @@ mod tests {
         ]);
         let price = |path: &str, at| match judge_at(&policy, path, at) {
             Verdict::Paid(listing) => {
-                assert_eq!(listing.offer.offer().amount, listing.price);
-                assert_eq!(quote(listing, path).accepts[0].amount, listing.price);
-                listing.price.units()
+                assert_eq!(listing.preferred.offer.offer().amount, listing.preferred.price);
+                assert_eq!(quote(listing, path).accepts[0].amount, listing.preferred.price);
+                listing.preferred.price.units()
             }
             Verdict::Free(_) => 0,
             other => panic!("{other:?}"),
@@ -726,7 +726,7 @@ mod tests {
             assert_eq!(prices, [otherwise, at_eight, at_eight, otherwise], "{path}");
         }
         let only_then = Policy::new(terms(), "", vec![Route { schedule: at_eight(fixed(5)), ..route("/a", &[], 0) }]);
-        assert_eq!(only_then.unwrap().first_paid().map(|listing| listing.price), Some(Amount::new(5)));
+        assert_eq!(only_then.unwrap().first_paid().map(|listing| listing.preferred.price), Some(Amount::new(5)));
     }
 
     #[test]
@@ -737,9 +737,11 @@ mod tests {
             Verdict::Paid(listing) => listing,
             other => panic!("{other:?}"),
         };
-        let echo = |listing: &Listing| Echo::Other(serde_json::from_value(json!(listing.offer.offer())).unwrap());
+        let echo =
+            |listing: &Listing| Echo::Other(serde_json::from_value(json!(listing.preferred.offer.offer())).unwrap());
         let (dear, cheap) = (listing(EIGHT), listing(NINE));
-        let answered = |accepted: &Listing, at| policy.answered(listing(at), &echo(accepted), at).price.units();
+        let answered =
+            |accepted: &Listing, at| policy.answered(listing(at), &echo(accepted), at).preferred.price.units();
         // Of the window, until it has ended for so long.
         for (at, price) in [(EIGHT, 5), (NINE - 1, 5), (NINE, 5), (NINE + 89, 5), (NINE + 90, 3)] {
             assert_eq!(answered(dear, at), price, "{at}");
@@ -752,7 +754,7 @@ mod tests {
         // What answers no offer is for the one in force to refuse.
         let other = policy.terms().offer(Amount::new(4));
         let other = Echo::Other(serde_json::from_value(json!(other)).unwrap());
-        assert_eq!(policy.answered(cheap, &other, NINE).price.units(), 3);
+        assert_eq!(policy.answered(cheap, &other, NINE).preferred.price.units(), 3);
     }
 
     #[test]
@@ -777,11 +779,11 @@ mod tests {
             reported: Vec::new(),
             end: End::Complete,
         };
-        assert_eq!(listing.charge(&measured(200)), Amount::new(350));
-        assert_eq!(listing.charge(&measured(404)), Amount::ZERO);
+        assert_eq!(listing.charge(&listing.preferred, &measured(200)), Amount::new(350));
+        assert_eq!(listing.charge(&listing.preferred, &measured(404)), Amount::ZERO);
         let Verdict::Paid(listing) = judge(&policy, &Method::GET, "/f") else { panic!() };
         assert_eq!(quote(listing, "/f").accepts[0].extra.get("tariff"), None);
-        assert_eq!(listing.charge(&measured(200)), Amount::new(7));
+        assert_eq!(listing.charge(&listing.preferred, &measured(200)), Amount::new(7));
     }
 
     #[test]

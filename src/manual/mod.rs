@@ -9,6 +9,9 @@
 //! 7. [`what_is_lost`]: what a restart, a dead disk, a lost client and a lost answer cost
 //! 8. [`without_gas`]: a facilitator instead of a gas key
 //! 9. [`side_by_side`]: many requests of one channel at once
+//! 10. [`what_it_costs`]: how prices are written, and how a charge is made of them
+
+pub mod what_it_costs;
 
 pub mod a_paid_request {
     //! From the 402 to the receipt.

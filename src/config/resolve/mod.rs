@@ -27,6 +27,7 @@ use chain::chain;
 use channel::{channel, deposits};
 use limits::limits;
 use other::{cors, log, store};
+use price::Denomination;
 use receiver::receiver;
 use redeem::{facilitator, redeem};
 use routes::routes;
@@ -68,7 +69,6 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
     let in_our_place = !matches!(facilitator, Some(None));
     let tokens: Vec<_> = chain.iter().flat_map(Chain::tokens).map(|token| token.address).collect();
     let receiver = receiver(root.section("receiver"), &tokens, in_our_place);
-    let decimals = chain.as_ref().map(|chain| chain.token.decimals);
     let channel = channel(root.section("channel"), chain.as_ref(), upstream.as_ref());
     let deposits = deposits(root.section("deposits"), chain.as_ref());
     let limits = limits(root.section("limits"));
@@ -76,7 +76,7 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
     let redeem = redeem(root.section("redeem"), chain.as_ref(), channel.as_ref());
     let cors = cors(root.section("cors"));
     let log = log(root.section("log"));
-    let routes = routes(report, &mut root, decimals);
+    let routes = routes(report, &mut root, Denomination::of(chain.as_ref()));
     if let (Some(chain), Some(routes)) = (&chain, &routes) {
         tokens::check_prices(report, &mut root, chain, routes);
     }

@@ -32,7 +32,7 @@ struct Draft {
     span: Range<usize>,
 }
 
-pub(super) fn routes(report: &Report<'_>, root: &mut Section<'_>, decimals: Option<u8>) -> Option<Vec<Route>> {
+pub(super) fn routes(report: &Report<'_>, root: &mut Section<'_>, money: Denomination) -> Option<Vec<Route>> {
     let sections = root.sections("route");
     if sections.is_empty() {
         // A [route] that is no list was reported as such.
@@ -47,7 +47,7 @@ pub(super) fn routes(report: &Report<'_>, root: &mut Section<'_>, decimals: Opti
         return None;
     }
     let count = sections.len();
-    let drafts: Vec<_> = sections.into_iter().filter_map(|section| route(report, section, decimals)).collect();
+    let drafts: Vec<_> = sections.into_iter().filter_map(|section| route(report, section, money)).collect();
     let comparable = drafts.iter().map(|draft| draft.route.clone()).collect();
     if let Err(ambiguities) = Policy::new(placeholder_terms(), "", comparable) {
         for ambiguity in ambiguities {
@@ -86,7 +86,7 @@ fn placeholder_terms() -> Terms {
     }
 }
 
-fn route(report: &Report<'_>, mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
+fn route(report: &Report<'_>, mut section: Section<'_>, money: Denomination) -> Option<Draft> {
     let pattern = section.text("path", |text| PathPattern::parse(text).map_err(|error| bad_pattern(text, &error)));
     let span = pattern.span();
     let pattern = section.required("path", pattern, "path = \"/*\"");
@@ -98,7 +98,6 @@ fn route(report: &Report<'_>, mut section: Section<'_>, decimals: Option<u8>) ->
         section.error("methods", Some(span.clone()), problem);
     }
     let methods = methods.or(Vec::new());
-    let money = Denomination::only(decimals);
     let price = price(&mut section, "price", money);
     let schedule = schedule(report, &mut section, money);
     let status_rule = charge_on(&mut section);
