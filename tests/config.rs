@@ -1259,6 +1259,23 @@ fn every_error_of_a_price_says_where_what_and_how_to_fix_it() {
 }
 
 #[test]
+fn a_unit_is_a_price_only_where_there_is_one_token() {
+    let other = "{ address = \"0x036Cbd53842c5426634E7929541EC2318F3dcf70\", decimals = 18, domain_name = \"X\", \
+                 domain_version = \"1\" }";
+    let two = |price: &str| in_chain(&format!("token = [\"usdc\", {other}]")).replace("\"$0.002\"", price);
+    assert_eq!(errors(&two("\"$0.002\"")), Vec::<String>::new());
+    let refused = |place: &str| {
+        let problem = "\"2 units\" is another sum in each of the tokens; write it in dollars";
+        format!("{place}: {problem}")
+    };
+    assert_eq!(errors(&two("\"2 units\"")), [refused("15:9 [[route]].price")]);
+    let most = errors(&two("{ events = \"$1\", most = \"2 units\" }"));
+    assert_eq!(most, [refused("15:33 [route.price].most")]);
+    let rate = errors(&two("{ events = \"2 units / 1K\", most = \"$1\" }"));
+    assert_eq!(rate, [refused("15:20 [route.price].events")]);
+}
+
+#[test]
 fn every_limit_of_a_price_holds_at_its_boundary() {
     let tiers = |count: usize| {
         let bounded: String = (1..count).map(|number| format!("{{ up_to = {number}, price = \"$1\" }}, ")).collect();

@@ -9,11 +9,13 @@
 //! 7. [`what_is_lost`]: what a restart, a dead disk, a lost client and a lost answer cost
 //! 8. [`without_gas`]: a facilitator instead of a gas key
 //! 9. [`side_by_side`]: many requests of one channel at once
-//! 10. [`live_prices`]: what a change of the config does, and how to know beforehand
+//! 10. [`what_it_costs`]: how prices are written, and how a charge is made of them
 //! 11. [`routes`]: which price is whose, and who may pay
+//! 12. [`live_prices`]: what a change of the config does, and how to know beforehand
 
 pub mod live_prices;
 pub mod routes;
+pub mod what_it_costs;
 
 pub mod a_paid_request {
     //! From the 402 to the receipt.

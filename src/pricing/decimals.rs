@@ -9,7 +9,9 @@ impl Tariff {
         // Taken apart by name, so that an amount that is added to it is not forgotten here.
         let Self { base, rates, most } = self;
         let rates = rates.iter().map(|rate| in_decimals(rate, from, to)).collect::<Option<_>>()?;
-        Some(Self { base: base.in_decimals(from, to)?, rates, most: most.in_decimals(from, to)? })
+        let other = Self { base: base.in_decimals(from, to)?, rates, most: most.in_decimals(from, to)? };
+        // What does not add up would cost the most.
+        (other.adds_up() || !self.adds_up()).then_some(other)
     }
 }
 
@@ -49,9 +51,15 @@ mod tests {
             (tariff(500, 7, 3, 9_001), 8, 6, None),
             (tariff(0, 7, u64::MAX, 9_000), 8, 6, None),
             (tariff(1, 1, 1, u128::MAX), 6, 7, None),
+            (tariff(1, 1, 0, 2), 6, 7, Some(tariff(10, 10, 0, 20))),
         ];
         for (tariff, from, to, expected) in cases {
             assert_eq!(tariff.in_decimals(from, to), expected, "{tariff:?}");
         }
+        // With a hundred times the denominators, which have little in common, there is none for all of them any more.
+        let rates = [(1 << 57) - 1, (1 << 57) + 1, 1_021].map(|per| tariff(0, 1, per, 1).rates);
+        let tariff = Tariff { base: Amount::ZERO, rates: rates.concat(), most: Amount::new(100) };
+        assert!(tariff.adds_up() && tariff.in_decimals(6, 6).is_some());
+        assert_eq!(tariff.in_decimals(8, 6), None);
     }
 }

@@ -31,6 +31,7 @@ use channel::{channel, deposits};
 use limits::limits;
 use other::{cors, log, store};
 use people::payers;
+use price::Denomination;
 use receiver::receiver;
 use redeem::{facilitator, redeem};
 use routes::routes;
@@ -73,7 +74,6 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>, folder: Option<&P
     let in_our_place = !matches!(facilitator, Some(None));
     let tokens: Vec<_> = chain.iter().flat_map(Chain::tokens).map(|token| token.address).collect();
     let receiver = receiver(root.section("receiver"), &tokens, in_our_place);
-    let decimals = chain.as_ref().map(|chain| chain.token.decimals);
     let channel = channel(root.section("channel"), chain.as_ref(), upstream.as_ref());
     let deposits = deposits(root.section("deposits"), chain.as_ref());
     let limits = limits(root.section("limits"));
@@ -83,7 +83,8 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>, folder: Option<&P
     let log = log(root.section("log"));
     let (payers, payer_files) = payers(root.section("payers"), folder);
     let rates = limits.as_ref().map(|limits| (limits.per_payer, limits.unpaid)).unwrap_or_default();
-    let routes = routes(report, &mut root, decimals, &payers, rates);
+    let money = Denomination::of(chain.as_ref());
+    let routes = routes(report, &mut root, money, &payers, rates);
     if let (Some(chain), Some(routes)) = (&chain, &routes) {
         tokens::check_prices(report, &mut root, chain, routes);
     }

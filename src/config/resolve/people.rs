@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::price::{Denomination, price};
-use super::values::{DAY, SECOND, address, amount, counted, one_of, read_duration, whole_seconds};
+use super::values::{DAY, SECOND, address, counted, one_of, read_duration, whole_seconds};
 use crate::config::reader::{Entry, Given, Problem, Section, closest, quoted};
 use crate::gate::people::{By, Cap, Free, OwnPrice, Payers, Rules};
 use crate::gate::policy::Price;
@@ -117,7 +117,7 @@ fn at_most(members: usize) -> Result<(), Problem> {
 pub(super) fn rules(
     route: &mut Section<'_>,
     price: Option<&Price>,
-    decimals: Option<u8>,
+    money: Denomination,
     lists: &Lists,
     defaults: Rates,
 ) -> Option<Option<Rules>> {
@@ -135,9 +135,9 @@ pub(super) fn rules(
     }
     let allow = named(route, "allow", lists);
     let deny = named(route, "deny", lists);
-    let prices = own_prices(route, price, decimals, lists);
+    let prices = own_prices(route, price, money, lists);
     let free = free(route);
-    let cap = cap(route, decimals);
+    let cap = cap(route, money);
     let rates = rates(route);
     let shadow = route.flag("shadow").or(false);
     if let (Some(allow), Some(Some(Free { by: By::Network, .. }))) = (&allow, &free)
@@ -186,7 +186,7 @@ fn named(section: &mut Section<'_>, key: &'static str, lists: &Lists) -> Option<
 fn own_prices(
     route: &mut Section<'_>,
     list_price: Option<&Price>,
-    decimals: Option<u8>,
+    money: Denomination,
     lists: &Lists,
 ) -> Option<Vec<OwnPrice>> {
     let sections = route.sections("for");
@@ -202,7 +202,7 @@ fn own_prices(
             section.missing("payers", "payers = [\"partners\"]");
             whole = false;
         }
-        let price = price(&mut section, "price", Denomination::only(decimals));
+        let price = price(&mut section, "price", money);
         let most = |price: &Price| price.most().unwrap_or(Amount::ZERO);
         if let (Some(price), Some(list_price)) = (&price, list_price)
             && most(price) > most(list_price)
@@ -241,9 +241,9 @@ fn free(route: &mut Section<'_>) -> Option<Option<Free>> {
     Some(Some(Free { requests: requests?, per_s: per_s?, by: by? }))
 }
 
-fn cap(route: &mut Section<'_>, decimals: Option<u8>) -> Option<Option<Cap>> {
+fn cap(route: &mut Section<'_>, money: Denomination) -> Option<Option<Cap>> {
     let Some(mut section) = inner(route, "cap", "payer = \"$5\", per = \"1d\"")? else { return Some(None) };
-    let payer = section.text("payer", |text| match amount(text, decimals)? {
+    let payer = section.text("payer", |text| match money.sum(text)? {
         Amount::ZERO => Err(Problem::new(format!("{} is no cap", quoted(text))).fix("write price = \"free\" instead")),
         amount => Ok(amount),
     });

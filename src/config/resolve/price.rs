@@ -6,8 +6,8 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::values::amount;
-use crate::config::parse_duration;
 use crate::config::reader::{Entry, Given, Problem, Section, closest, quoted};
+use crate::config::{Chain, parse_duration};
 use crate::gate::policy::Price;
 use crate::pricing::{Rate, Tariff, Tier, Unit};
 use crate::protocol::Amount;
@@ -36,15 +36,11 @@ pub(super) struct Denomination {
 }
 
 impl Denomination {
-    /// The only token there is, with its decimal places as far as they are known: its units need no name.
-    pub(super) fn only(decimals: Option<u8>) -> Self {
-        Self { decimals, has_units: true }
-    }
-
-    /// One of several tokens: prices are in dollars, because a unit is another sum of each of them.
-    #[allow(dead_code, reason = "for price lists in several tokens")]
-    pub(super) fn one_of_several(decimals: Option<u8>) -> Self {
-        Self { decimals, has_units: false }
+    /// What a chain is paid in, as far as it is known: the units of the only token there is need no name. Beside others a
+    /// unit is another sum of each of them, so prices are in dollars.
+    pub(super) fn of(chain: Option<&Chain>) -> Self {
+        let has_units = chain.is_none_or(|chain| chain.other_tokens.is_empty());
+        Self { decimals: chain.map(|chain| chain.token.decimals), has_units }
     }
 
     /// A sum of money, which may be nothing.

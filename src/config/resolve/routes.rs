@@ -39,7 +39,7 @@ struct Draft {
 pub(super) fn routes(
     report: &Report<'_>,
     root: &mut Section<'_>,
-    decimals: Option<u8>,
+    money: Denomination,
     payers: &Lists,
     rates: Rates,
 ) -> Option<Vec<Route>> {
@@ -57,7 +57,7 @@ pub(super) fn routes(
         return None;
     }
     let count = sections.len();
-    let read = |section| route(report, section, decimals, payers, rates);
+    let read = |section| route(report, section, money, payers, rates);
     let drafts: Vec<_> = sections.into_iter().filter_map(read).collect();
     let comparable = drafts.iter().map(|draft| draft.route.clone()).collect();
     if let Err(ambiguities) = Policy::new(placeholder_terms(), "", comparable) {
@@ -103,7 +103,7 @@ fn placeholder_terms() -> Terms {
 fn route(
     report: &Report<'_>,
     mut section: Section<'_>,
-    decimals: Option<u8>,
+    money: Denomination,
     payers: &Lists,
     rates: Rates,
 ) -> Option<Draft> {
@@ -123,7 +123,6 @@ fn route(
         section.error("methods", Some(span.clone()), problem);
     }
     let methods = methods.or(Vec::new());
-    let money = Denomination::only(decimals);
     let price = price(&mut section, "price", money);
     let schedule = schedule(report, &mut section, money);
     let status_rule = charge_on(&mut section);
@@ -139,7 +138,7 @@ fn route(
         section.error("extensions", Some(span.clone()), problem);
     }
     let extensions = extensions.or(serde_json::Map::new());
-    let rules = rules(&mut section, price.as_ref(), decimals, payers, rates);
+    let rules = rules(&mut section, price.as_ref(), money, payers, rates);
     let whole = price.is_some()
         && schedule.is_some()
         && status_rule.is_some()
