@@ -138,7 +138,12 @@ fn the_example_is_complete() {
         }
         let Some((key, value)) = line.split_once(" = ") else { continue };
         assert!(key.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{line}");
-        assert!(format!("{key} = {value}").parse::<toml::Table>().is_ok(), "{line}");
+        let parsed = format!("{key} = {value}").parse::<toml::Table>().expect(line);
+        // A table on one line shows its own keys.
+        if let Some(toml::Value::Table(table)) = parsed.get(key).filter(|_| key == "tls") {
+            let inner = format!("{}.{key}]", heading.trim_end_matches(']'));
+            shown.extend(table.keys().map(|key| (inner.clone(), key.clone())));
+        }
         shown.insert((heading.clone(), key.to_owned()));
     }
     let known: BTreeSet<_> = known_keys()

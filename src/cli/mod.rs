@@ -14,6 +14,7 @@ pub mod pay;
 pub mod redeem;
 pub mod serve;
 pub mod site;
+mod succession;
 pub mod value;
 
 use std::path::PathBuf;

@@ -2,8 +2,10 @@
 
 use clap::Args;
 
+use sd_notify::NotifyState;
+
 use super::connect::{connect, open_books, told_to_stop};
-use super::{ConfigArgs, Exit, Failure, Outcome, Output};
+use super::{ConfigArgs, Exit, Failure, Outcome, Output, succession};
 
 const MORE: &str = "\
 Serve reads the config, opens the books, connects to the chain, and listens. It
@@ -15,6 +17,12 @@ Every charge is on disk before its answer leaves, so a crash, a kill or a power
 cut loses nothing: start it again and it goes on. If the books cannot be written
 any more (a full disk, say), it charges nothing, takes no paid work, and ends
 with code 7.
+
+A new version, or a config that needs a restart, can follow without a request
+that fails: with --take-over, serve listens beside the process that runs, tells
+it to stop, and goes on where it ended; connections wait meanwhile, and the new
+process redeems. Start it as the same user. Where a supervisor holds the socket
+(LISTEN_FDS, as systemd's socket units do), a plain restart does the same.
 
 Examples:
   peaje check && peaje serve
@@ -37,6 +45,10 @@ pub struct ServeArgs {
     #[command(flatten)]
     /// Where the config is.
     pub config: ConfigArgs,
+
+    /// Follow the process that has the port and the books: listen beside it, tell it to stop, go on.
+    #[arg(long)]
+    pub take_over: bool,
 }
 
 /// A terminal that closes, or a `reload` out of habit, must not end the process.
@@ -53,9 +65,20 @@ async fn outlive_hangups() {
 pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
     let config = args.config.load()?;
     crate::telemetry::init(config.log).map_err(|error| Failure::new(Exit::Usage, error))?;
-    let books = open_books(&config.store.directory, config.chain.chain_id).await?;
-    let (chain, authorizer) = connect(&config).await?;
-    let site = chain.open_site(&config, authorizer, books).await?;
+    let mut listener = succession::inherited(&config)?;
+    let (books, (chain, authorizer)) = if args.take_over {
+        // Last, what stops the other one: a chain that cannot be reached must not.
+        let connected = connect(&config).await?;
+        if listener.is_none() {
+            listener = Some(succession::beside(&config).await?);
+        }
+        (succession::books_of_the_former(&config).await?, connected)
+    } else {
+        (open_books(&config.store.directory, config.chain.chain_id).await?, connect(&config).await?)
+    };
+    let site = chain.open_site(listener, &config, authorizer, books).await?;
+    // Nobody listens, unless it is a supervisor.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
     let admin = site.admin().map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(
         listen = %site.address(),
@@ -78,6 +101,7 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
         }
     }
     hangups.abort();
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
     let accounts = site.gate().accounts().clone();
     let closed = tokio::select! {
         report = site.close() => Some(report),

@@ -27,20 +27,23 @@ pub struct RequestBody {
     incoming: Option<Incoming>,
     drain: bool,
     pause: Pause,
+    /// How many bytes of it may still come.
+    room: u64,
 }
 
-/// Puts the guard around a request's body, which may pause for so long.
-pub(super) fn guard(request: Request<Incoming>, max_pause: Duration) -> Request<RequestBody> {
+/// Puts the guard around a request's body, which may pause for so long and have so many bytes.
+pub(super) fn guard(request: Request<Incoming>, max_pause: Duration, max_bytes: u64) -> Request<RequestBody> {
     // HTTP/2 resets the one stream by itself. A client that asked first (`Expect: 100-continue`) has sent nothing yet,
     // and reading would invite it to.
     let drain = request.version() <= Version::HTTP_11 && !request.headers().contains_key(EXPECT);
-    request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause: Pause::up_to(max_pause) })
+    let pause = Pause::up_to(max_pause);
+    request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause, room: max_bytes })
 }
 
 /// No body.
 #[cfg(test)]
 pub(super) fn none() -> RequestBody {
-    RequestBody { incoming: None, drain: false, pause: Pause::up_to(Duration::MAX) }
+    RequestBody { incoming: None, drain: false, pause: Pause::up_to(Duration::MAX), room: 0 }
 }
 
 /// Why a request's body is not whole.
@@ -52,6 +55,9 @@ pub enum BodyBroken {
     /// Nothing of it came for too long.
     #[error("the request's body paused for too long")]
     Paused,
+    /// There is more of it than there may be.
+    #[error("the request's body is larger than this server takes")]
+    TooLarge,
 }
 
 impl Body for RequestBody {
@@ -62,7 +68,7 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
-        let Self { incoming, pause, .. } = &mut *self;
+        let Self { incoming, pause, room, .. } = &mut *self;
         let Some(body) = incoming.as_mut() else { return Poll::Ready(None) };
         let frame = Pin::new(body).poll_frame(context).map_err(BodyBroken::Off);
         if frame.is_ready() {
@@ -71,6 +77,14 @@ impl Body for RequestBody {
             // Not drained either: what does not come cannot be thrown away.
             *incoming = None;
             return Poll::Ready(Some(Err(BodyBroken::Paused)));
+        }
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            match u64::try_from(data.len()).ok().and_then(|length| room.checked_sub(length)) {
+                Some(rest) => *room = rest,
+                None => return Poll::Ready(Some(Err(BodyBroken::TooLarge))),
+            }
         }
         frame.map_ok(|mut frame| {
             // What may not come as a header may not come as a trailer.

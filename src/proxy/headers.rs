@@ -184,7 +184,8 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes a client's request ready for the upstream, whose name is `host`. `scheme` is the one clients use.
+/// Makes a client's request ready for the upstream, whose name is `host`. `scheme` is the one clients use, where it is not
+/// known of this one.
 pub(super) fn prepare<B>(request: &mut Request<B>, caller: &Caller, host: &HeaderValue, scheme: &HeaderValue) {
     // Where the target names a host, that is the host, whatever the header says (RFC 9112, 3.2.2; RFC 9113, 8.3.1).
     let target = request.uri().authority().and_then(|authority| HeaderValue::try_from(authority.as_str()).ok());
@@ -196,7 +197,12 @@ pub(super) fn prepare<B>(request: &mut Request<B>, caller: &Caller, host: &Heade
     if let Some(host) = target.or(header) {
         headers.insert(X_FORWARDED_HOST, host);
     }
-    headers.insert(X_FORWARDED_PROTO, scheme.clone());
+    headers.insert(X_FORWARDED_PROTO, caller.scheme.as_ref().unwrap_or(scheme).clone());
+}
+
+/// Whether these could be a host and a port. Whether there is such a host is not asked.
+fn is_host(text: &[u8]) -> bool {
+    text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+;=".contains(byte))
 }
 
 /// The answer to a request that makes no sense here, before anything else looks at it.
@@ -213,6 +219,14 @@ pub(super) fn oddity<B>(request: &Request<B>, framing: Framing) -> Option<Respon
     let hosts = request.headers().get_all(HOST).iter().count();
     if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
         return Some(refusal(StatusCode::BAD_REQUEST, "bad_host", "send exactly one Host header"));
+    }
+    // What some read as a host with a user and others as a host with a path could be matched here and served there
+    // (RFC 9110, 4.2.4; RFC 9112, 3.2).
+    let target = request.uri().authority().map(|authority| authority.as_str().as_bytes());
+    let header = request.headers().get(HOST).map(HeaderValue::as_bytes);
+    if [target, header].into_iter().flatten().any(|host| !is_host(host)) {
+        let message = "the host is a name or an address, and perhaps a port";
+        return Some(refusal(StatusCode::BAD_REQUEST, "bad_host", message));
     }
     if !framing.understood {
         let message = "no transfer coding but chunked is understood";
