@@ -94,6 +94,10 @@ fn a_minimal_config_is_short_and_the_rest_has_defaults() {
         max_requests: 4_096,
         header_timeout: Duration::from_secs(15),
         body_timeout: Duration::from_secs(30),
+        idle_timeout: Duration::from_secs(180),
+        max_header_bytes: 64 << 10,
+        max_headers: 100,
+        max_body: None,
         bad_signatures_per_minute: 60,
         hot_keys_bytes: 384 << 20,
     };

@@ -5,8 +5,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Request;
 use http::header::EXPECT;
-use http::{Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -20,8 +20,9 @@ const MAX_DRAINED_BYTES: usize = 16 * 1024 * 1024;
 /// How long that may take.
 const MAX_DRAIN_TIME: Duration = Duration::from_secs(10);
 
-/// A request's body. One that is dropped unread, because the request was refused, is drained in the background: on
-/// HTTP/1 a client that is still writing would otherwise see its connection reset before it could read the answer.
+/// A request's body. One that is dropped unread, because the request was refused, is drained in the background: a client
+/// that is still writing would otherwise see its connection reset before it could read the answer. On HTTP/2 it would be the
+/// stream, which some clients (curl 7 is one) take for a failure although the answer is there.
 #[derive(Debug)]
 pub struct RequestBody {
     incoming: Option<Incoming>,
@@ -33,9 +34,8 @@ pub struct RequestBody {
 
 /// Puts the guard around a request's body, which may pause for so long and have so many bytes.
 pub(super) fn guard(request: Request<Incoming>, max_pause: Duration, max_bytes: u64) -> Request<RequestBody> {
-    // HTTP/2 resets the one stream by itself. A client that asked first (`Expect: 100-continue`) has sent nothing yet,
-    // and reading would invite it to.
-    let drain = request.version() <= Version::HTTP_11 && !request.headers().contains_key(EXPECT);
+    // A client that asked first (`Expect: 100-continue`) has sent nothing yet, and reading would invite it to.
+    let drain = !request.headers().contains_key(EXPECT);
     let pause = Pause::up_to(max_pause);
     request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause, room: max_bytes })
 }

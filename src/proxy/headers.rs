@@ -75,15 +75,18 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 pub(super) fn accept(headers: &mut HeaderMap) -> Framing {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let understood = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
-    let framing = Framing { understood: understood && codings.next().is_none() };
+    let framing = Framing { understood: understood && codings.next().is_none(), lines: headers.len() };
     strip_hop_by_hop(headers);
     framing
 }
 
-/// Whether a request's transfer coding was `chunked` and nothing else, which is all that is decoded.
+/// How a request's head came.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Framing {
+    /// Whether its transfer coding was `chunked` and nothing else, which is all that is decoded.
     understood: bool,
+    /// How many headers there were.
+    pub(super) lines: usize,
 }
 
 /// How many digits an id has that is made here: one half says whose it is, the other counts.

@@ -89,7 +89,7 @@ pub struct Bounds {
     /// How large a request's body may be, bytes. A larger one is refused (413) before it is paid, if it says so; otherwise
     /// where it has become too large, and it costs nothing then.
     pub max_body: u64,
-    /// How many headers a request may have on HTTP/2, each line counted. The listener bounds HTTP/1 itself.
+    /// How many headers a request may have, each line counted. On HTTP/1 the listener bounds them earlier.
     pub max_headers: usize,
 }
 
@@ -200,7 +200,7 @@ impl Stack {
         if let Some(refusal) = headers::oddity(&request, framing) {
             return own(refusal);
         }
-        if let Some(refusal) = too_much(&request, bounds) {
+        if let Some(refusal) = too_much(&request, framing, bounds) {
             // As above: it may still be on its way.
             drop(body::guard(request, Duration::MAX, u64::MAX));
             return own(refusal);
@@ -226,8 +226,8 @@ impl Stack {
 }
 
 /// The answer to a request that is larger than any may be, and says so.
-fn too_much(request: &Request<Incoming>, bounds: &Bounds) -> Option<Response<Bytes>> {
-    if request.headers().len() > bounds.max_headers {
+fn too_much(request: &Request<Incoming>, framing: headers::Framing, bounds: &Bounds) -> Option<Response<Bytes>> {
+    if framing.lines > bounds.max_headers {
         let message = "the request has too many headers";
         return Some(refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_many", message));
     }
