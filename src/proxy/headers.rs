@@ -233,7 +233,10 @@ pub(super) fn oddity<B>(request: &Request<B>, framing: Framing) -> Option<Respon
     }
     if !framing.understood {
         let message = "no transfer coding but chunked is understood";
-        return Some(refusal(StatusCode::NOT_IMPLEMENTED, "unknown_transfer_coding", message));
+        let mut response = refusal(StatusCode::NOT_IMPLEMENTED, "unknown_transfer_coding", message);
+        // Where its body ends, and the next request begins, is not known for certain (RFC 9112, 6.1).
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return Some(response);
     }
     None
 }
