@@ -9,6 +9,9 @@
 //! 7. [`what_is_lost`]: what a restart, a dead disk, a lost client and a lost answer cost
 //! 8. [`without_gas`]: a facilitator instead of a gas key
 //! 9. [`side_by_side`]: many requests of one channel at once
+//! 10. [`at_the_door`]: TLS, load balancers, and a restart that costs no request
+
+pub mod at_the_door;
 
 pub mod a_paid_request {
     //! From the 402 to the receipt.
