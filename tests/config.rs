@@ -95,6 +95,10 @@ fn a_minimal_config_is_short_and_the_rest_has_defaults() {
         max_requests: 4_096,
         header_timeout: Duration::from_secs(15),
         body_timeout: Duration::from_secs(30),
+        idle_timeout: Duration::from_secs(180),
+        max_header_bytes: 64 << 10,
+        max_headers: 100,
+        max_body: None,
         bad_signatures_per_minute: 60,
         hot_keys_bytes: 384 << 20,
         max_matched_body: 1 << 20,
@@ -155,7 +159,12 @@ fn the_example_is_complete() {
         }
         let Some((key, value)) = line.split_once(" = ") else { continue };
         assert!(key.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{line}");
-        assert!(format!("{key} = {value}").parse::<toml::Table>().is_ok(), "{line}");
+        let parsed = format!("{key} = {value}").parse::<toml::Table>().expect(line);
+        // A table on one line shows its own keys.
+        if let Some(toml::Value::Table(table)) = parsed.get(key).filter(|_| key == "tls") {
+            let inner = format!("{}.{key}]", heading.trim_end_matches(']'));
+            shown.extend(table.keys().map(|key| (inner.clone(), key.clone())));
+        }
         shown.insert((heading.clone(), key.to_owned()));
     }
     let known: BTreeSet<_> = known_keys()

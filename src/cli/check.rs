@@ -1,9 +1,11 @@
 //! `peaje check`: what would go wrong, before it does.
 //!
-//! **Owns** the comparison of the config with the world: the chain, the contracts, the token, the keys, the upstream, the
-//! books.
+//! **Owns** the comparison of the config with the world: the chain, the contracts, the token, the keys, the certificates, the
+//! upstream, the books.
 //! **Promises** to find everything at once, to change nothing, and to show no secret. What judges an answer is apart
 //! from what asks for it, so that every judgement can be tested. **Does not** start anything.
+
+mod front;
 
 use std::path::Path;
 use std::time::Duration;
@@ -30,6 +32,7 @@ Check reads the config and asks the chain and the upstream whether it is true:
 that the RPC endpoint answers and is the configured chain, that the contracts
 are there, that the token signs under the configured EIP-712 domain, that the
 keys can be read and their accounts can pay for gas, that the upstream answers,
+that TLS certificates are good for a while and for the public host,
 that the books can be kept where the config says and are of this chain, which
 routes are free, and, where redeem.coin_price is set, what a claim costs now. It
 finds everything at once and changes nothing.
@@ -154,6 +157,7 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
         tokio::join!(async { chain_findings(config, nodes, gas_account).await }, upstream_finding(&config.upstream));
     let mut findings = in_file(config);
     findings.extend(public_url_finding(&config.server.public_url, loopback));
+    findings.extend(front::findings(&config.server, clock::now_s()));
     findings.extend(deposit_finding(config.channel.min_deposit, loopback));
     findings.extend(endpoint_findings(config.chain.rpc.len(), config.chain.max_lag, loopback));
     let identity = Identity { chain_id: config.chain.chain_id, settlement: SETTLEMENT };

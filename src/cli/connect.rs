@@ -3,15 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::chain::{AlloyChain, Chain as _, ChainError, ChainSettings, Counting, KeyRef, RpcUrl};
+use crate::chain::{AlloyChain, Chain, ChainError, ChainSettings, Counting, KeyRef, RpcUrl};
 use crate::config::{self, Config, KeyReference};
 use crate::facilitator::{DepositTerms, FacilitatedChain, FacilitatorError, FacilitatorSettings, FacilitatorUrlError};
 use crate::protocol::LocalKey;
 use crate::protocol::contracts::SETTLEMENT;
-use crate::store::Identity;
+use crate::proxy::Listener;
 use crate::store::sqlite::SqliteStore;
+use crate::store::{Identity, StoreError};
 
-use super::site::{Books, Site};
+use super::site::{Books, Site, SiteError};
 use super::{Exit, Failure};
 
 /// The addresses of a chain's nodes.
@@ -84,13 +85,32 @@ pub(super) enum Connection {
 }
 
 impl Connection {
-    /// Opens a site on it.
-    pub(super) async fn open_site(self, config: &Config, authorizer: LocalKey, books: Books) -> Result<Site, Failure> {
+    /// Opens a site on it; on a port of its own where none is bound yet.
+    pub(super) async fn open_site(
+        self,
+        listener: Option<Listener>,
+        config: &Config,
+        authorizer: LocalKey,
+        books: Books,
+    ) -> Result<Site, Failure> {
         let site = match self {
-            Self::Ours(chain) => Site::open(config, authorizer, Arc::new(chain), books).await,
-            Self::Facilitated(chain) => Site::open(config, authorizer, Arc::new(chain), books).await,
+            Self::Ours(chain) => open_site(listener, config, authorizer, Arc::new(chain), books).await,
+            Self::Facilitated(chain) => open_site(listener, config, authorizer, Arc::new(chain), books).await,
         };
         site.map_err(|error| Failure::new(Exit::Failed, error))
+    }
+}
+
+async fn open_site<C: Chain>(
+    listener: Option<Listener>,
+    config: &Config,
+    authorizer: LocalKey,
+    chain: Arc<C>,
+    books: Books,
+) -> Result<Site, SiteError> {
+    match listener {
+        Some(listener) => Site::open_on(listener, config, authorizer, chain, books).await,
+        None => Site::open(config, authorizer, chain, books).await,
     }
 }
 
@@ -145,18 +165,19 @@ pub(super) async fn connect(config: &Config) -> Result<(Connection, LocalKey), F
 
 /// Opens the books of a chain in a directory, for this process alone.
 pub(super) async fn open_books(directory: &Path, chain_id: u64) -> Result<Books, Failure> {
+    try_open_books(directory, chain_id).await?.map_err(|error| {
+        let advice = error.advice();
+        Failure::new(Exit::Books, error).hint(advice)
+    })
+}
+
+/// The same for whoever knows what to do where that is not possible.
+pub(super) async fn try_open_books(directory: &Path, chain_id: u64) -> Result<Result<Books, StoreError>, Failure> {
     let directory = directory.to_owned();
     let identity = Identity { chain_id, settlement: SETTLEMENT };
-    let opened =
-        tokio::task::spawn_blocking(move || SqliteStore::open(&directory, identity).and_then(Books::open)).await;
-    match opened {
-        Ok(Ok(books)) => Ok(books),
-        Ok(Err(error)) => {
-            let advice = error.advice();
-            Err(Failure::new(Exit::Books, error).hint(advice))
-        }
-        Err(error) => Err(Failure::new(Exit::Failed, error)),
-    }
+    tokio::task::spawn_blocking(move || SqliteStore::open(&directory, identity).and_then(Books::open))
+        .await
+        .map_err(|error| Failure::new(Exit::Failed, error))
 }
 
 /// Waits until the process is told to stop.

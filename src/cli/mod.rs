@@ -18,6 +18,7 @@ pub mod redeem;
 pub mod replay;
 pub mod serve;
 pub mod site;
+mod succession;
 mod supervisor;
 pub mod value;
 

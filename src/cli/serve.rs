@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::connect::{connect, open_books, told_to_stop};
-use super::{ConfigArgs, Exit, Failure, Outcome, Output, supervisor};
+use super::{ConfigArgs, Exit, Failure, Outcome, Output, succession, supervisor};
 use crate::config::Config;
 
 const MORE: &str = "\
@@ -22,6 +22,12 @@ Every charge is on disk before its answer leaves, so a crash, a kill or a power
 cut loses nothing: start it again and it goes on. If the books cannot be written
 any more (a full disk, say), it charges nothing, takes no paid work, and ends
 with code 7.
+
+A new version, or a config that needs a restart, can follow without a request
+that fails: with --take-over, serve listens beside the process that runs, tells
+it to stop, and goes on where it ended; connections wait meanwhile, and the new
+process redeems. Start it as the same user. Where a supervisor holds the socket
+(LISTEN_FDS, as systemd's socket units do), a plain restart does the same.
 
 Examples:
   peaje check && peaje serve
@@ -44,6 +50,10 @@ pub struct ServeArgs {
     #[command(flatten)]
     /// Where the config is.
     pub config: ConfigArgs,
+
+    /// Follow the process that has the port and the books: listen beside it, tell it to stop, go on.
+    #[arg(long)]
+    pub take_over: bool,
 }
 
 /// Runs until it is told to stop, or cannot go on.
@@ -52,9 +62,18 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
     let text = Config::read(&file)?;
     let config = Config::load_text(&file, &text)?;
     crate::telemetry::init(config.log).map_err(|error| Failure::new(Exit::Usage, error))?;
-    let books = open_books(&config.store.directory, config.chain.chain_id).await?;
-    let (chain, authorizer) = connect(&config).await?;
-    let site = chain.open_site(&config, authorizer, books).await?;
+    let mut listener = succession::inherited(&config)?;
+    let (books, (chain, authorizer)) = if args.take_over {
+        // Last, what stops the other one: a chain that cannot be reached must not.
+        let connected = connect(&config).await?;
+        if listener.is_none() {
+            listener = Some(succession::beside(&config).await?);
+        }
+        (succession::books_of_the_former(&config).await?, connected)
+    } else {
+        (open_books(&config.store.directory, config.chain.chain_id).await?, connect(&config).await?)
+    };
+    let site = chain.open_site(listener, &config, authorizer, books).await?;
     let admin = site.admin().map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(
         listen = %site.address(),

@@ -20,7 +20,10 @@ use crate::chain::Chain;
 use crate::config::{self, Config};
 use crate::gate::{Accounts, DepositLimits, Desk, Gate, Limits};
 use crate::protocol::{Amount, Dollars, LocalKey};
-use crate::proxy::{Bounds, Cors, Listener, Upstream, UpstreamSettings};
+use crate::proxy::{
+    Bounds, CertificateError, CertificateFiles, Certificates, Cors, ForwardedHeader, Listener, Trusted, Upstream,
+    UpstreamSettings, is_taken,
+};
 use crate::redeem::{Redemption, Report, Rules, Sending, Settings, Watch};
 use crate::store::{Latched, LedgerStore, Opening, StoreError};
 use crate::telemetry::access::AccessLog;
@@ -37,6 +40,9 @@ pub enum SiteError {
         #[source]
         source: std::io::Error,
     },
+    /// A certificate cannot be shown.
+    #[error("cannot speak TLS")]
+    Tls(#[from] CertificateError),
     /// The upstream's URL cannot be used.
     #[error(transparent)]
     Upstream(#[from] crate::proxy::NoUpstream),
@@ -86,6 +92,8 @@ pub struct Site {
     access: Option<Arc<AccessLog>>,
     redemption: Redemption,
     redeem_at_end: bool,
+    /// Whether a supervisor holds the port.
+    inherited: bool,
     unready: CancellationToken,
     stop_admin: CancellationToken,
     listener: JoinHandle<()>,
@@ -103,17 +111,31 @@ impl Site {
         chain: Arc<C>,
         books: Books,
     ) -> Result<Self, SiteError> {
+        let listener = Listener::bind_cores(config.server.listen, cores(config))
+            .await
+            .map_err(|source| SiteError::Listen { address: config.server.listen, source })?;
+        Self::open_on(listener, config, authorizer, chain, books).await
+    }
+
+    /// The same, on a port that is bound already.
+    ///
+    /// # Errors
+    /// See [`SiteError`]; nothing is left running.
+    pub async fn open_on<C: Chain>(
+        listener: Listener,
+        config: &Config,
+        authorizer: LocalKey,
+        chain: Arc<C>,
+        books: Books,
+    ) -> Result<Self, SiteError> {
         let policy = config.policy(authorizer.address()).map_err(|_| SiteError::Routes)?;
         let upstream = Upstream::new(&UpstreamSettings {
             url: config.upstream.url.clone(),
             connect_timeout: config.upstream.connect_timeout,
             response_timeout: config.upstream.response_timeout,
         })?;
-        let listener = Listener::bind_cores(config.server.listen, cores(config))
-            .await
-            .map_err(|source| SiteError::Listen { address: config.server.listen, source })?;
-        let listener =
-            listener.header_time(config.limits.header_timeout).max_connections(config.limits.max_connections);
+        let inherited = listener.is_inherited();
+        let listener = settled(listener, config)?;
         let address =
             listener.address().map_err(|source| SiteError::Listen { address: config.server.listen, source })?;
         let operators = match config.admin.listen {
@@ -157,6 +179,7 @@ impl Site {
             access,
             redemption,
             redeem_at_end: config.redeem.on_shutdown,
+            inherited,
             unready,
             stop_admin,
             listener,
@@ -211,7 +234,12 @@ impl Site {
         if let Some(access) = self.access {
             drop(tokio::task::spawn_blocking(move || access.close()).await);
         }
-        let report = if self.redeem_at_end && journal.latch().is_none() {
+        // Whoever has followed us waits for the books, and its clients wait for it.
+        let followed = !self.inherited && is_taken(self.address);
+        if followed {
+            tracing::info!("another process has taken over the port; redemption is left to it");
+        }
+        let report = if self.redeem_at_end && !followed && journal.latch().is_none() {
             tokio::time::timeout(MAX_LAST_REDEMPTION, self.redemption.redeem()).await.ok().and_then(Result::ok)
         } else {
             None
@@ -244,7 +272,7 @@ fn unclaimed(gate: &Gate) -> Amount {
 }
 
 /// How many threads serve. Where nobody knows how many cores there are, one does.
-fn cores(config: &Config) -> NonZeroUsize {
+pub(super) fn cores(config: &Config) -> NonZeroUsize {
     config.server.cores.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
 }
 
@@ -288,7 +316,43 @@ pub(super) fn limits(config: &Config) -> Limits {
 }
 
 fn bounds(config: &Config) -> Bounds {
-    Bounds { max_requests: config.limits.max_requests, body_time: config.limits.body_timeout, ..Bounds::default() }
+    let config::Limits { max_requests, body_timeout, max_body, max_headers, .. } = config.limits;
+    Bounds {
+        max_requests,
+        body_time: body_timeout,
+        max_body: max_body.unwrap_or(u64::MAX),
+        max_headers,
+        ..Bounds::default()
+    }
+}
+
+/// A listener as the config wants it.
+fn settled(listener: Listener, config: &Config) -> Result<Listener, CertificateError> {
+    let config::Limits { header_timeout, idle_timeout, max_connections, max_header_bytes, max_headers, .. } =
+        config.limits;
+    let listener = listener
+        .header_time(header_timeout)
+        .idle_time(idle_timeout)
+        .max_connections(max_connections)
+        .header_bytes(max_header_bytes)
+        .max_headers(max_headers)
+        .trust(trusted(&config.server))
+        .proxy_protocol(config.server.proxy_protocol);
+    let files: Vec<_> = certificate_files(&config.server).collect();
+    if files.is_empty() { Ok(listener) } else { Ok(listener.tls(Certificates::load(&files)?)) }
+}
+
+fn trusted(server: &config::Server) -> Trusted {
+    let header = match server.forwarded_header {
+        config::ForwardedHeader::XForwardedFor => ForwardedHeader::XForwardedFor,
+        config::ForwardedHeader::Forwarded => ForwardedHeader::Forwarded,
+    };
+    Trusted::new(&server.trusted_proxies, header)
+}
+
+/// The certificates a config names.
+pub(super) fn certificate_files(server: &config::Server) -> impl Iterator<Item = CertificateFiles> {
+    server.tls.iter().map(|files| CertificateFiles { cert: files.cert.clone(), key: files.key.clone() })
 }
 
 fn access_log(path: &Path) -> Result<Arc<AccessLog>, SiteError> {

@@ -48,6 +48,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::{HeaderValue, Uri};
+use ipnet::IpNet;
 
 pub use self::duration::{DurationError, parse_duration, write_duration};
 pub use self::error::{ConfigError, ConfigErrors};
@@ -112,6 +113,32 @@ pub struct Server {
     pub cores: Option<NonZeroUsize>,
     /// How long a quote stays good once the price list it came from was replaced.
     pub quote_grace: Duration,
+    /// The certificates that are shown, the one for clients without a name first; none, and no TLS is spoken.
+    pub tls: Vec<TlsFiles>,
+    /// The proxies that are believed about where a request came from.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The header in which they name the client.
+    pub forwarded_header: ForwardedHeader,
+    /// Whether every connection begins with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
+}
+
+/// `[server].tls`: a certificate and its key, both PEM. Relative paths are beside the config file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, followed by those between it and a root.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// The header in which a trusted proxy names the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`, with `X-Forwarded-Proto` and `X-Forwarded-Host`.
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
 }
 
 /// `[admin]`: the operator's listener.
@@ -232,6 +259,14 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// How long it may pause while it sends the body.
     pub body_timeout: Duration,
+    /// How long an HTTP/2 connection may be without a new request.
+    pub idle_timeout: Duration,
+    /// How large the head of a request may be, bytes.
+    pub max_header_bytes: usize,
+    /// How many headers a request may have.
+    pub max_headers: usize,
+    /// How large the body of a request may be, bytes; `None` means any.
+    pub max_body: Option<u64>,
     /// How many signatures by somebody else one peer may send in a minute.
     pub bad_signatures_per_minute: u32,
     /// What the tables of the keys that sign most may take, bytes; 0 means none.
@@ -376,6 +411,10 @@ impl Config {
             // An absolute path stays as it is.
             self.store.directory = folder.join(&self.store.directory);
             self.access_log = self.access_log.map(|file| folder.join(file));
+            for files in &mut self.server.tls {
+                files.cert = folder.join(&files.cert);
+                files.key = folder.join(&files.key);
+            }
         }
         self
     }

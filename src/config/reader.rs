@@ -268,6 +268,33 @@ impl<'a> Section<'a> {
         self.span.clone()
     }
 
+    /// The table that a key holds, or each one of a list of them, as sections.
+    pub(super) fn tables(&mut self, key: &'static str) -> Given<Vec<Section<'a>>> {
+        let Some(entry) = self.entry(key) else { return Given::Absent };
+        let heading = nested(&self.heading, key);
+        let items: Vec<_> = match entry.value {
+            DeValue::Array(array) => array.iter().map(|item| (item.get_ref(), item.span())).collect(),
+            value => vec![(value, entry.span.clone())],
+        };
+        let mut sections = Vec::new();
+        for (value, span) in items {
+            let DeValue::Table(table) = value else {
+                self.refuse(&entry, Problem::new(format!("expected a table, found {}", kind(value))));
+                return Given::Refused;
+            };
+            sections.push(Section {
+                report: self.report,
+                heading: heading.clone(),
+                table: Some(table),
+                span: Some(span),
+                spoilt: false,
+                asked: BTreeSet::new(),
+                is_open: false,
+            });
+        }
+        Given::Value(sections, entry.span)
+    }
+
     /// Whether the document has it.
     pub(super) fn is_there(&self) -> bool {
         self.table.is_some()

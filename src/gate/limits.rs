@@ -89,21 +89,18 @@ pub struct Peer(pub IpAddr);
 
 impl Peer {
     /// What is counted as one: an address, or of version 6 the half that names a network. A household or a machine has
-    /// such a half for itself, and as many addresses in it as it likes.
-    fn network(self) -> u128 {
+    /// such a half for itself, and as many addresses in it as it likes. No network of version 6 begins as the addresses of
+    /// version 4 do here.
+    pub(crate) fn key(self) -> u64 {
         match self.0.to_canonical() {
-            IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
-            IpAddr::V6(address) => address.to_bits() & !u128::from(u64::MAX),
+            IpAddr::V4(address) => MAPPED | u64::from(address.to_bits()),
+            IpAddr::V6(address) => u64::try_from(address.to_bits() >> 64).unwrap_or(u64::MAX),
         }
     }
-
-    /// The same in half the bits: one of the halves is empty. No network of version 6 begins as the addresses of version
-    /// 4 are mapped.
-    pub(crate) fn key(self) -> u64 {
-        let network = self.network();
-        u64::try_from((network >> 64) | (network & u128::from(u64::MAX))).unwrap_or(u64::MAX)
-    }
 }
+
+/// What stands before an address of version 4. As the beginning of one of version 6 that is `0:ffff::/32`, which nobody has.
+const MAPPED: u64 = 0xffff << 32;
 
 /// How many were counted since when, Unix seconds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -155,7 +152,7 @@ pub(super) struct Spent {
     /// The hour it was counted in for all.
     since: u64,
     /// Its peer, and the hour it was counted in there.
-    peer: Option<(u128, u64)>,
+    peer: Option<(u64, u64)>,
 }
 
 impl Spent {
@@ -174,9 +171,9 @@ impl Spent {
 #[derive(Debug, Default)]
 struct Counts {
     all: Count,
-    peers: HashMap<u128, Count>,
+    peers: HashMap<u64, Count>,
     /// The peers in the order in which their hours began. One whose hour is over or began anew is in it once more.
-    order: VecDeque<(u64, u128)>,
+    order: VecDeque<(u64, u64)>,
 }
 
 impl Budget {
@@ -184,8 +181,8 @@ impl Budget {
     pub(super) fn spend(self: &Arc<Self>, peer: Option<Peer>, limits: DepositLimits, now: u64) -> Result<Spent, u64> {
         let mut counts = self.counts();
         counts.spend(peer, limits, now)?;
-        let since = |network: u128| counts.peers.get(&network).map(|count| (network, count.since));
-        let peer = peer.map(Peer::network).and_then(since);
+        let since = |key: u64| counts.peers.get(&key).map(|count| (key, count.since));
+        let peer = peer.map(Peer::key).and_then(since);
         Ok(Spent { budget: Arc::clone(self), since: counts.all.since, peer })
     }
 
@@ -197,7 +194,7 @@ impl Budget {
 impl Counts {
     fn spend(&mut self, peer: Option<Peer>, limits: DepositLimits, now: u64) -> Result<(), u64> {
         self.all.check(limits.per_hour, now)?;
-        if let Some(network) = peer.map(Peer::network) {
+        if let Some(network) = peer.map(Peer::key) {
             self.forget(now);
             // What is not counted is not remembered either.
             self.peers.get(&network).copied().unwrap_or_default().check(limits.per_peer_per_hour, now)?;

@@ -12,7 +12,9 @@
 //! 10. [`what_it_costs`]: how prices are written, and how a charge is made of them
 //! 11. [`routes`]: which price is whose, and who may pay
 //! 12. [`live_prices`]: what a change of the config does, and how to know beforehand
+//! 13. [`at_the_door`]: TLS, load balancers, and a restart that costs no request
 
+pub mod at_the_door;
 pub mod live_prices;
 pub mod routes;
 pub mod what_it_costs;

@@ -5,8 +5,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Request;
 use http::header::EXPECT;
-use http::{Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -21,13 +21,16 @@ const MAX_DRAINED_BYTES: usize = 16 * 1024 * 1024;
 /// How long that may take.
 const MAX_DRAIN_TIME: Duration = Duration::from_secs(10);
 
-/// A request's body. One that is dropped unread, because the request was refused, is drained in the background: on
-/// HTTP/1 a client that is still writing would otherwise see its connection reset before it could read the answer.
+/// A request's body. One that is dropped unread, because the request was refused, is drained in the background: a client
+/// that is still writing would otherwise see its connection reset before it could read the answer. On HTTP/2 it would be the
+/// stream, which some clients (curl 7 is one) take for a failure although the answer is there.
 #[derive(Debug)]
 pub struct RequestBody {
     incoming: Option<Incoming>,
     drain: bool,
     pause: Pause,
+    /// How many bytes of it may still come.
+    room: u64,
     /// What was read of it before, and comes first.
     front: Option<Box<Front>>,
 }
@@ -39,18 +42,18 @@ impl RequestBody {
     }
 }
 
-/// Puts the guard around a request's body, which may pause for so long.
-pub(super) fn guard(request: Request<Incoming>, max_pause: Duration) -> Request<RequestBody> {
-    // HTTP/2 resets the one stream by itself. A client that asked first (`Expect: 100-continue`) has sent nothing yet,
-    // and reading would invite it to.
-    let drain = request.version() <= Version::HTTP_11 && !request.headers().contains_key(EXPECT);
-    request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause: Pause::up_to(max_pause), front: None })
+/// Puts the guard around a request's body, which may pause for so long and have so many bytes.
+pub(super) fn guard(request: Request<Incoming>, max_pause: Duration, max_bytes: u64) -> Request<RequestBody> {
+    // A client that asked first (`Expect: 100-continue`) has sent nothing yet, and reading would invite it to.
+    let drain = !request.headers().contains_key(EXPECT);
+    let pause = Pause::up_to(max_pause);
+    request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause, room: max_bytes, front: None })
 }
 
 /// No body.
 #[cfg(test)]
 pub(super) fn none() -> RequestBody {
-    RequestBody { incoming: None, drain: false, pause: Pause::up_to(Duration::MAX), front: None }
+    RequestBody { incoming: None, drain: false, pause: Pause::up_to(Duration::MAX), room: 0, front: None }
 }
 
 /// Why a request's body is not whole.
@@ -62,6 +65,9 @@ pub enum BodyBroken {
     /// Nothing of it came for too long.
     #[error("the request's body paused for too long")]
     Paused,
+    /// There is more of it than there may be.
+    #[error("the request's body is larger than this server takes")]
+    TooLarge,
 }
 
 impl Body for RequestBody {
@@ -72,7 +78,7 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
-        let Self { incoming, pause, front, .. } = &mut *self;
+        let Self { incoming, pause, room, front, .. } = &mut *self;
         if let Some(read) = front {
             match read.next() {
                 Some(frame) => return Poll::Ready(Some(Ok(frame))),
@@ -87,6 +93,14 @@ impl Body for RequestBody {
             // Not drained either: what does not come cannot be thrown away.
             *incoming = None;
             return Poll::Ready(Some(Err(BodyBroken::Paused)));
+        }
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            match u64::try_from(data.len()).ok().and_then(|length| room.checked_sub(length)) {
+                Some(rest) => *room = rest,
+                None => return Poll::Ready(Some(Err(BodyBroken::TooLarge))),
+            }
         }
         frame.map_ok(|mut frame| {
             // What may not come as a header may not come as a trailer.

@@ -75,15 +75,18 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 pub(super) fn accept(headers: &mut HeaderMap) -> Framing {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let understood = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
-    let framing = Framing { understood: understood && codings.next().is_none() };
+    let framing = Framing { understood: understood && codings.next().is_none(), lines: headers.len() };
     strip_hop_by_hop(headers);
     framing
 }
 
-/// Whether a request's transfer coding was `chunked` and nothing else, which is all that is decoded.
+/// How a request's head came.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Framing {
+    /// Whether its transfer coding was `chunked` and nothing else, which is all that is decoded.
     understood: bool,
+    /// How many headers there were.
+    pub(super) lines: usize,
 }
 
 /// How many digits an id has that is made here: one half says whose it is, the other counts.
@@ -184,7 +187,8 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes a client's request ready for the upstream, whose name is `host`. `scheme` is the one clients use.
+/// Makes a client's request ready for the upstream, whose name is `host`. `scheme` is the one clients use, where it is not
+/// known of this one.
 pub(super) fn prepare<B>(request: &mut Request<B>, caller: &Caller, host: &HeaderValue, scheme: &HeaderValue) {
     // Where the target names a host, that is the host, whatever the header says (RFC 9112, 3.2.2; RFC 9113, 8.3.1).
     let target = request.uri().authority().and_then(|authority| HeaderValue::try_from(authority.as_str()).ok());
@@ -196,7 +200,12 @@ pub(super) fn prepare<B>(request: &mut Request<B>, caller: &Caller, host: &Heade
     if let Some(host) = target.or(header) {
         headers.insert(X_FORWARDED_HOST, host);
     }
-    headers.insert(X_FORWARDED_PROTO, scheme.clone());
+    headers.insert(X_FORWARDED_PROTO, caller.scheme.as_ref().unwrap_or(scheme).clone());
+}
+
+/// Whether these could be a host and a port. Whether there is such a host is not asked.
+fn is_host(text: &[u8]) -> bool {
+    text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+;=".contains(byte))
 }
 
 /// The answer to a request that makes no sense here, before anything else looks at it.
@@ -214,9 +223,20 @@ pub(super) fn oddity<B>(request: &Request<B>, framing: Framing) -> Option<Respon
     if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
         return Some(refusal(StatusCode::BAD_REQUEST, "bad_host", "send exactly one Host header"));
     }
+    // What some read as a host with a user and others as a host with a path could be matched here and served there
+    // (RFC 9110, 4.2.4; RFC 9112, 3.2).
+    let target = request.uri().authority().map(|authority| authority.as_str().as_bytes());
+    let header = request.headers().get(HOST).map(HeaderValue::as_bytes);
+    if [target, header].into_iter().flatten().any(|host| !is_host(host)) {
+        let message = "the host is a name or an address, and perhaps a port";
+        return Some(refusal(StatusCode::BAD_REQUEST, "bad_host", message));
+    }
     if !framing.understood {
         let message = "no transfer coding but chunked is understood";
-        return Some(refusal(StatusCode::NOT_IMPLEMENTED, "unknown_transfer_coding", message));
+        let mut response = refusal(StatusCode::NOT_IMPLEMENTED, "unknown_transfer_coding", message);
+        // Where its body ends, and the next request begins, is not known for certain (RFC 9112, 6.1).
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return Some(response);
     }
     None
 }

@@ -117,6 +117,7 @@ async fn read(body: &mut RequestBody, wanted: &BodyWanted, room: &Room) -> Resul
         let frame = frame.map_err(|broken| match broken {
             BodyBroken::Off(_) => refusal(StatusCode::BAD_REQUEST, "body_broken", "the request's body broke off"),
             BodyBroken::Paused => too_slow(),
+            BodyBroken::TooLarge => super::too_large(),
         })?;
         match frame.into_data() {
             Ok(data) => {

@@ -2,20 +2,24 @@
 //!
 //! **Owns** the listener and the threads that serve, the stack every request goes down, the upstream and its pools, the
 //! hygiene of headers, CORS, and the turning of errors into responses. **Promises** that bodies stream both ways without
-//! being collected, that hop-by-hop headers end here, that `X-Forwarded-*` names the peer we saw and never what it said,
-//! and that a client that sends a large body unpaid gets its 402 at once and a connection it can go on using. **Does
+//! being collected, that hop-by-hop headers end here, that `X-Forwarded-*` names the client as we saw it, or as a proxy
+//! that is trusted did, and never as it says itself, and that a client that sends a large body unpaid gets its 402 at once and a connection it can go on using. **Does
 //! not** price, charge or speak to a chain.
 
 mod body;
+mod certificate;
 mod cores;
 mod cors;
 mod crowd;
+mod forwarded;
 mod headers;
 mod listener;
 mod look;
 mod peers;
 mod pool;
+mod preface;
 mod slow;
+mod tls;
 mod upstream;
 
 use std::convert::Infallible;
@@ -29,6 +33,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::header::ORIGIN;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use tracing::Instrument as _;
@@ -41,26 +46,35 @@ use slow::Wanted;
 use upstream::UpstreamBody;
 
 pub use body::{BodyBroken, RequestBody};
+pub use certificate::{Certificate, CertificateError, CertificateFiles};
 pub use cors::Cors;
-pub use listener::{Listener, MAX_CONNECTIONS, MAX_HEADER_TIME};
+pub use forwarded::{ForwardedHeader, Trusted};
+pub use listener::{
+    DEFAULT_HEADER_BYTES, DEFAULT_HEADERS, Listener, MAX_CONNECTIONS, MAX_HANDSHAKE_TIME, MAX_HEADER_TIME,
+    MAX_IDLE_TIME, is_taken,
+};
 pub use slow::MAX_WRITE_PAUSE;
+pub use tls::{CERTIFICATE_POLL, Certificates};
 pub use upstream::{NoUpstream, Upstream, UpstreamError, UpstreamSettings};
 
 /// The body of every answer that leaves: the gate's or the upstream's, or the stack's own.
 type ResponseBody = Either<Wanted<AnswerBody<UpstreamBody>>, Full<Bytes>>;
 
-/// Who is at the other end of a connection.
+/// Who sent a request: the other end of its connection, or whom a trusted proxy there names.
 #[derive(Debug)]
 struct Caller {
     address: IpAddr,
     /// The address as the upstream is told of it.
     name: HeaderValue,
+    /// With which scheme it came, where that is known; otherwise the public URL's.
+    scheme: Option<HeaderValue>,
 }
 
 impl Caller {
     fn new(peer: SocketAddr) -> Self {
         let name = peer.ip().to_canonical().to_string();
-        Self { address: peer.ip(), name: HeaderValue::try_from(name).expect("an address is header text") }
+        let name = HeaderValue::try_from(name).expect("an address is header text");
+        Self { address: peer.ip(), name, scheme: None }
     }
 }
 
@@ -75,11 +89,22 @@ pub struct Bounds {
     /// How long an answer on HTTP/2 may stand still because its client takes nothing more of it. Afterwards, or up to twice
     /// as late, the upstream's connection is let go; what was charged stays charged.
     pub answer_time: Duration,
+    /// How large a request's body may be, bytes. A larger one is refused (413) before it is paid, if it says so; otherwise
+    /// where it has become too large, and it costs nothing then.
+    pub max_body: u64,
+    /// How many headers a request may have, each line counted. On HTTP/1 the listener bounds them earlier.
+    pub max_headers: usize,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { max_requests: 4_096, body_time: Duration::from_secs(30), answer_time: MAX_WRITE_PAUSE }
+        Self {
+            max_requests: 4_096,
+            body_time: Duration::from_secs(30),
+            answer_time: MAX_WRITE_PAUSE,
+            max_body: u64::MAX,
+            max_headers: DEFAULT_HEADERS,
+        }
     }
 }
 
@@ -191,7 +216,7 @@ impl Stack {
         let Some(place) = crowd.enter(|| gate.is_paying(&request)) else {
             record(gate, &request, Outcome::Overloaded, StatusCode::SERVICE_UNAVAILABLE);
             // Its client may be writing still, and wants to use the connection again.
-            drop(body::guard(request, Duration::MAX));
+            drop(body::guard(request, Duration::MAX, u64::MAX));
             return own(crowd::overloaded());
         };
         // Requests that would turn the proxy into something else, or that two servers could read differently.
@@ -199,10 +224,15 @@ impl Stack {
             record(gate, &request, Outcome::Refused, refusal.status());
             return own(refusal);
         }
+        if let Some(refusal) = too_much(&request, framing, bounds) {
+            // As above: it may still be on its way.
+            drop(body::guard(request, Duration::MAX, u64::MAX));
+            return own(refusal);
+        }
         // An unpaid client's body is drained, so that it can read its 402 and stay connected.
         // On HTTP/1 the connection is watched; on HTTP/2 it is well while one of its streams stands still.
         let watched = (request.version() == Version::HTTP_2).then_some(bounds.answer_time);
-        let request = match look::look(gate, looks, body::guard(request, bounds.body_time)).await {
+        let request = match look::look(gate, looks, body::guard(request, bounds.body_time, bounds.max_body)).await {
             Ok(request) => request,
             Err(refusal) => return own(refusal),
         };
@@ -220,6 +250,21 @@ impl Stack {
             })
         })
     }
+}
+
+/// The answer to a request that is larger than any may be, and says so.
+fn too_much(request: &Request<Incoming>, framing: headers::Framing, bounds: &Bounds) -> Option<Response<Bytes>> {
+    if framing.lines > bounds.max_headers {
+        let message = "the request has too many headers";
+        return Some(refusal(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_many", message));
+    }
+    (request.body().size_hint().lower() > bounds.max_body).then(too_large)
+}
+
+/// The answer to a request whose body is larger than any may be.
+fn too_large() -> Response<Bytes> {
+    let (status, code) = UpstreamError::BodyTooLarge.code();
+    refusal(status, code, &UpstreamError::BodyTooLarge.to_string())
 }
 
 fn own(response: Response<Bytes>) -> Response<ResponseBody> {

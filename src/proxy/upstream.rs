@@ -48,18 +48,22 @@ pub enum UpstreamError {
     /// The client stopped in the middle of its request.
     #[error("the request's body paused for too long")]
     BodyPaused,
+    /// The client sent more than a request's body may have.
+    #[error("the request's body is larger than this server takes")]
+    BodyTooLarge,
     /// The request's target cannot be expressed as a URL of the upstream.
     #[error("the request target cannot be forwarded")]
     Target,
 }
 
 impl UpstreamError {
-    fn code(self) -> (StatusCode, &'static str) {
+    pub(super) fn code(self) -> (StatusCode, &'static str) {
         match self {
             Self::Unreachable => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
             Self::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
             Self::Body => (StatusCode::BAD_REQUEST, "body_broken"),
             Self::BodyPaused => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::Target => (StatusCode::BAD_REQUEST, "bad_target"),
         }
     }
@@ -172,6 +176,7 @@ impl Upstream {
                 return match broken {
                     BodyBroken::Off(_) => UpstreamError::Body,
                     BodyBroken::Paused => UpstreamError::BodyPaused,
+                    BodyBroken::TooLarge => UpstreamError::BodyTooLarge,
                 };
             }
             tracing::warn!(request = headers::text(id), error = %causes(&error), "the upstream gave no answer");

@@ -56,7 +56,7 @@ pub(super) fn resolve(text: &str, file: &str, folder: Option<&Path>) -> Result<C
 
 /// Every key there is, as section heading and key; a section's own name is a key of the section around it.
 pub(super) fn known_keys() -> BTreeSet<(String, &'static str)> {
-    let text = "[chain.token]\n[[route]]\n[route.price]\n[[route.at]]\n[[route.for]]\n";
+    let text = "[server.tls]\n[chain.token]\n[[route]]\n[route.price]\n[[route.at]]\n[[route.for]]\n";
     let (document, _) = DeTable::parse_recoverable(text);
     let report = Report::new(text);
     let _ = read(&report, document.get_ref(), None);

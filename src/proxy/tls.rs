@@ -1,0 +1,190 @@
+//! TLS in front.
+//!
+//! **Owns** which certificate a client is shown, and following the files as they change. **Promises** TLS 1.2 and later
+//! only, HTTP/2 before HTTP/1.1 for who offers both (ALPN), no data before the handshake is complete (a replayed payment
+//! would be one), and that a changed pair of files that cannot be used leaves the one in use as it is, and says why.
+//! **Does not** ask clients for certificates.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::ServerName;
+use tokio_util::sync::CancellationToken;
+
+use super::certificate::{Certificate, CertificateError, CertificateFiles};
+use crate::causes::causes;
+
+/// How often the files are looked at. Whoever cannot wait sends SIGHUP.
+pub const CERTIFICATE_POLL: Duration = Duration::from_secs(5);
+
+/// The certificates of a listener. Clones show the same ones.
+#[derive(Debug, Clone)]
+pub struct Certificates {
+    files: Arc<[CertificateFiles]>,
+    shown: Arc<Shown>,
+    config: Arc<ServerConfig>,
+}
+
+/// Those in use, in the order of the files.
+#[derive(Debug)]
+struct Shown(ArcSwap<Vec<Certificate>>);
+
+impl Certificates {
+    /// Reads all pairs.
+    ///
+    /// # Errors
+    /// One of them cannot be used.
+    pub fn load(files: &[CertificateFiles]) -> Result<Self, CertificateError> {
+        let shown = Arc::new(Shown(ArcSwap::from_pointee(read_all(files)?)));
+        let mut config = ServerConfig::builder_with_provider(ring::default_provider().into())
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .expect("ring speaks both versions")
+            .with_no_client_auth()
+            .with_cert_resolver(shown.clone());
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // Without, each core's clients would fill one small cache for all. A system without random bytes has none, and does
+        // the whole handshake each time.
+        if let Ok(ticketer) = ring::Ticketer::new() {
+            config.ticketer = ticketer;
+        }
+        Ok(Self { files: files.into(), shown, config: config.into() })
+    }
+
+    /// What a handshake is made with.
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+
+    /// Reads the files again.
+    fn renew(&self) -> Result<(), CertificateError> {
+        self.shown.0.store(Arc::new(read_all(&self.files)?));
+        Ok(())
+    }
+
+    /// Reads the files again whenever they have changed, or a hang-up asks for it, until `stop`.
+    pub(super) async fn follow(self, poll: Duration, stop: CancellationToken) {
+        let mut hangups = Hangups::new();
+        let mut before = self.marks();
+        loop {
+            let told = tokio::select! {
+                () = stop.cancelled() => return,
+                () = hangups.next() => true,
+                () = tokio::time::sleep(poll) => false,
+            };
+            // Looked at before they are read: what changes meanwhile is read the next time.
+            let marks = self.marks();
+            if !told && marks == before {
+                continue;
+            }
+            before = marks;
+            match self.renew() {
+                Ok(()) => tracing::info!("the TLS certificates were read again"),
+                Err(error) => {
+                    tracing::error!(error = %causes(&error), "the new TLS certificates cannot be used; the old ones stay");
+                }
+            }
+        }
+    }
+
+    fn marks(&self) -> Vec<Option<Mark>> {
+        self.files.iter().flat_map(|files| [mark(&files.cert), mark(&files.key)]).collect()
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    /// The first that is for the name the client asks for, or else the first: a client that asks for none, or for a name
+    /// of its own, decides by itself what it thinks of that.
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let shown = self.0.load();
+        let asked = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
+        let named = asked.filter(|_| shown.len() > 1).and_then(|name| shown.iter().find(|one| one.is_for(&name)));
+        named.or_else(|| shown.first()).map(|certificate| Arc::clone(&certificate.key))
+    }
+}
+
+fn read_all(files: &[CertificateFiles]) -> Result<Vec<Certificate>, CertificateError> {
+    let mut all = Vec::with_capacity(files.len());
+    for files in files {
+        let certificate = Certificate::read(files)?;
+        if certificate.others_can_read_the_key() {
+            tracing::warn!(key = %files.key.display(), "every account of this machine can read this private key");
+        }
+        all.push(certificate);
+    }
+    Ok(all)
+}
+
+/// By what a file that was replaced or rewritten is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    modified: Option<SystemTime>,
+    length: u64,
+    inode: u64,
+}
+
+fn mark(path: &Path) -> Option<Mark> {
+    let metadata = std::fs::metadata(path).ok()?;
+    #[cfg(unix)]
+    let inode = std::os::unix::fs::MetadataExt::ino(&metadata);
+    #[cfg(not(unix))]
+    let inode = 0;
+    Some(Mark { modified: metadata.modified().ok(), length: metadata.len(), inode })
+}
+
+/// The hang-ups this process is sent, where there is such a thing.
+struct Hangups {
+    #[cfg(unix)]
+    signals: Option<tokio::signal::unix::Signal>,
+}
+
+impl Hangups {
+    fn new() -> Self {
+        Self {
+            #[cfg(unix)]
+            signals: tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).ok(),
+        }
+    }
+
+    async fn next(&mut self) {
+        #[cfg(unix)]
+        if let Some(signals) = &mut self.signals
+            && signals.recv().await.is_some()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::certificate::tests::issue;
+    use super::*;
+
+    #[test]
+    fn a_renewed_pair_is_shown_and_a_broken_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = issue(directory.path(), &["old.example"], (2040, 1, 1));
+        let certificates = Certificates::load(std::slice::from_ref(&files)).unwrap();
+        let covers = |host: &str| certificates.shown.0.load().first().unwrap().covers(host);
+        let before = certificates.marks();
+        assert_eq!(certificates.marks(), before);
+        std::fs::write(&files.key, "half").unwrap();
+        assert_ne!(certificates.marks(), before);
+        assert!(certificates.renew().is_err());
+        assert!(covers("old.example"));
+        issue(directory.path(), &["new.example"], (2040, 1, 1));
+        certificates.renew().unwrap();
+        assert!(covers("new.example") && !covers("old.example"));
+        std::fs::remove_file(&files.cert).unwrap();
+        assert_eq!(certificates.marks().first(), Some(&None));
+        assert!(certificates.renew().is_err());
+        assert!(covers("new.example"));
+    }
+}
