@@ -7,6 +7,8 @@
 
 pub mod measured;
 pub mod tariff;
+pub mod usage;
 
 pub use measured::{End, Measured, Tokens};
 pub use tariff::{Rate, Tariff, Tier, Unit};
+pub use usage::UsageReader;
