@@ -67,7 +67,54 @@ impl Tariff {
 
     /// What an answer costs. Nothing that could be reported and was not makes it cheaper than it can be told: where a
     /// complete answer lacks a count that the tariff has a rate for, it costs the most.
-    pub fn charge(&self, _measured: &Measured) -> Amount {
-        self.most
+    pub fn charge(&self, measured: &Measured) -> Amount {
+        self.exact(measured).map_or(self.most, |charge| charge.min(self.most))
+    }
+
+    /// The sum, rounded up once; nothing where a count is missing or the sum is beyond all bounds.
+    fn exact(&self, measured: &Measured) -> Option<Amount> {
+        let mut sum = (self.base.units(), 1_u128);
+        for Rate { unit, tiers } in &self.rates {
+            let count = unit.count(measured)?;
+            let mut below = 0;
+            for Tier { up_to, price, per } in tiers {
+                let within = count.min(up_to.unwrap_or(u64::MAX)).saturating_sub(below);
+                sum = add(sum, (price.units().checked_mul(u128::from(within))?, u128::from(*per)))?;
+                below = up_to.unwrap_or(u64::MAX);
+            }
+        }
+        Some(Amount::new(sum.0.div_ceil(sum.1)))
+    }
+}
+
+/// The sum of two fractions.
+fn add(one: (u128, u128), other: (u128, u128)) -> Option<(u128, u128)> {
+    let common = gcd(one.1, other.1);
+    let (left, right) = (one.1.checked_div(common)?, other.1.checked_div(common)?);
+    let sum = one.0.checked_mul(right)?.checked_add(other.0.checked_mul(left)?)?;
+    Some((sum, one.1.checked_mul(right)?))
+}
+
+fn gcd(one: u128, other: u128) -> u128 {
+    if other == 0 { one } else { gcd(other, one % other) }
+}
+
+impl Unit {
+    /// How many there are; nothing where nobody said.
+    fn count(&self, measured: &Measured) -> Option<u64> {
+        let tokens = |count: fn(super::Tokens) -> u64| measured.tokens.map(count);
+        match self {
+            Self::RequestBytes => Some(measured.request_bytes),
+            Self::ResponseBytes => Some(measured.response_bytes),
+            Self::Milliseconds => Some(measured.elapsed_ms),
+            Self::Events => Some(measured.events),
+            Self::InputTokens => tokens(|tokens| tokens.input),
+            Self::CachedInputTokens => tokens(|tokens| tokens.cached_input),
+            Self::CacheWriteTokens => tokens(|tokens| tokens.cache_write),
+            Self::OutputTokens => tokens(|tokens| tokens.output),
+            Self::Reported(name) => {
+                measured.reported.iter().rev().find(|(said, _)| said == name).map(|(_, count)| *count)
+            }
+        }
     }
 }
