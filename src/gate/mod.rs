@@ -59,6 +59,7 @@ pub mod hot;
 mod idle;
 mod limits;
 pub mod meter;
+pub mod metered;
 pub mod path;
 mod patience;
 pub mod policy;
@@ -68,6 +69,7 @@ mod turns;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 
 use crate::protocol::{ChannelConfig, Hash};
 use desk::DepositPlace;
@@ -98,6 +100,8 @@ pub struct Gate {
     evidence: Arc<Evidence>,
     patience: Arc<Patience>,
     hot_keys: HotKeys,
+    /// For those who read on for the report of an answer whose payer has left.
+    reading_on: Arc<Semaphore>,
 }
 
 impl Gate {
@@ -118,6 +122,7 @@ impl Gate {
             evidence: Arc::default(),
             patience: Arc::default(),
             hot_keys: HotKeys::default(),
+            reading_on: Arc::new(Semaphore::new(metered::MAX_READING_ON)),
         }
     }
 

@@ -7,18 +7,19 @@
 //! # Cancellation
 //!
 //! The future may be dropped at any await, as hyper does when a client hangs up. Before the inner service is called
-//! that costs nobody anything; afterwards the hold posts in full (see [`super::accounts::Hold`]). A deposit or refund
-//! that was sent goes on at the desk.
+//! that costs nobody anything; afterwards the hold posts in full (see [`super::accounts::Hold`]), or what a metered request
+//! has used ([`super::metered`]). A deposit or refund that was sent goes on at the desk.
 
 use std::borrow::Cow;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body::Body;
 use tower::{Layer, Service};
 
@@ -26,9 +27,11 @@ use super::accounts::{Charged, NotWritten, Payer};
 use super::admit::{Admission, Admitted};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
-use super::policy::{Asked, Listing, Policy, Verdict};
+use super::metered::{self, Course, Due, Receipts};
+use super::policy::{Asked, Listing, Policy, Route, Verdict};
 use super::{Gate, Peer, meter};
-use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
+use crate::pricing::End;
+use crate::protocol::x402::{self, ChannelState, Payment, PaymentError, Receipt};
 use crate::protocol::{Amount, ChannelId, Code, Hash};
 
 /// The account that paid, on the request that reaches the inner service.
@@ -126,6 +129,7 @@ impl Gate {
     ) -> Result<Response<AnswerBody<R>>, E>
     where
         F: Future<Output = Result<Response<R>, E>>,
+        R: Body<Data = Bytes> + Send + 'static,
     {
         let policy = self.policy();
         let sent = take_payment(request.headers_mut());
@@ -159,7 +163,10 @@ impl Gate {
             Err(refusal) => Err(refusal),
         };
         match admission {
-            Ok(Admission::Serve(admitted)) => Box::pin(self.serve_paid(&policy, request, id, inner, admitted)).await,
+            Ok(Admission::Serve(admitted)) => {
+                let route = &offer.expect("without an offer nothing is admitted").route;
+                Box::pin(self.serve_paid(&policy, route, request, id, inner, admitted)).await
+            }
             Ok(Admission::Refunded { receipt, state }) => Ok(own(&request, answer::refunded(&receipt, &state))),
             Err(refusal) => {
                 tracing::debug!(route = offer.map(|listing| &*listing.route.name), error = refusal.error(), "refused");
@@ -196,6 +203,7 @@ impl Gate {
     async fn serve_paid<B, R, E, F>(
         &self,
         policy: &Policy,
+        route: &Arc<Route>,
         mut request: Request<B>,
         id: Option<&str>,
         inner: impl FnOnce(Request<B>) -> F,
@@ -203,67 +211,95 @@ impl Gate {
     ) -> Result<Response<AnswerBody<R>>, E>
     where
         F: Future<Output = Result<Response<R>, E>>,
+        R: Body<Data = Bytes> + Send + 'static,
     {
         let Admitted { mut hold, payer, deposited } = admitted;
         // Made once: its checksum takes a hash.
         let payer_text = payer.address.text();
         introduce(request.headers_mut(), &payer_text, payer.channel, hold.price());
-        let head_only = request.method() == Method::HEAD;
+        let (head_only, trailers) = (request.method() == Method::HEAD, metered::takes_trailers(&request));
+        let (price, decimals, network) = (hold.price(), policy.terms().token.decimals, policy.network());
         hold.sent();
+        let due = Due::of(hold, route, decimals, id, &mut request);
         // A panic upstream of us is our failure, not the payer's: it voids, where a client that leaves posts.
         let result = match AssertUnwindSafe(inner(request)).catch_unwind().await {
             Ok(result) => result,
             Err(panic) => {
-                hold.void();
+                due.void();
                 std::panic::resume_unwind(panic);
             }
         };
         let mut response = match result {
             Ok(response) => response,
             Err(error) => {
-                hold.void();
+                due.void();
                 return Err(error);
             }
         };
-        let terms = policy.terms();
-        let network = policy.network();
-        let served = response.status() < StatusCode::BAD_REQUEST;
-        let price = hold.price();
-        let decimals = terms.token.decimals;
-        let charge = if served { meter::charge(response.headers(), price, decimals, id) } else { Amount::ZERO };
-        strip_payment_headers(response.headers_mut());
-        let receipt = if served {
-            match hold.post(charge) {
-                Ok(posted) => match posted.written().await {
-                    Ok(charged) => Some(receipt(network, payer, &payer_text, deposited, &charged)),
-                    Err(not_written) => {
-                        let response = not_charged(policy, payer, id, deposited, not_written);
-                        return Ok(response.map(|body| AnswerBody::own(if head_only { Bytes::new() } else { body })));
-                    }
-                },
-                // The chain moved the channel under the request (our authorizer's key claimed elsewhere). The work is
-                // done and cannot be charged; the client is told nothing it could book.
-                Err(reject) => {
-                    tracing::error!(request = id, channel = %payer.channel, %reject, "a served request could not be charged");
-                    None
-                }
-            }
-        } else {
-            // Nothing was charged and the same voucher is good again. A deposit landed all the same.
-            let state = hold.void();
+        // Nothing is charged yet, or ever. A deposit landed all the same.
+        let landed = |state: Option<ChannelState>| {
             deposited.zip(state).map(|((transaction, amount), state)| {
                 let nothing = Amount::ZERO;
                 x402::encode(&Receipt::deposited(network, payer.address, transaction, amount, nothing, &state))
             })
         };
-        if let Some(receipt) = receipt {
-            answer::insert(response.headers_mut(), answer::PAYMENT_RESPONSE, receipt);
+        let status = response.status().as_u16();
+        if !meter::is_served(route, status) {
+            strip_payment_headers(response.headers_mut());
+            // The same voucher is good again.
+            return Ok(with_receipt(response.map(AnswerBody::upstream), landed(due.void())));
         }
-        if served {
-            answer::make_private(response.headers_mut());
+        let (mut response, posted) = match due {
+            Due::Fixed(hold) => {
+                let said = meter::said(response.headers(), price, decimals, id);
+                let charge = meter::charge_of(route, price, &metered::nothing(status, End::Complete), said);
+                strip_payment_headers(response.headers_mut());
+                let posted = hold.post(charge);
+                if let Err(reject) = &posted {
+                    // The chain moved the channel under the request (our authorizer's key claimed elsewhere). The work is
+                    // done and cannot be charged; the client is told nothing it could book.
+                    let channel = payer.channel;
+                    tracing::error!(request = id, %channel, %reject, "a served request could not be charged");
+                }
+                (response.map(AnswerBody::upstream), posted.ok())
+            }
+            Due::Metered(bill) => {
+                let receipts = Receipts { network: network.into(), payer: payer_text };
+                match bill.follow(response, trailers, receipts, &self.reading_on).await {
+                    Course::Charged(response, posted) => (response, posted),
+                    // Without a receipt a client finds out at its next request; but one that deposited would do so again.
+                    Course::Open(mut response, state) => {
+                        answer::make_private(response.headers_mut());
+                        return Ok(with_receipt(response, landed(state)));
+                    }
+                    Course::Broken(state) => {
+                        return Ok(with_receipt(answer::broken_off().map(AnswerBody::own), landed(state)));
+                    }
+                }
+            }
+        };
+        if let Some(posted) = posted {
+            match posted.written().await {
+                Ok(charged) => {
+                    let receipt = receipt(network, payer, &payer_text, deposited, &charged);
+                    answer::insert(response.headers_mut(), answer::PAYMENT_RESPONSE, receipt);
+                }
+                Err(not_written) => {
+                    let response = not_charged(policy, payer, id, deposited, not_written);
+                    return Ok(response.map(|body| AnswerBody::own(if head_only { Bytes::new() } else { body })));
+                }
+            }
         }
-        Ok(response.map(AnswerBody::upstream))
+        answer::make_private(response.headers_mut());
+        Ok(response)
     }
+}
+
+fn with_receipt<B>(mut response: Response<B>, receipt: Option<String>) -> Response<B> {
+    if let Some(receipt) = receipt {
+        answer::insert(response.headers_mut(), answer::PAYMENT_RESPONSE, receipt);
+    }
+    response
 }
 
 /// What tells the payer of a charge that is in the books, as a header's text.

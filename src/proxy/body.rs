@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 
 use super::headers;
 use super::slow::Pause;
+use crate::gate::metered::Passed;
 
 /// How much of an unwanted body is read and thrown away, in bytes. A client that wrote more finds its connection
 /// closed.
@@ -27,6 +28,8 @@ pub struct RequestBody {
     incoming: Option<Incoming>,
     drain: bool,
     pause: Pause,
+    /// Counts what is passed on, where that costs something.
+    passed: Option<Passed>,
 }
 
 /// Puts the guard around a request's body, which may pause for so long.
@@ -34,13 +37,27 @@ pub(super) fn guard(request: Request<Incoming>, max_pause: Duration) -> Request<
     // HTTP/2 resets the one stream by itself. A client that asked first (`Expect: 100-continue`) has sent nothing yet,
     // and reading would invite it to.
     let drain = request.version() <= Version::HTTP_11 && !request.headers().contains_key(EXPECT);
-    request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause: Pause::up_to(max_pause) })
+    request.map(|incoming| RequestBody {
+        incoming: Some(incoming),
+        drain,
+        pause: Pause::up_to(max_pause),
+        passed: None,
+    })
+}
+
+/// Lets the body count what is passed on of it, if the gate wants to know.
+pub(super) fn counted(mut request: Request<RequestBody>) -> Request<RequestBody> {
+    if let Some(passed) = request.extensions_mut().remove::<Passed>() {
+        passed.begin();
+        request.body_mut().passed = Some(passed);
+    }
+    request
 }
 
 /// No body.
 #[cfg(test)]
 pub(super) fn none() -> RequestBody {
-    RequestBody { incoming: None, drain: false, pause: Pause::up_to(Duration::MAX) }
+    RequestBody { incoming: None, drain: false, pause: Pause::up_to(Duration::MAX), passed: None }
 }
 
 /// Why a request's body is not whole.
@@ -62,7 +79,7 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
-        let Self { incoming, pause, .. } = &mut *self;
+        let Self { incoming, pause, passed, .. } = &mut *self;
         let Some(body) = incoming.as_mut() else { return Poll::Ready(None) };
         let frame = Pin::new(body).poll_frame(context).map_err(BodyBroken::Off);
         if frame.is_ready() {
@@ -73,6 +90,9 @@ impl Body for RequestBody {
             return Poll::Ready(Some(Err(BodyBroken::Paused)));
         }
         frame.map_ok(|mut frame| {
+            if let (Some(passed), Some(data)) = (passed, frame.data_ref()) {
+                passed.add(data.len());
+            }
             // What may not come as a header may not come as a trailer.
             if let Some(trailers) = frame.trailers_mut() {
                 headers::strip_untrusted(trailers);
