@@ -9,6 +9,9 @@
 //! 7. [`what_is_lost`]: what a restart, a dead disk, a lost client and a lost answer cost
 //! 8. [`without_gas`]: a facilitator instead of a gas key
 //! 9. [`side_by_side`]: many requests of one channel at once
+//! 10. [`metering`]: requests that cost what they use, and streams that do not come to their end
+
+pub mod metering;
 
 pub mod a_paid_request {
     //! From the 402 to the receipt.
@@ -57,6 +60,8 @@ pub mod what_is_charged {
     //!
     //! An upstream reports a lower charge with a `Settlement-Overrides` header (see [`gate::meter`](crate::gate::meter)).
     //! It is never more than the quote, and the client never sees the header.
+    //!
+    //! What costs by what it uses is charged at its end, by a table of its own: [`metering`](super::metering).
 }
 
 pub mod when_it_is_refused {
