@@ -28,9 +28,9 @@ pin_project! {
     enum Inner<B> {
         Upstream { #[pin] body: B },
         Own { bytes: Option<Bytes> },
-        // In a box, so that the others need no room for it.
+        // In boxes, so that the others need no room for them.
         Metered { body: Box<MeteredBody<B>> },
-        Collected { body: Collected },
+        Collected { body: Box<Collected> },
     }
 }
 
@@ -50,7 +50,7 @@ impl<B> AnswerBody<B> {
 
     /// The upstream's, which has come already.
     pub(super) fn collected(body: Collected) -> Self {
-        Self { inner: Inner::Collected { body } }
+        Self { inner: Inner::Collected { body: Box::new(body) } }
     }
 }
 

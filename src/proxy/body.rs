@@ -46,12 +46,11 @@ pub(super) fn guard(request: Request<Incoming>, max_pause: Duration) -> Request<
 }
 
 /// Lets the body count what is passed on of it, if the gate wants to know.
-pub(super) fn counted(mut request: Request<RequestBody>) -> Request<RequestBody> {
+pub(super) fn count(request: &mut Request<RequestBody>) {
     if let Some(passed) = request.extensions_mut().remove::<Passed>() {
         passed.begin();
         request.body_mut().passed = Some(passed);
     }
-    request
 }
 
 /// No body.

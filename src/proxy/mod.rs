@@ -184,7 +184,10 @@ impl Stack {
             request.extensions_mut().insert(TakesTrailers);
         }
         // Nothing below is reached unpaid.
-        let below = async |request| Ok::<_, Infallible>(upstream.ask(body::counted(request), caller, id).await);
+        let below = |mut request| {
+            body::count(&mut request);
+            upstream.ask(request, caller, id).map(Ok::<_, Infallible>)
+        };
         let Ok(response) = gate.serve(request, Some(gate::Peer(caller.address)), Some(headers::text(id)), below).await;
         drop(place);
         if response.extensions().get::<HoldBack>().is_some() {

@@ -25,19 +25,20 @@ pub const MAX_WRITE_PAUSE: Duration = Duration::from_secs(30);
 /// Measures one wait after the other. Nothing is set up before something has to be waited for.
 #[derive(Debug)]
 pub(super) struct Pause {
-    limit: Duration,
+    /// Milliseconds, in little room: each request's body has a pause.
+    limit_ms: u32,
     timer: Option<Pin<Box<Sleep>>>,
     waiting: bool,
 }
 
 impl Pause {
     pub(super) fn up_to(limit: Duration) -> Self {
-        Self { limit, timer: None, waiting: false }
+        Self { limit_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX), timer: None, waiting: false }
     }
 
     /// There is still nothing. Ready if that has been so for too long.
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let limit = self.limit;
+        let limit = Duration::from_millis(u64::from(self.limit_ms));
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         if !std::mem::replace(&mut self.waiting, true)
             && let Some(deadline) = Instant::now().checked_add(limit)

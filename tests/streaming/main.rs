@@ -17,6 +17,7 @@ mod npm;
 mod payer;
 mod stage;
 mod stock;
+#[allow(dead_code, reason = "a toolbox: not every test needs every tool")]
 #[path = "../stock_client/client.rs"]
 mod stock_client;
 mod tunnel;

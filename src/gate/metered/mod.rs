@@ -347,7 +347,7 @@ impl Drop for Bill {
         let Some(hold) = &self.hold else { return };
         let stopped = hold.is_abandoned() || self.left.is_some();
         if std::thread::panicking() || (stopped && self.status.is_none()) {
-            drop(self.void());
+            self.void();
         } else {
             self.close(if stopped { End::Stopped } else { End::PayerLeft });
         }
