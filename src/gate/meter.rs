@@ -1,8 +1,8 @@
 //! What a served request really cost.
 //!
 //! **Owns** the reading of `Settlement-Overrides`, by which an upstream reports less than the quoted price:
-//! `{"amount": "1234"}` in atomic units, `"50%"` of the price (two decimals at most, rounded down), or `"$0.05"`; and
-//! [`charge_of`], which decides what an answer costs. **Promises** a charge of at most the price: it is the ceiling the payer
+//! `{"amount": "1234"}` in atomic units, `"50%"` of the price (two decimals at most, rounded down), or `"$0.05"`; and the
+//! one place that decides what an answer costs. **Promises** a charge of at most the price: it is the ceiling the payer
 //! signed for. A report that cannot be read charges the price, which is what the quote said. **Does not** measure anything.
 
 use http::HeaderMap;

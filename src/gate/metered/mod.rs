@@ -3,7 +3,7 @@
 //! **Owns** what is measured of them, and the rule by which one that does not come to its end is charged
 //! ([`manual::metering`](crate::manual::metering) has it as a table). **Promises** that whatever drops such a request, its
 //! hold is resolved once; that no byte of a stream waits for anything; and that the end of one is given out only after its
-//! charge is durable. **Does not** know prices; [`charge_of`] makes a charge of what was measured.
+//! charge is durable. **Does not** know prices; [`meter`](super::meter) makes a charge of what was measured.
 
 mod course;
 mod stream;
