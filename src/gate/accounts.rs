@@ -704,6 +704,11 @@ pub(super) struct NotWritten {
 }
 
 impl Posted {
+    /// What it cost.
+    pub(super) fn charge(&self) -> Amount {
+        self.charged.charge
+    }
+
     /// Waits until the charge is durable.
     ///
     /// # Cancellation
@@ -754,6 +759,22 @@ impl Hold {
         self.sent = true;
     }
 
+    /// From now on it may take long, as streams do. Its closing entry needs no permit: those are for requests whose charge
+    /// is about to be written, and a commit waits a moment for as many as there are.
+    pub(super) fn goes_on(&mut self) {
+        self.permit = None;
+    }
+
+    /// Whether it is we who end what is still being served.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.accounts.inner.abandoning.load(Ordering::Acquire)
+    }
+
+    /// The channel's state as it is now.
+    pub(super) fn state(&self) -> Option<ChannelState> {
+        self.accounts.read(&self.channel, channel_state)
+    }
+
     /// The request was served and cost `charge`, or what is due of that.
     pub(super) fn post(mut self, charge: Amount) -> Result<Posted, Reject> {
         let (charge, changed) = self.charge(charge, true);
@@ -780,7 +801,7 @@ impl Hold {
         self.resolve(&Command::Void { hold: self.number }, false)
             .ok()
             .map(|change| change.seen)
-            .or_else(|| self.accounts.read(&self.channel, channel_state))
+            .or_else(|| self.state())
     }
 
     /// The channel as this very step left it: the next request may already wait for its lock, and what it is charged must
@@ -799,7 +820,7 @@ impl Drop for Hold {
         if self.resolved {
             return;
         }
-        let ours = self.accounts.inner.abandoning.load(Ordering::Acquire) || std::thread::panicking();
+        let ours = self.is_abandoned() || std::thread::panicking();
         let resolved = if self.sent && !ours {
             self.charge(self.price, false).1
         } else {

@@ -14,7 +14,6 @@ use super::answer::Refusal;
 use super::desk::{DepositEnd, Place, RefundError};
 use super::patience::Look;
 use super::policy::{Listing, Offered, Terms, Transfer};
-use super::tender::Tender;
 use super::turns::{self, Asked, Called, Reserved, Waiting, Wants};
 use super::{Gate, Peer};
 use crate::clock;
@@ -41,9 +40,7 @@ const COUNTING_POLL: Duration = Duration::from_millis(500);
 
 /// A request that may be served, and how it pays.
 #[derive(Debug)]
-pub(super) struct Admitted<'a> {
-    /// In what.
-    pub(super) tender: &'a Tender,
+pub(super) struct Admitted {
     pub(super) hold: Hold,
     pub(super) payer: Payer,
     /// The transaction and the sum, if the request came with a deposit.
@@ -52,9 +49,9 @@ pub(super) struct Admitted<'a> {
 
 /// What became of a payment.
 #[derive(Debug)]
-pub(super) enum Admission<'a> {
+pub(super) enum Admission {
     /// Serve the request.
-    Serve(Admitted<'a>),
+    Serve(Admitted),
     /// It was a refund, and it was paid.
     Refunded { receipt: Receipt, state: ChannelState },
 }
@@ -77,7 +74,6 @@ enum Judged {
 
 /// A payment whose terms were checked: what the rest of the checks need.
 pub(super) struct Claimed<'a> {
-    tender: &'a Tender,
     terms: &'a Terms,
     settlement: &'a Domain,
     /// What the ledger has to know of the terms, in units of their token.
@@ -108,7 +104,7 @@ impl Gate {
         payment: Payment<'_>,
         peer: Option<Peer>,
         request: Option<&'a str>,
-    ) -> Result<Admission<'a>, Refusal> {
+    ) -> Result<Admission, Refusal> {
         let Offered { tender, price, .. } = offered;
         let (route, terms, settlement, price) = (&listing.route, &tender.terms, &tender.settlement, *price);
         // What cannot be written down cannot be charged, and a deposit would only be locked up.
@@ -127,7 +123,6 @@ impl Gate {
         let (due, look) = ((!refund).then_some(price), Look::at(peer));
         let limits = self.limits().of_channels(tender);
         let claimed = Claimed {
-            tender,
             terms,
             settlement,
             limits,
@@ -158,7 +153,7 @@ impl Gate {
 
     /// Lets go what comes too fast. Not what brought a deposit, which has a limit of its own: refused, its client would not
     /// know that it landed.
-    fn in_good_time<'a>(&self, claimed: &Claimed<'_>, admission: Admission<'a>) -> Result<Admission<'a>, Refusal> {
+    fn in_good_time(&self, claimed: &Claimed<'_>, admission: Admission) -> Result<Admission, Refusal> {
         match &admission {
             Admission::Serve(Admitted { payer, deposited: None, .. }) => {
                 self.within_rate(&claimed.listing.route, payer.address).map(|()| admission)
@@ -174,7 +169,7 @@ impl Gate {
         price: Amount,
         deposited: Option<(Hash, Amount)>,
         turn: &mut Turn,
-    ) -> Result<Admitted<'a>, Refusal> {
+    ) -> Result<Admitted, Refusal> {
         let Claimed { id, voucher, .. } = claimed;
         let mut verified = None;
         let mut refreshed = false;
@@ -236,7 +231,7 @@ impl Gate {
                     hold.comes_from(claimed.look.peer());
                     hold.lowered_by(self.dues(claimed.listing, claimed.offered, claimed.config.payer));
                     let payer = Payer { address: claimed.config.payer, channel: *id };
-                    return Ok(Admitted { tender: claimed.tender, hold, payer, deposited });
+                    return Ok(Admitted { hold, payer, deposited });
                 }
                 // The books may only be behind: a deposit made past us, or a view gone old. Ask once.
                 Err(reject @ (Reject::ViewTooOld | Reject::ExceedsBalance | Reject::NoDeposit))
@@ -339,7 +334,7 @@ impl Gate {
         price: Amount,
         deposit: Deposit,
         peer: Option<Peer>,
-    ) -> Result<Admitted<'a>, Refusal> {
+    ) -> Result<Admitted, Refusal> {
         let Claimed { terms, id, config, voucher, .. } = claimed;
         check_deposit(claimed, price, &deposit)?;
         // The voucher's signature is made with nothing at stake, but it keeps strangers from making us ask a node.
@@ -522,7 +517,7 @@ impl Gate {
         claimed: &Claimed<'a>,
         request: RefundRequest,
         peer: Option<Peer>,
-    ) -> Result<Admission<'a>, Refusal> {
+    ) -> Result<Admission, Refusal> {
         let Claimed { terms, id, config, .. } = claimed;
         let proof = self.verify(claimed).await?;
         if !self.accounts.knows(id) {

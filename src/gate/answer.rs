@@ -169,6 +169,11 @@ pub(super) fn refunded(receipt: &Receipt, state: &ChannelState) -> Response<Byte
     response
 }
 
+/// In place of an upstream's answer that broke off before anything of it left.
+pub(super) fn broken_off() -> Response<Bytes> {
+    refusal(StatusCode::BAD_GATEWAY, "upstream_broke_off", "the upstream broke its answer off; nothing was charged")
+}
+
 /// A path that is not for sale: unknown paths are refused, never guessed.
 pub(super) fn unknown_route() -> Response<Bytes> {
     refusal(StatusCode::NOT_FOUND, "unknown_route", "no route of this proxy's price list matches the path")

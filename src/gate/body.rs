@@ -7,10 +7,14 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
+use tower::BoxError;
+
+use super::metered::{Collected, MeteredBody};
 use super::service::strip_payment_headers;
 
 pin_project! {
-    /// The body of an answer that went through the gate. The upstream's frames pass one by one, nothing is buffered.
+    /// The body of an answer that went through the gate. The upstream's frames pass one by one; only a small answer whose
+    /// price depends on what is in it was collected before its head left.
     #[derive(Debug)]
     pub struct AnswerBody<B> {
         #[pin]
@@ -24,6 +28,9 @@ pin_project! {
     enum Inner<B> {
         Upstream { #[pin] body: B },
         Own { bytes: Option<Bytes> },
+        // In boxes, so that the others need no room for them.
+        Metered { body: Box<MeteredBody<B>> },
+        Collected { body: Box<Collected> },
     }
 }
 
@@ -35,15 +42,29 @@ impl<B> AnswerBody<B> {
     pub(super) fn own(bytes: Bytes) -> Self {
         Self { inner: Inner::Own { bytes: Some(bytes).filter(|bytes| !bytes.is_empty()) } }
     }
+
+    /// The upstream's, charged at its end.
+    pub(super) fn metered(body: MeteredBody<B>) -> Self {
+        Self { inner: Inner::Metered { body: Box::new(body) } }
+    }
+
+    /// The upstream's, which has come already.
+    pub(super) fn collected(body: Collected) -> Self {
+        Self { inner: Inner::Collected { body: Box::new(body) } }
+    }
 }
 
-impl<B: Body<Data = Bytes>> Body for AnswerBody<B> {
+impl<B> Body for AnswerBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
     type Data = Bytes;
-    type Error = B::Error;
+    type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.project().inner.project() {
-            InnerProjection::Upstream { body } => body.poll_frame(context).map_ok(|mut frame| {
+            InnerProjection::Upstream { body } => body.poll_frame(context).map_err(Into::into).map_ok(|mut frame| {
                 // What may not come as a header may not come as a trailer.
                 if let Some(trailers) = frame.trailers_mut() {
                     strip_payment_headers(trailers);
@@ -51,6 +72,8 @@ impl<B: Body<Data = Bytes>> Body for AnswerBody<B> {
                 frame
             }),
             InnerProjection::Own { bytes } => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            InnerProjection::Metered { body } => body.poll_frame(context),
+            InnerProjection::Collected { body } => Poll::Ready(body.next().map(Ok)),
         }
     }
 
@@ -58,6 +81,8 @@ impl<B: Body<Data = Bytes>> Body for AnswerBody<B> {
         match &self.inner {
             Inner::Upstream { body } => body.is_end_stream(),
             Inner::Own { bytes } => bytes.is_none(),
+            Inner::Metered { body } => body.is_end_stream(),
+            Inner::Collected { body } => body.is_empty(),
         }
     }
 
@@ -68,6 +93,8 @@ impl<B: Body<Data = Bytes>> Body for AnswerBody<B> {
                 let length = bytes.as_ref().map_or(0, Bytes::len);
                 SizeHint::with_exact(u64::try_from(length).unwrap_or(u64::MAX))
             }
+            Inner::Metered { body } => body.size_hint(),
+            Inner::Collected { body } => SizeHint::with_exact(body.length()),
         }
     }
 }

@@ -63,6 +63,7 @@ mod limits;
 mod look;
 pub mod matching;
 pub mod meter;
+pub mod metered;
 pub mod path;
 mod patience;
 pub mod people;
@@ -77,6 +78,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 
 use crate::protocol::{ChannelConfig, Hash};
 use desk::DepositPlace;
@@ -116,6 +118,8 @@ pub struct Gate {
     doorkeeper: Arc<Doorkeeper>,
     hot_keys: HotKeys,
     recorder: Option<Recorder>,
+    /// For those who read on for the report of an answer whose payer has left.
+    reading_on: Arc<Semaphore>,
 }
 
 impl Gate {
@@ -139,6 +143,7 @@ impl Gate {
             doorkeeper: Arc::default(),
             hot_keys: HotKeys::default(),
             recorder: None,
+            reading_on: Arc::new(Semaphore::new(metered::MAX_READING_ON)),
         }
     }
 

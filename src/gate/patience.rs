@@ -240,7 +240,7 @@ impl Gate {
     }
 
     /// What became of it.
-    pub(super) fn looked(&self, claimed: &Claimed<'_>, outcome: &Result<Admission<'_>, Refusal>) {
+    pub(super) fn looked(&self, claimed: &Claimed<'_>, outcome: &Result<Admission, Refusal>) {
         let Look { peer: Some(peer), asked, strict } = &claimed.look else { return };
         match outcome {
             // One that is served vouches for its channel when it is charged.

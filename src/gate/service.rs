@@ -7,19 +7,20 @@
 //! # Cancellation
 //!
 //! The future may be dropped at any await, as hyper does when a client hangs up. Before the inner service is called
-//! that costs nobody anything; afterwards the hold posts in full (see [`super::accounts::Hold`]). A deposit or refund
-//! that was sent goes on at the desk.
+//! that costs nobody anything; afterwards the hold posts in full (see [`super::accounts::Hold`]), or what a metered request
+//! has used ([`super::metered`]). A deposit or refund that was sent goes on at the desk.
 
 use std::borrow::Cow;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body::Body;
 use tower::{Layer, Service};
 
@@ -29,13 +30,15 @@ use super::answer::{self, Refusal};
 use super::body::AnswerBody;
 use super::look::Looked;
 use super::matching::Doubt;
+use super::metered::{self, Course, Due, Receipts};
 use super::people::{FreeRequest, Watched};
-use super::policy::{Asked, Listing, Policy, Verdict};
+use super::policy::{Asked, Listing, Policy, Price, Route, Verdict};
 use super::record::{Draft, Outcome};
-use super::tender::Tender;
+use super::tender::{Offered, Tender};
 use super::{Gate, Peer, meter};
-use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
-use crate::protocol::{Amount, ChannelId, Code, Hash};
+use crate::pricing::End;
+use crate::protocol::x402::{self, ChannelState, Payment, PaymentError, Receipt};
+use crate::protocol::{Address, Amount, ChannelId, Code, Hash};
 
 /// The account that paid, on the request that reaches the inner service.
 const X_PEAJE_PAYER: HeaderName = HeaderName::from_static("x-peaje-payer");
@@ -135,6 +138,7 @@ impl Gate {
     ) -> Result<Response<AnswerBody<R>>, E>
     where
         F: Future<Output = Result<Response<R>, E>>,
+        R: Body<Data = Bytes> + Send + 'static,
     {
         let (current, body) = match request.extensions_mut().remove() {
             None => (self.policy(), None),
@@ -215,7 +219,9 @@ impl Gate {
         };
         match admission {
             Ok(Admission::Serve(admitted)) => {
-                Box::pin(self.serve_paid(policy, request, id, inner, admitted, draft)).await
+                let (listing, offered) = listing.zip(offered).expect("without an offer nothing is admitted");
+                let sale = Sale::of(policy, listing, offered);
+                Box::pin(self.serve_paid(sale, request, id, inner, admitted, draft)).await
             }
             Ok(Admission::Refunded { receipt, state }) => {
                 let response = answer::refunded(&receipt, &state);
@@ -301,7 +307,7 @@ impl Gate {
         };
         match result {
             Ok(mut response) => {
-                if response.status() < StatusCode::BAD_REQUEST {
+                if !response.status().is_client_error() && !response.status().is_server_error() {
                     // The next one may not be free.
                     answer::make_private(response.headers_mut());
                 } else {
@@ -377,95 +383,146 @@ impl Gate {
 
     async fn serve_paid<B, R, E, F>(
         &self,
-        policy: &Policy,
+        sale: Sale<'_>,
         mut request: Request<B>,
         id: Option<&str>,
         inner: impl FnOnce(Request<B>) -> F,
-        admitted: Admitted<'_>,
+        admitted: Admitted,
         mut draft: Option<Draft>,
     ) -> Result<Response<AnswerBody<R>>, E>
     where
         F: Future<Output = Result<Response<R>, E>>,
+        R: Body<Data = Bytes> + Send + 'static,
     {
-        let Admitted { tender, mut hold, payer, deposited } = admitted;
-        let Tender { terms, network, .. } = tender;
+        let Admitted { mut hold, payer, deposited } = admitted;
+        let Sale { route, tender, generation, .. } = sale;
+        let Tender { terms, network, .. } = &**tender;
+        let most = hold.most();
         if let Some(draft) = &mut draft {
-            draft.record().payer = Some(payer.address);
+            // As the hold does, should the client leave now.
+            let record = draft.record();
+            (record.payer, record.charge) = (Some(payer.address), Some(most));
         }
         // Made once: its checksum takes a hash.
         let payer_text = payer.address.text();
-        introduce(request.headers_mut(), &payer_text, payer.channel, hold.most());
-        let head_only = request.method() == Method::HEAD;
+        introduce(request.headers_mut(), &payer_text, payer.channel, most);
+        let (head_only, trailers) = (request.method() == Method::HEAD, metered::takes_trailers(&request));
+        let (price, decimals) = (sale.price_for(&payer.address), terms.token.decimals);
         hold.sent();
-        if let Some(draft) = &mut draft {
-            // As the hold does, should the client leave now.
-            draft.record().charge = Some(hold.most());
-        }
+        let due = Due::of(hold, route, price, decimals, id, &mut request, draft);
         // A panic upstream of us is our failure, not the payer's: it voids, where a client that leaves posts.
         let result = match AssertUnwindSafe(inner(request)).catch_unwind().await {
             Ok(result) => result,
             Err(panic) => {
-                hold.void();
-                void(&mut draft);
+                due.void(None);
                 std::panic::resume_unwind(panic);
             }
         };
         let mut response = match result {
             Ok(response) => response,
             Err(error) => {
-                hold.void();
-                void(&mut draft);
+                due.void(None);
                 return Err(error);
             }
         };
-        let served = response.status() < StatusCode::BAD_REQUEST;
-        let price = hold.most();
-        let decimals = terms.token.decimals;
-        if !served {
-            void(&mut draft);
-        }
-        note(&mut draft, if served { Outcome::Paid } else { Outcome::Void }, &response);
-        let charge = if served { meter::charge(response.headers(), price, decimals, id) } else { Amount::ZERO };
-        strip_payment_headers(response.headers_mut());
-        let receipt = if served {
-            match hold.post(charge) {
-                Ok(posted) => match posted.written().await {
-                    Ok(charged) => {
-                        if let Some(draft) = &mut draft {
-                            draft.record().charge = Some(charged.charge);
-                        }
-                        Some(receipt((network, policy.generation()), payer, &payer_text, deposited, &charged))
-                    }
-                    Err(not_written) => {
-                        let response = not_charged(network, payer, id, deposited, not_written);
-                        void(&mut draft);
-                        note(&mut draft, Outcome::Void, &response);
-                        return Ok(response.map(|body| AnswerBody::own(if head_only { Bytes::new() } else { body })));
-                    }
-                },
-                // The chain moved the channel under the request (our authorizer's key claimed elsewhere). The work is
-                // done and cannot be charged; the client is told nothing it could book.
-                Err(reject) => {
-                    tracing::error!(request = id, channel = %payer.channel, %reject, "a served request could not be charged");
-                    void(&mut draft);
-                    None
-                }
-            }
-        } else {
-            // Nothing was charged and the same voucher is good again. A deposit landed all the same.
-            let state = hold.void();
+        // Nothing is charged yet, or ever. A deposit landed all the same.
+        let landed = |state: Option<ChannelState>| {
             deposited.zip(state).map(|((transaction, amount), state)| {
                 let nothing = Amount::ZERO;
                 x402::encode(&Receipt::deposited(network, payer.address, transaction, amount, nothing, &state))
             })
         };
-        if let Some(receipt) = receipt {
-            answer::insert(response.headers_mut(), answer::PAYMENT_RESPONSE, receipt);
+        let status = response.status().as_u16();
+        if !meter::is_served(route, &response) {
+            strip_payment_headers(response.headers_mut());
+            // The same voucher is good again.
+            return Ok(with_receipt(response.map(AnswerBody::upstream), landed(due.void(Some(status)))));
         }
-        if served {
-            answer::make_private(response.headers_mut());
+        let (mut response, posted, mut draft) = match due {
+            Due::Fixed(hold, price, mut draft) => {
+                note(&mut draft, Outcome::Paid, &response);
+                let said = meter::said(response.headers(), most, decimals, id);
+                let measured = metered::nothing(status, End::Complete);
+                let charge = meter::charge_of(route, &price, most, &measured, said);
+                strip_payment_headers(response.headers_mut());
+                let posted = hold.post(charge);
+                if let Err(reject) = &posted {
+                    // The chain moved the channel under the request (our authorizer's key claimed elsewhere). The work is
+                    // done and cannot be charged; the client is told nothing it could book.
+                    let channel = payer.channel;
+                    tracing::error!(request = id, %channel, %reject, "a served request could not be charged");
+                    void(&mut draft);
+                }
+                (response.map(AnswerBody::upstream), posted.ok(), draft)
+            }
+            Due::Metered(bill) => {
+                let receipts = Receipts { network: (**network).into(), payer: payer_text, generation };
+                match bill.follow(response, trailers, receipts, &self.reading_on).await {
+                    Course::Charged(response, posted, draft) => (response, posted, draft),
+                    // Without a receipt a client finds out at its next request; but one that deposited would do so again.
+                    Course::Open(mut response, state) => {
+                        answer::make_private(response.headers_mut());
+                        return Ok(with_receipt(response, landed(state)));
+                    }
+                    Course::Broken(state) => {
+                        return Ok(with_receipt(answer::broken_off().map(AnswerBody::own), landed(state)));
+                    }
+                }
+            }
+        };
+        if let Some(posted) = posted {
+            match posted.written().await {
+                Ok(charged) => {
+                    if let Some(draft) = &mut draft {
+                        draft.record().charge = Some(charged.charge);
+                    }
+                    let receipt = receipt((network, generation), payer, &payer_text, deposited, &charged);
+                    answer::insert(response.headers_mut(), answer::PAYMENT_RESPONSE, receipt);
+                }
+                Err(not_written) => {
+                    let response = not_charged(network, payer, id, deposited, not_written);
+                    void(&mut draft);
+                    note(&mut draft, Outcome::Void, &response);
+                    return Ok(response.map(|body| AnswerBody::own(if head_only { Bytes::new() } else { body })));
+                }
+            }
         }
-        Ok(response.map(AnswerBody::upstream))
+        answer::make_private(response.headers_mut());
+        Ok(response)
+    }
+}
+
+fn with_receipt<B>(mut response: Response<B>, receipt: Option<String>) -> Response<B> {
+    if let Some(receipt) = receipt {
+        answer::insert(response.headers_mut(), answer::PAYMENT_RESPONSE, receipt);
+    }
+    response
+}
+
+/// What a request was let through for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sale<'s> {
+    /// Of which route.
+    route: &'s Arc<Route>,
+    /// In which token.
+    tender: &'s Arc<Tender>,
+    /// For what, in units of that token.
+    charged: &'s Price,
+    /// By which price list.
+    generation: u64,
+}
+
+impl<'s> Sale<'s> {
+    pub(super) fn of(policy: &Policy, listing: &'s Listing, offered: &'s Offered) -> Self {
+        let Offered { tender, charged, .. } = offered;
+        Self { route: &listing.route, tender, charged, generation: policy.generation() }
+    }
+
+    /// What this payer is charged: a price of its own, or the one that was quoted.
+    fn price_for(&self, payer: &Address) -> Price {
+        let own = self.route.rules.as_ref().and_then(|rules| rules.price_for(payer));
+        // Where the token cannot express its own price exactly, the payer pays the route's.
+        own.and_then(|own| self.tender.price(own)).unwrap_or_else(|| self.charged.clone())
     }
 }
 

@@ -10,12 +10,14 @@
 //! 8. [`without_gas`]: a facilitator instead of a gas key
 //! 9. [`side_by_side`]: many requests of one channel at once
 //! 10. [`what_it_costs`]: how prices are written, and how a charge is made of them
-//! 11. [`routes`]: which price is whose, and who may pay
-//! 12. [`live_prices`]: what a change of the config does, and how to know beforehand
-//! 13. [`at_the_door`]: TLS, load balancers, and a restart that costs no request
+//! 11. [`metering`]: requests that cost what they use, and streams that do not come to their end
+//! 12. [`routes`]: which price is whose, and who may pay
+//! 13. [`live_prices`]: what a change of the config does, and how to know beforehand
+//! 14. [`at_the_door`]: TLS, load balancers, and a restart that costs no request
 
 pub mod at_the_door;
 pub mod live_prices;
+pub mod metering;
 pub mod routes;
 pub mod what_it_costs;
 
@@ -67,6 +69,8 @@ pub mod what_is_charged {
     //!
     //! An upstream reports a lower charge with a `Settlement-Overrides` header (see [`gate::meter`](crate::gate::meter)).
     //! It is never more than the quote, and the client never sees the header.
+    //!
+    //! What costs by what it uses is charged at its end, by a table of its own: [`metering`](super::metering).
 }
 
 pub mod when_it_is_refused {

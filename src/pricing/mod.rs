@@ -27,9 +27,11 @@ pub mod schedule;
 pub mod status;
 mod sum;
 pub mod tariff;
+pub mod usage;
 mod words;
 
 pub use measured::{End, Measured, Tokens};
 pub use schedule::{Days, Overlap, Schedule, Window};
 pub use status::{NeverCharged, Share, StatusRule, Statuses};
 pub use tariff::{Rate, Tariff, Tier, Unit};
+pub use usage::UsageReader;

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use super::headers;
 use super::look::Front;
 use super::slow::Pause;
+use crate::gate::metered::Passed;
 
 /// How much of an unwanted body is read and thrown away, in bytes. A client that wrote more finds its connection
 /// closed.
@@ -29,6 +30,8 @@ pub struct RequestBody {
     incoming: Option<Incoming>,
     drain: bool,
     pause: Pause,
+    /// Counts what is passed on, where that costs something.
+    passed: Option<Passed>,
     /// How many bytes of it may still come.
     room: u64,
     /// What was read of it before, and comes first.
@@ -47,13 +50,23 @@ pub(super) fn guard(request: Request<Incoming>, max_pause: Duration, max_bytes: 
     // A client that asked first (`Expect: 100-continue`) has sent nothing yet, and reading would invite it to.
     let drain = !request.headers().contains_key(EXPECT);
     let pause = Pause::up_to(max_pause);
-    request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause, room: max_bytes, front: None })
+    let room = max_bytes;
+    request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause, room, front: None, passed: None })
+}
+
+/// Lets the body count what is passed on of it, if the gate wants to know.
+pub(super) fn count(request: &mut Request<RequestBody>) {
+    if let Some(passed) = request.extensions_mut().remove::<Passed>() {
+        passed.begin();
+        request.body_mut().passed = Some(passed);
+    }
 }
 
 /// No body.
 #[cfg(test)]
 pub(super) fn none() -> RequestBody {
-    RequestBody { incoming: None, drain: false, pause: Pause::up_to(Duration::MAX), room: 0, front: None }
+    let pause = Pause::up_to(Duration::MAX);
+    RequestBody { incoming: None, drain: false, pause, room: 0, front: None, passed: None }
 }
 
 /// Why a request's body is not whole.
@@ -78,10 +91,15 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
-        let Self { incoming, pause, room, front, .. } = &mut *self;
+        let Self { incoming, pause, room, front, passed, .. } = &mut *self;
         if let Some(read) = front {
             match read.next() {
-                Some(frame) => return Poll::Ready(Some(Ok(frame))),
+                Some(frame) => {
+                    if let (Some(passed), Some(data)) = (passed, frame.data_ref()) {
+                        passed.add(data.len());
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                }
                 None => *front = None,
             }
         }
@@ -103,6 +121,9 @@ impl Body for RequestBody {
             }
         }
         frame.map_ok(|mut frame| {
+            if let (Some(passed), Some(data)) = (passed, frame.data_ref()) {
+                passed.add(data.len());
+            }
             // What may not come as a header may not come as a trailer.
             if let Some(trailers) = frame.trailers_mut() {
                 headers::strip_untrusted(trailers);

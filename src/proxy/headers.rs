@@ -75,16 +75,21 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 pub(super) fn accept(headers: &mut HeaderMap) -> Framing {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let understood = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
-    let framing = Framing { understood: understood && codings.next().is_none(), lines: headers.len() };
+    let trailers = |coding: &str| coding.trim().eq_ignore_ascii_case("trailers");
+    let takes = |te: &HeaderValue| te.to_str().is_ok_and(|te| te.split(',').any(trailers));
+    let takes_trailers = headers.get_all(TE).iter().any(takes);
+    let framing = Framing { understood: understood && codings.next().is_none(), takes_trailers, lines: headers.len() };
     strip_hop_by_hop(headers);
     framing
 }
 
-/// How a request's head came.
+/// What the headers about a client's connection said.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Framing {
-    /// Whether its transfer coding was `chunked` and nothing else, which is all that is decoded.
+    /// Whether the transfer coding was `chunked` and nothing else, which is all that is decoded.
     understood: bool,
+    /// Whether the client takes trailers.
+    pub(super) takes_trailers: bool,
     /// How many headers there were.
     pub(super) lines: usize,
 }

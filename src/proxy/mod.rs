@@ -38,6 +38,7 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use tracing::Instrument as _;
 
+use crate::gate::metered::TakesTrailers;
 use crate::gate::record::Outcome;
 use crate::gate::{self, AnswerBody, Gate, HoldBack, refusal};
 use crowd::Crowd;
@@ -232,12 +233,18 @@ impl Stack {
         // An unpaid client's body is drained, so that it can read its 402 and stay connected.
         // On HTTP/1 the connection is watched; on HTTP/2 it is well while one of its streams stands still.
         let watched = (request.version() == Version::HTTP_2).then_some(bounds.answer_time);
-        let request = match look::look(gate, looks, body::guard(request, bounds.body_time, bounds.max_body)).await {
+        let mut request = match look::look(gate, looks, body::guard(request, bounds.body_time, bounds.max_body)).await {
             Ok(request) => request,
             Err(refusal) => return own(refusal),
         };
+        if framing.takes_trailers && request.version() == Version::HTTP_11 {
+            request.extensions_mut().insert(TakesTrailers);
+        }
         // Nothing below is reached unpaid.
-        let below = async |request| Ok::<_, Infallible>(upstream.ask(request, caller, id).await);
+        let below = |mut request| {
+            body::count(&mut request);
+            upstream.ask(request, caller, id).map(Ok::<_, Infallible>)
+        };
         let Ok(response) = gate.serve(request, Some(gate::Peer(caller.address)), Some(headers::text(id)), below).await;
         drop(place);
         if response.extensions().get::<HoldBack>().is_some() {

@@ -1,0 +1,58 @@
+//! What a long stream takes: nothing that grows with it.
+
+use bytes::Bytes;
+
+use super::stage::*;
+
+/// A gigabyte, in a debug build a part of it: there each byte takes many times as long.
+const LENGTH: usize = if cfg!(debug_assertions) { 128 << 20 } else { 1 << 30 };
+const PIECE: usize = 64 << 10;
+const MAX_GROWTH: usize = 32 << 20;
+
+/// What this process has in memory, bytes. The proxy, its upstream and its client are all in it.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse::<usize>().unwrap() * 1024
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
+async fn memory_stays_flat_while_a_gigabyte_streams_by() {
+    let site = Site::open().await;
+    // One event that is longer than all memory it may take, then many.
+    let long = [b"data: {\"text\":\"".to_vec(), vec![b'x'; PIECE]].concat();
+    let text = format!("data: {{\"choices\":[{{\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n", "word ".repeat(200));
+    let many = Bytes::from(text.repeat(PIECE / text.len()));
+    let frames = site.api.next_live(&[("content-type", "text/event-stream")]);
+    let writing = tokio::spawn(async move {
+        send(&frames, long).await;
+        let filling = Bytes::from(vec![b'y'; PIECE]);
+        let mut sent = 0;
+        while sent < LENGTH / 2 {
+            send(&frames, filling.clone()).await;
+            sent += filling.len();
+        }
+        send(&frames, "\"}\n\n").await;
+        while sent < LENGTH {
+            send(&frames, many.clone()).await;
+            sent += many.len();
+        }
+        send(&frames, "data: {\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}\n\n").await;
+    });
+    let mut answer = site.ask("/tokens").await;
+    let (mut got, mut before, mut most) = (0, 0, 0);
+    while let Some(piece) = answer.piece().await {
+        got += piece.unwrap().len();
+        // The first part sets up what stays: buffers of sockets, and of the allocator.
+        if before == 0 && got > LENGTH / 16 {
+            before = resident();
+        } else if before > 0 && got % (1 << 20) < PIECE {
+            most = most.max(resident());
+        }
+    }
+    tokio::time::timeout(PATIENCE, writing).await.unwrap().unwrap();
+    assert!(got > LENGTH);
+    assert_eq!(site.charged(), price_of_tokens(1, 0, 0, 2));
+    assert!(before > 0 && most < before + MAX_GROWTH, "{before} bytes became {most}");
+}
