@@ -91,9 +91,9 @@ impl Site {
     ) -> Result<Self, SiteError> {
         let policy = config.policy(authorizer.address()).map_err(|_| SiteError::Routes)?;
         let upstream = Upstream::new(&UpstreamSettings {
-            url: config.upstream.url.clone(),
             connect_timeout: config.upstream.connect_timeout,
             response_timeout: config.upstream.response_timeout,
+            ..UpstreamSettings::of(config.upstream.url.clone())
         })?;
         let listener = Listener::bind_cores(config.server.listen, cores(config))
             .await

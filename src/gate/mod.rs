@@ -64,6 +64,7 @@ mod patience;
 pub mod policy;
 mod service;
 mod turns;
+mod way;
 
 use std::sync::Arc;
 
@@ -84,6 +85,7 @@ pub use limits::{DepositLimits, Limits, MAX_PEERS, Peer};
 pub use patience::MAX_DOUBTED;
 pub use policy::Policy;
 pub use service::{HoldBack, PaymentLayer, PaymentService};
+pub use way::Way;
 pub(crate) use service::{as_variable, strip_ours};
 
 /// The payment core: one price list, one set of accounts, one desk. Cheap to clone; all clones are the same gate.

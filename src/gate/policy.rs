@@ -11,6 +11,7 @@ use http::{HeaderMap, Method, Request};
 use serde_json::{Map, Value, json};
 
 use super::path::{CleanPath, PathError, PathPattern};
+use super::way::Way;
 use crate::clock;
 use crate::pricing::Tariff;
 use crate::protocol::deposit::EIP2612_SPONSORING;
@@ -213,6 +214,8 @@ pub struct Route {
     pub mime_type: Option<String>,
     /// What the quote advertises beside the price, by extension key.
     pub extensions: Map<String, Value>,
+    /// The way of its requests behind the gate; none means the usual one.
+    pub way: Option<Arc<Way>>,
 }
 
 impl Route {
@@ -226,6 +229,7 @@ impl Route {
             description: None,
             mime_type: None,
             extensions: Map::new(),
+            way: None,
         }
     }
 

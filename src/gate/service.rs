@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -27,6 +28,7 @@ use super::admit::{Admission, Admitted};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
 use super::policy::{Asked, Listing, Policy, Verdict};
+use super::way::Way;
 use super::{Gate, Peer, meter};
 use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
 use crate::protocol::{Amount, ChannelId, Code, Hash};
@@ -130,6 +132,9 @@ impl Gate {
         let policy = self.policy();
         let sent = take_payment(request.headers_mut());
         let verdict = policy.judge(&Asked::of(&request));
+        if let Some(way) = Way::of(&verdict) {
+            request.extensions_mut().insert(Arc::clone(way));
+        }
         let listing = match verdict {
             Verdict::Paid(listing) => Some(listing),
             _ => None,

@@ -38,9 +38,15 @@ pub(super) fn guard(request: Request<Incoming>, max_pause: Duration) -> Request<
 }
 
 /// No body.
-#[cfg(test)]
 pub(super) fn none() -> RequestBody {
     RequestBody { incoming: None, drain: false, pause: Pause::up_to(Duration::MAX) }
+}
+
+impl RequestBody {
+    /// Lets it pause for so long instead.
+    pub(super) fn may_pause_for(&mut self, limit: Duration) {
+        self.pause = Pause::up_to(limit);
+    }
 }
 
 /// Why a request's body is not whole.

@@ -79,7 +79,8 @@ impl Core {
             // HTTP/1 closes what is idle by its header time; a peer of HTTP/2 that is gone without a word is only found so.
             .keep_alive_interval(H2_PING_INTERVAL)
             .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).unwrap_or(u32::MAX));
-        let (connections, phase) = (TaskTracker::new(), Arc::default());
+        // What a connection becomes when it stops speaking HTTP is waited for as well.
+        let (connections, phase) = (stack.tunnels().tracker().clone(), Arc::default());
         Self { stack, http, door, connections, phase, stop, cut_off }
     }
 
@@ -168,7 +169,7 @@ impl Core {
             })
         };
         let stream = TokioIo::new(Taken::within(stream, self.door.write_pause));
-        let connection = self.http.serve_connection(stream, service).into_owned();
+        let connection = self.http.serve_connection_with_upgrades(stream, service).into_owned();
         let (phase, header_time) = (Arc::clone(&self.phase), self.door.header_time);
         self.connections.spawn(async move {
             match phase.attend(connection, &line.heard, header_time).await {
@@ -189,7 +190,10 @@ impl Core {
         self.phase.begin(&self.phase.draining);
         tokio::select! {
             () = self.connections.wait() => return,
-            () = self.cut_off.cancelled() => self.phase.begin(&self.phase.cutting_off),
+            () = self.cut_off.cancelled() => {
+                self.phase.begin(&self.phase.cutting_off);
+                self.stack.tunnels().cut_off();
+            }
         }
         self.connections.wait().await;
     }
@@ -300,7 +304,8 @@ pub(super) mod tests {
         let gate = Gate::new(Policy::new(terms, "http://h", routes).unwrap(), Desk::closed());
         let timeout = Duration::from_secs(10);
         let url = format!("http://{upstream}").parse().unwrap();
-        let settings = UpstreamSettings { url, connect_timeout: timeout, response_timeout: timeout };
+        let settings =
+            UpstreamSettings { connect_timeout: timeout, response_timeout: timeout, ..UpstreamSettings::of(url) };
         stack(&gate, Upstream::new(&settings).unwrap(), Cors::Off, Bounds::default())
     }
 

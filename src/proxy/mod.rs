@@ -6,15 +6,22 @@
 //! and that a client that sends a large body unpaid gets its 402 at once and a connection it can go on using. **Does
 //! not** price, charge or speak to a chain.
 
+mod balance;
 mod body;
 mod cores;
 mod cors;
 mod crowd;
+mod dial;
+mod grpc;
 mod headers;
+mod health;
 mod listener;
 mod peers;
 mod pool;
 mod slow;
+mod streams;
+mod transfer;
+mod tunnel;
 mod upstream;
 
 use std::convert::Infallible;
@@ -35,13 +42,18 @@ use crate::gate::{self, AnswerBody, Gate, HoldBack, refusal};
 use crowd::Crowd;
 use headers::RequestIds;
 use slow::Wanted;
-use upstream::UpstreamBody;
+use transfer::UpstreamBody;
+use tunnel::{NoToll, Switch, Tunnels, Wish};
 
+pub use balance::{Breaker, MAX_TARGETS, Standing};
 pub use body::{BodyBroken, RequestBody};
 pub use cors::Cors;
+pub use dial::UpstreamTls;
+pub use health::HealthCheck;
 pub use listener::{Listener, MAX_CONNECTIONS, MAX_HEADER_TIME};
 pub use slow::MAX_WRITE_PAUSE;
-pub use upstream::{NoUpstream, Upstream, UpstreamError, UpstreamSettings};
+pub use tunnel::MAX_TUNNELS;
+pub use upstream::{MAX_ANSWER_PAUSE, NoUpstream, TargetState, Upstream, UpstreamError, UpstreamSettings};
 
 /// The body of every answer that leaves: the gate's or the upstream's, or the stack's own.
 type ResponseBody = Either<Wanted<AnswerBody<UpstreamBody>>, Full<Bytes>>;
@@ -72,11 +84,15 @@ pub struct Bounds {
     /// How long an answer on HTTP/2 may stand still because its client takes nothing more of it. Afterwards, or up to twice
     /// as late, the upstream's connection is let go; what was charged stays charged.
     pub answer_time: Duration,
+    /// How many connections may have been upgraded to another protocol at once, a quarter of them by one peer; further
+    /// ones are told to come back.
+    pub max_tunnels: usize,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { max_requests: 4_096, body_time: Duration::from_secs(30), answer_time: MAX_WRITE_PAUSE }
+        let body_time = Duration::from_secs(30);
+        Self { max_requests: 4_096, body_time, answer_time: MAX_WRITE_PAUSE, max_tunnels: MAX_TUNNELS }
     }
 }
 
@@ -94,32 +110,44 @@ struct Layers {
     crowd: Crowd,
     gate: Gate,
     upstream: Upstream,
+    tunnels: Tunnels,
 }
 
 /// Builds the stack.
 pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors, bounds: Bounds) -> Stack {
     let upstream = upstream.seen_at(gate.policy().public_url());
     let (crowd, gate) = (Crowd::up_to(bounds.max_requests), gate.clone());
-    Stack { layers: Arc::new(Layers { ids: RequestIds::new(), cors, bounds, crowd, gate, upstream }) }
+    let tunnels = Tunnels::up_to(bounds.max_tunnels);
+    Stack { layers: Arc::new(Layers { ids: RequestIds::new(), cors, bounds, crowd, gate, upstream, tunnels }) }
 }
 
 impl Stack {
     /// The same stack for another core, which shares with the others what is one for all (the gate, the crowd) and nothing else.
     fn apart(&self) -> Self {
-        let Layers { cors, bounds, crowd, gate, upstream, .. } = &*self.layers;
+        let Layers { cors, bounds, crowd, gate, upstream, tunnels, .. } = &*self.layers;
         let (cors, crowd, gate) = (cors.clone(), crowd.clone(), gate.clone());
-        let layers = Layers { ids: RequestIds::new(), cors, bounds: *bounds, crowd, gate, upstream: upstream.apart() };
+        let (upstream, tunnels) = (upstream.apart(), tunnels.apart());
+        let layers = Layers { ids: RequestIds::new(), cors, bounds: *bounds, crowd, gate, upstream, tunnels };
         Self { layers: Arc::new(layers) }
     }
 
     /// What each thread that serves does once, before its first connection and inside its runtime.
     fn attend(&self) {
         self.layers.gate.accounts().journal().attend();
+        self.layers.upstream.attend();
+    }
+
+    /// What this core's connections become when they stop speaking HTTP.
+    fn tunnels(&self) -> &Tunnels {
+        &self.layers.tunnels
     }
 
     /// The way of a request, read from the top.
     async fn serve(&self, mut request: Request<Incoming>, caller: &Caller) -> Response<ResponseBody> {
-        let Layers { ids, cors, .. } = &*self.layers;
+        let Layers { ids, cors, tunnels, .. } = &*self.layers;
+        // Before the headers that say so are gone.
+        Wish::note(&mut request);
+        let grpc = grpc::is_call(request.version(), request.headers());
         // The client's connection ends here, and with it the headers that are about it.
         let framing = headers::accept(request.headers_mut());
         // A request is found again in the logs of both sides by its id; one that came with it is kept, if it is short
@@ -149,6 +177,14 @@ impl Stack {
         }
         .instrument(span)
         .await;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(switch) = response.extensions_mut().remove::<Switch>()
+        {
+            switch.open(response.headers_mut(), tunnels, &id, NoToll);
+        }
+        if grpc {
+            grpc::explain(&mut response);
+        }
         headers::name(response.headers_mut(), id);
         // HTTP/2 would send it, and break the stream by that; all else that answers knows the method.
         if head_only && let Either::Right(body) = response.body_mut() {
@@ -164,7 +200,7 @@ impl Stack {
         caller: &Caller,
         id: &HeaderValue,
     ) -> Response<ResponseBody> {
-        let Layers { bounds, crowd, gate, upstream, .. } = &*self.layers;
+        let Layers { bounds, crowd, gate, upstream, tunnels, .. } = &*self.layers;
         // What there is no room for is told so before anything is done for it.
         let Some(place) = crowd.enter(|| gate.is_paying(&request)) else {
             // Its client may be writing still, and wants to use the connection again.
@@ -180,7 +216,7 @@ impl Stack {
         let watched = (request.version() == Version::HTTP_2).then_some(bounds.answer_time);
         let request = body::guard(request, bounds.body_time);
         // Nothing below is reached unpaid.
-        let below = async |request| Ok::<_, Infallible>(upstream.ask(request, caller, id).await);
+        let below = async |request| Ok::<_, Infallible>(upstream.ask(request, caller, id, tunnels).await);
         let Ok(response) = gate.serve(request, Some(gate::Peer(caller.address)), Some(headers::text(id)), below).await;
         drop(place);
         if response.extensions().get::<HoldBack>().is_some() {
