@@ -94,6 +94,7 @@ fn a_minimal_config_is_short_and_the_rest_has_defaults() {
         max_requests: 4_096,
         header_timeout: Duration::from_secs(15),
         body_timeout: Duration::from_secs(30),
+        max_tunnels: 1_024,
         bad_signatures_per_minute: 60,
         hot_keys_bytes: 384 << 20,
     };
@@ -133,7 +134,8 @@ fn the_example_is_complete() {
     for line in EXAMPLE.lines() {
         let line = line.strip_prefix("# ").unwrap_or(line);
         if line.starts_with('[') && line.ends_with(']') {
-            heading = line.to_owned();
+            // Upstreams with names have the keys of the one without.
+            heading = if line.starts_with("[upstreams.") { "[upstream]".to_owned() } else { line.to_owned() };
             continue;
         }
         let Some((key, value)) = line.split_once(" = ") else { continue };

@@ -100,9 +100,9 @@ impl Setup {
         let gate = Gate::new(Policy::new(terms(), self.public_url, routes).unwrap(), Desk::closed());
         let gate = gate.with_limits(self.limits);
         let upstream = Upstream::new(&UpstreamSettings {
-            url: self.upstream.parse().unwrap(),
             connect_timeout: Duration::from_secs(2),
             response_timeout: self.response_timeout,
+            ..UpstreamSettings::of(self.upstream.parse().unwrap())
         })
         .unwrap();
         let cores = NonZeroUsize::new(self.cores).unwrap();
@@ -1820,7 +1820,8 @@ mod operators {
         let socket = admin::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = socket.local_addr().unwrap();
         let (unready, stop) = (CancellationToken::new(), CancellationToken::new());
-        let serving = admin::serve(socket, gate.clone(), redemption.clone(), unready.clone(), stop.clone());
+        let upstream = Upstream::new(&UpstreamSettings::of("http://127.0.0.1:1".parse().unwrap())).unwrap();
+        let serving = admin::serve(socket, gate.clone(), redemption.clone(), upstream, unready.clone(), stop.clone());
         let task = tokio::spawn(serving);
         Office { address, gate, redemption, unready, stop, task, devnet: Some(devnet) }
     }

@@ -5,6 +5,7 @@
 //! | `GET /livez` | 200 while the process answers |
 //! | `GET /readyz` | 200 while paid work is taken, else 503 and why |
 //! | `GET /channels` | the books, one object a channel |
+//! | `GET /upstreams` | the upstreams' targets and how they stand |
 //! | `GET /redemption` | how redemption is doing, and how it is run |
 //! | `GET /redeem/plan` | a dry run: what a round would do now, cost and leave |
 //! | `POST /redeem` | claims and settles now; the report |
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::gate::{Gate, Statement};
 use crate::protocol::{Address, Amount, ChannelId};
+use crate::proxy::{TargetState, Upstream};
 use crate::redeem::{Redemption, Settings, Vitals};
 use crate::store::Latched;
 
@@ -148,6 +150,7 @@ impl RedemptionSettings {
 struct Operators {
     gate: Gate,
     redemption: Redemption,
+    upstream: Upstream,
     unready: CancellationToken,
 }
 
@@ -168,6 +171,7 @@ pub async fn serve(
     socket: TcpListener,
     gate: Gate,
     redemption: Redemption,
+    upstream: Upstream,
     unready: CancellationToken,
     stop: CancellationToken,
 ) {
@@ -175,12 +179,13 @@ pub async fn serve(
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/channels", get(channels))
+        .route("/upstreams", get(upstreams))
         .route("/redemption", get(state))
         .route("/redeem/plan", get(plan))
         .route("/redeem", post(redeem).route_layer(middleware::from_fn(ordered_on_purpose)))
         .fallback(nothing_here)
         .layer(middleware::from_fn(asked_by_name))
-        .with_state(Operators { gate, redemption, unready });
+        .with_state(Operators { gate, redemption, upstream, unready });
     let serving = axum::serve(socket, app).with_graceful_shutdown(stop.clone().cancelled_owned()).into_future();
     let out_of_patience = async {
         stop.cancelled().await;
@@ -249,6 +254,10 @@ async fn channels(State(operators): State<Operators>) -> Json<Vec<ChannelLine>> 
     Json(operators.gate.accounts().statements().iter().map(ChannelLine::from).collect())
 }
 
+async fn upstreams(State(operators): State<Operators>) -> Json<Vec<TargetState>> {
+    Json(operators.upstream.targets())
+}
+
 async fn state(State(operators): State<Operators>) -> Json<RedemptionState> {
     let settings = operators.redemption.settings();
     let vitals = operators.redemption.vitals();
@@ -284,7 +293,7 @@ async fn nothing_here() -> Response {
     refuse(
         StatusCode::NOT_FOUND,
         "not_found",
-        "there are /livez, /readyz, /channels, /redemption, /redeem/plan and /redeem",
+        "there are /livez, /readyz, /channels, /upstreams, /redemption, /redeem/plan and /redeem",
     )
 }
 

@@ -14,6 +14,7 @@ pub mod pay;
 pub mod redeem;
 pub mod serve;
 pub mod site;
+mod upstreams;
 pub mod value;
 
 use std::path::PathBuf;

@@ -13,12 +13,13 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::upstreams::upstream;
 use crate::admin;
 use crate::chain::Chain;
 use crate::config::{self, Config};
 use crate::gate::{Accounts, DepositLimits, Desk, Gate, Limits};
 use crate::protocol::{Amount, LocalKey};
-use crate::proxy::{Bounds, Cors, Listener, Upstream, UpstreamSettings};
+use crate::proxy::{Bounds, Cors, Listener};
 use crate::redeem::{Redemption, Report, Rules, Sending, Settings, Watch};
 use crate::store::{Latched, LedgerStore, Opening, StoreError};
 
@@ -90,11 +91,7 @@ impl Site {
         books: Books,
     ) -> Result<Self, SiteError> {
         let policy = config.policy(authorizer.address()).map_err(|_| SiteError::Routes)?;
-        let upstream = Upstream::new(&UpstreamSettings {
-            connect_timeout: config.upstream.connect_timeout,
-            response_timeout: config.upstream.response_timeout,
-            ..UpstreamSettings::of(config.upstream.url.clone())
-        })?;
+        let upstream = upstream(config)?;
         let listener = Listener::bind_cores(config.server.listen, cores(config))
             .await
             .map_err(|source| SiteError::Listen { address: config.server.listen, source })?;
@@ -113,13 +110,13 @@ impl Site {
         let gate = Gate::with_accounts(policy, desk, accounts).with_limits(limits(config));
         let gate = gate.with_hot_keys(config.limits.hot_keys_bytes);
         let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings(config), opening);
-        let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors), bounds(config));
         let unready = CancellationToken::new();
         let stop_admin = CancellationToken::new();
         let operators = operators.map(|socket| {
-            let (gate, redemption) = (gate.clone(), redemption.clone());
-            tokio::spawn(admin::serve(socket, gate, redemption, unready.clone(), stop_admin.clone()))
+            let (gate, redemption, upstream) = (gate.clone(), redemption.clone(), upstream.clone());
+            tokio::spawn(admin::serve(socket, gate, redemption, upstream, unready.clone(), stop_admin.clone()))
         });
+        let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors), bounds(config));
         let accounts = gate.accounts().clone();
         let drain = config.server.shutdown_timeout;
         let listener = tokio::spawn(listener.serve(stack, unready.clone(), drain, move || {
@@ -250,7 +247,8 @@ fn limits(config: &Config) -> Limits {
 }
 
 fn bounds(config: &Config) -> Bounds {
-    Bounds { max_requests: config.limits.max_requests, body_time: config.limits.body_timeout, ..Bounds::default() }
+    let config::Limits { max_requests, body_timeout: body_time, max_tunnels, .. } = config.limits;
+    Bounds { max_requests, body_time, max_tunnels, ..Bounds::default() }
 }
 
 fn cors(config: &config::Cors) -> Cors {

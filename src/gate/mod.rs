@@ -62,6 +62,7 @@ pub mod meter;
 pub mod path;
 mod patience;
 pub mod policy;
+mod served;
 mod service;
 mod turns;
 mod way;

@@ -19,7 +19,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body::Body;
 use tower::{Layer, Service};
 
@@ -28,6 +28,7 @@ use super::admit::{Admission, Admitted};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
 use super::policy::{Asked, Listing, Policy, Verdict};
+use super::served::is_served;
 use super::way::Way;
 use super::{Gate, Peer, meter};
 use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
@@ -232,7 +233,7 @@ impl Gate {
         };
         let terms = policy.terms();
         let network = policy.network();
-        let served = response.status() < StatusCode::BAD_REQUEST;
+        let served = is_served(&response);
         let price = hold.price();
         let decimals = terms.token.decimals;
         let charge = if served { meter::charge(response.headers(), price, decimals, id) } else { Amount::ZERO };

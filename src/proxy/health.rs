@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Method;
 use http::uri::PathAndQuery;
 
 use super::balance::Target;
@@ -32,7 +33,7 @@ impl HealthCheck {
     pub(super) async fn watch(self, link: Link, target: Arc<Target>) {
         let mut streak = Streak::default();
         loop {
-            let looked = tokio::time::timeout(self.timeout, link.look(&self.path)).await;
+            let looked = tokio::time::timeout(self.timeout, link.look(Method::GET, &self.path)).await;
             let problem = match looked {
                 Ok(Ok(status)) if status.as_u16() < 400 => None,
                 Ok(Ok(status)) => Some(format!("it answers with {}", status.as_u16())),

@@ -282,6 +282,19 @@ impl Upstream {
         usual.chain(named).flat_map(state).collect()
     }
 
+    /// Asks every target for its base path, for no client: the status of each answer, or why there is none.
+    pub(crate) async fn look(&self) -> Vec<(TargetState, Result<u16, String>)> {
+        let groups = std::iter::once(&self.usual).chain(self.named.iter().map(|(_, group)| group));
+        let links = groups.flat_map(|group| group.links.iter().map(|link| (link, group.known.response_timeout)));
+        let answers = links.map(async |(link, patience)| {
+            let root = PathAndQuery::from_static("/");
+            let answer = tokio::time::timeout(patience, link.look(Method::HEAD, &root)).await;
+            answer.map_err(|_| "it took too long".to_owned())?.map(|status| status.as_u16())
+        });
+        let answers = futures_util::future::join_all(answers).await;
+        self.targets().into_iter().zip(answers).collect()
+    }
+
     /// The upstream's answer, or ours in its place. `id` is the request's, for the log.
     pub(super) fn ask(
         &self,
@@ -571,8 +584,9 @@ impl Link {
     }
 
     /// Asks it for a path of its own, for no client: the status of the answer.
-    pub(super) async fn look(&self, path: &PathAndQuery) -> Result<StatusCode, String> {
+    pub(super) async fn look(&self, method: Method, path: &PathAndQuery) -> Result<StatusCode, String> {
         let mut request = Request::new(Upload::of(super::body::none()));
+        *request.method_mut() = method;
         request.headers_mut().insert(HOST, self.host.clone());
         self.address(&mut request, path).map_err(|error| error.to_string())?;
         self.send(request, false).await.map(|(response, _)| response.status()).map_err(|error| causes(&error))

@@ -27,7 +27,7 @@ use receiver::receiver;
 use redeem::{facilitator, redeem};
 use routes::routes;
 use server::{admin, server};
-use upstream::upstream;
+use upstream::{Named, upstream};
 
 pub(super) fn resolve(text: &str, file: &str) -> Result<Config, ConfigErrors> {
     let report = Report::new(text);
@@ -57,7 +57,8 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
     let mut root = Section::root(report, document);
     let (server, server_listen) = server(root.section("server"));
     let admin = admin(root.section("admin"), server_listen);
-    let upstream = upstream(root.section("upstream"), server_listen);
+    let upstream = upstream(&mut root.section("upstream"), server_listen);
+    let upstreams = Named::read(&mut root, server_listen);
     let chain = chain(root.section("chain"));
     let facilitator = facilitator(root.section("facilitator"), chain.as_ref().map(|chain| chain.token.transfer));
     let in_our_place = !matches!(facilitator, Some(None));
@@ -70,11 +71,13 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
     let redeem = redeem(root.section("redeem"), chain.as_ref(), channel.as_ref());
     let cors = cors(root.section("cors"));
     let log = log(root.section("log"));
-    let routes = routes(report, &mut root, decimals);
+    let routes = routes(report, &mut root, decimals, |route| upstreams.way(route, upstream.as_ref()));
+    let upstreams = upstreams.whole(channel.as_ref());
     Some(Config {
         server: server?,
         admin: admin?,
         upstream: upstream?,
+        upstreams: upstreams?,
         chain: chain?,
         receiver: receiver?,
         channel: channel?,

@@ -7,6 +7,7 @@ use http::Method;
 use super::price::{price, price_without_quotes};
 use super::values::shown_text;
 use crate::config::reader::{Given, Problem, Report, Section, quoted};
+use crate::gate::Way;
 use crate::gate::path::PathPattern;
 use crate::gate::policy::{Policy, Price, Route, Terms, TokenTerms, Transfer};
 use crate::protocol::Address;
@@ -30,7 +31,12 @@ struct Draft {
     span: Range<usize>,
 }
 
-pub(super) fn routes(report: &Report<'_>, root: &mut Section<'_>, decimals: Option<u8>) -> Option<Vec<Route>> {
+pub(super) fn routes(
+    report: &Report<'_>,
+    root: &mut Section<'_>,
+    decimals: Option<u8>,
+    way: impl Fn(&mut Section<'_>) -> Option<Way>,
+) -> Option<Vec<Route>> {
     let sections = root.sections("route");
     if sections.is_empty() {
         // A [route] that is no list was reported as such.
@@ -45,7 +51,7 @@ pub(super) fn routes(report: &Report<'_>, root: &mut Section<'_>, decimals: Opti
         return None;
     }
     let count = sections.len();
-    let drafts: Vec<_> = sections.into_iter().filter_map(|section| route(section, decimals)).collect();
+    let drafts: Vec<_> = sections.into_iter().filter_map(|section| route(section, decimals, &way)).collect();
     let comparable = drafts.iter().map(|draft| draft.route.clone()).collect();
     if let Err(ambiguities) = Policy::new(placeholder_terms(), "", comparable) {
         for ambiguity in ambiguities {
@@ -84,7 +90,11 @@ fn placeholder_terms() -> Terms {
     }
 }
 
-fn route(mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
+fn route(
+    mut section: Section<'_>,
+    decimals: Option<u8>,
+    way: impl Fn(&mut Section<'_>) -> Option<Way>,
+) -> Option<Draft> {
     let pattern = section.text("path", |text| PathPattern::parse(text).map_err(|error| bad_pattern(text, &error)));
     let span = pattern.span();
     let pattern = section.required("path", pattern, "path = \"/*\"");
@@ -112,6 +122,7 @@ fn route(mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
     let name = section.text("name", |text| shown_text(text, MAX_NAME_CHARS)).optional();
     let description = section.text("description", |text| shown_text(text, MAX_TEXT_CHARS)).optional();
     let mime_type = section.text("mime_type", mime_type).optional();
+    let way = way(&mut section);
     let extensions = section.json("extensions");
     if let Given::Value(map, span) = &extensions
         && serde_json::to_string(map).map_or(true, |text| text.len() > MAX_EXTENSIONS_BYTES)
@@ -126,6 +137,7 @@ fn route(mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
         && description.is_some()
         && mime_type.is_some()
         && extensions.is_some()
+        && way.is_some()
         && methods.is_some();
     // A route whose methods are unknown cannot be compared with another.
     let methods = methods?.into_iter().map(|(method, _)| method).collect();
@@ -134,6 +146,7 @@ fn route(mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
     route.description = description.flatten();
     route.mime_type = mime_type.flatten();
     route.extensions = extensions.unwrap_or_default();
+    route.way = way.and_then(Way::unusual);
     Some(Draft { route, whole, span: span? })
 }
 

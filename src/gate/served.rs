@@ -1,0 +1,33 @@
+//! Whether an answer is one that is paid for.
+//!
+//! HTTP's status decides. A failed call of gRPC has status 200 all the same and says in `grpc-status` that it failed; one
+//! that says so before its first message is not charged. One that fails later says so in its trailers, when its head has
+//! left as paid.
+
+use http::{HeaderName, Response, StatusCode};
+
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// Whether the upstream has done what was asked, as far as the head of its answer tells.
+pub(super) fn is_served<B>(answer: &Response<B>) -> bool {
+    let failed_call = || answer.headers().get(&GRPC_STATUS).is_some_and(|code| code != "0");
+    answer.status() < StatusCode::BAD_REQUEST && !failed_call()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_of_either_kind_says_that_an_answer_is_not_paid_for() {
+        let served = |status: u16, grpc: Option<&str>| {
+            let mut answer = Response::builder().status(status);
+            if let Some(code) = grpc {
+                answer = answer.header("grpc-status", code);
+            }
+            is_served(&answer.body(()).unwrap())
+        };
+        assert!(served(200, None) && served(101, None) && served(399, None) && served(200, Some("0")));
+        assert!(!served(400, None) && !served(503, Some("0")) && !served(200, Some("5")) && !served(200, Some("x")));
+    }
+}
