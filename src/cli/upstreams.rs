@@ -43,11 +43,15 @@ mod tests {
                     client_key = \"k\"\nserver_name = \"n\"\n[upstreams.a.health]\npath = \"/h\"\ninterval = \"4s\"\n\
                     timeout = \"5s\"\nunhealthy_after = 6\nhealthy_after = 7\n[upstreams.a.breaker]\nfailures = 8\n\
                     open_for = \"9s\"\n";
-        let config = Config::parse(&format!("{}\n{text}", include_str!("../../config.example.toml")), "c.toml").unwrap();
+        let config =
+            Config::parse(&format!("{}\n{text}", include_str!("../../config.example.toml")), "c.toml").unwrap();
         let UpstreamSettings { urls, connect_timeout, response_timeout, idle_timeout, http2, tls, health, breaker } =
             settings(&config.upstreams[0].1);
         let seconds = Duration::from_secs;
-        assert_eq!(urls.iter().map(ToString::to_string).collect::<Vec<_>>(), ["https://a.example/x", "https://b.example/"]);
+        assert_eq!(
+            urls.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["https://a.example/x", "https://b.example/"]
+        );
         assert_eq!([connect_timeout, response_timeout, idle_timeout], [1, 2, 3].map(seconds));
         assert!(http2);
         let client = Some(("c".into(), "k".into()));

@@ -86,8 +86,8 @@ pub use limits::{DepositLimits, Limits, MAX_PEERS, Peer};
 pub use patience::MAX_DOUBTED;
 pub use policy::Policy;
 pub use service::{HoldBack, PaymentLayer, PaymentService};
-pub use way::Way;
 pub(crate) use service::{as_variable, strip_ours};
+pub use way::Way;
 
 /// The payment core: one price list, one set of accounts, one desk. Cheap to clone; all clones are the same gate.
 #[derive(Debug, Clone)]

@@ -87,12 +87,7 @@ impl Target {
             failures: AtomicU32::new(0),
             open_until_ms: AtomicU64::new(0),
         };
-        Self {
-            url,
-            load: AtomicUsize::new(0),
-            breaker: breaker.map(switch),
-            unhealthy: AtomicBool::new(false),
-        }
+        Self { url, load: AtomicUsize::new(0), breaker: breaker.map(switch), unhealthy: AtomicBool::new(false) }
     }
 
     /// How many requests it has, bodies of answers included. Not counted where it is the only target.
@@ -179,10 +174,7 @@ impl Switch {
         let until = self.open_until_ms.load(Ordering::Relaxed);
         until != 0
             && until <= self.now_ms()
-            && self
-                .open_until_ms
-                .compare_exchange(until, self.next_ms(), Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+            && self.open_until_ms.compare_exchange(until, self.next_ms(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 

@@ -114,11 +114,8 @@ impl Dialer {
             Some(name) => builder.with_server_name_resolver(FixedServerNameResolver::new(name)),
             None => builder,
         };
-        let connector = if http2 {
-            builder.enable_http2().wrap_connector(tcp)
-        } else {
-            builder.enable_http1().wrap_connector(tcp)
-        };
+        let connector =
+            if http2 { builder.enable_http2().wrap_connector(tcp) } else { builder.enable_http1().wrap_connector(tcp) };
         Self { connector, uri, connect_timeout, http2 }
     }
 

@@ -18,6 +18,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use tower::BoxError;
 
 use super::dial::{Dialer, Line};
+use super::streams::Stream;
 use super::transfer::Upload;
 use crate::causes::causes;
 
@@ -28,6 +29,9 @@ const POOL_IDLE_TICKS: u64 = 4;
 const TICK: Duration = Duration::from_secs(1);
 /// How many idle connections a core keeps; the one that has waited longest makes room for one more.
 const MAX_IDLE: usize = 1_024;
+
+/// An answer, and the stream it takes up where connections are shared.
+pub(super) type Answer = (Response<Incoming>, Option<Stream>);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -81,12 +85,12 @@ impl Pool {
     ///
     /// # Cancellation
     /// A connection whose answer nobody waits for any more is closed: HTTP/1 knows no other way to take a request back.
-    pub(super) async fn send(&self, request: Request<Upload>) -> Result<Response<Incoming>, SendError> {
+    pub(super) async fn send(&self, request: Request<Upload>) -> Result<Answer, SendError> {
         // In a box is what is needed once in a connection's life: a request has its room for as long as it is served.
         let unsent = match self.idle.take() {
             None => request,
             Some(kept) => match kept.send(request).await {
-                Ok(response) => return Ok(response),
+                Ok(response) => return Ok((response, None)),
                 // The upstream closed it while it was idle, and we hear of that only now.
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => unsent,
@@ -98,11 +102,11 @@ impl Pool {
             Ok(fresh) => fresh,
             Err(error) => return Err(SendError::connect(error, unsent)),
         };
-        fresh.send(unsent).await.map_err(SendError::of_sending)
+        fresh.send(unsent).await.map(|response| (response, None)).map_err(SendError::of_sending)
     }
 
     /// Sends a request that may change the protocol of its connection, which is therefore used for nothing else.
-    pub(super) async fn send_alone(&self, request: Request<Upload>) -> Result<Response<Incoming>, SendError> {
+    pub(super) async fn send_alone(&self, request: Request<Upload>) -> Result<Answer, SendError> {
         let (mut sender, connection) = match self.shake_hands().await {
             Ok(fresh) => fresh,
             Err(error) => return Err(SendError::connect(error, request)),
@@ -112,7 +116,8 @@ impl Pool {
                 tracing::debug!(error = %causes(&error), "a connection to the upstream ended badly");
             }
         });
-        sender.try_send_request(request).await.map_err(SendError::of_sending)
+        let sent = sender.try_send_request(request).await;
+        sent.map(|response| (response, None)).map_err(SendError::of_sending)
     }
 
     async fn connect(&self) -> Result<Kept, BoxError> {

@@ -10,14 +10,13 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use http::{Request, Response};
-use hyper::body::Incoming;
+use http::Request;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tower::BoxError;
 
 use super::dial::Dialer;
-use super::pool::SendError;
+use super::pool::{Answer, SendError};
 use super::transfer::Upload;
 use crate::causes::causes;
 
@@ -93,7 +92,7 @@ impl Streams {
     ///
     /// # Cancellation
     /// Its stream is reset.
-    pub(super) async fn send(&self, request: Request<Upload>) -> Result<(Response<Incoming>, Stream), SendError> {
+    pub(super) async fn send(&self, request: Request<Upload>) -> Result<Answer, SendError> {
         let mut unsent = request;
         // A connection may turn out to be closed once. A new one that is closed at once is a failure.
         for is_last in [false, true] {
@@ -104,7 +103,7 @@ impl Streams {
             match line.sender.try_send_request(unsent).await {
                 Ok(response) => {
                     stream.answered();
-                    return Ok((response, stream));
+                    return Ok((response, Some(stream)));
                 }
                 Err(error) => match SendError::of_sending(error) {
                     SendError::Connect { unsent: again, .. } if !is_last => unsent = *again,
@@ -136,9 +135,7 @@ impl Streams {
 
     fn with_room(&self) -> Option<(SharedLine, Stream)> {
         let mut lines = self.lines();
-        lines.retain(|line| {
-            !line.sender.is_closed() && line.usage.unanswered.load(Ordering::Relaxed) < MAX_UNANSWERED
-        });
+        lines.retain(|line| !line.sender.is_closed() && line.usage.unanswered.load(Ordering::Relaxed) < MAX_UNANSWERED);
         let has_room = |line: &&SharedLine| {
             let Usage { streams, room, .. } = &*line.usage;
             streams.load(Ordering::Relaxed) < room.load(Ordering::Relaxed).min(MAX_STREAMS)

@@ -5,8 +5,8 @@
 //! took, and not while the client is the one who is waited for. **Does not** bound the client's own pauses; the request's
 //! body does ([`RequestBody`]).
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
@@ -16,7 +16,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::time::Instant;
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep};
 
 use super::balance::Load;
 use super::body::RequestBody;
@@ -46,8 +47,8 @@ const WITH_CLIENT: u64 = u64::MAX;
 impl Upload {
     pub(super) fn of(body: RequestBody) -> Self {
         // Nothing is set up for a request without a body.
-        let progress = (!body.is_end_stream())
-            .then(|| Arc::new(Progress { begun: Instant::now(), moved_ms: AtomicU64::new(0) }));
+        let progress =
+            (!body.is_end_stream()).then(|| Arc::new(Progress { begun: Instant::now(), moved_ms: AtomicU64::new(0) }));
         Self { body, progress }
     }
 
@@ -100,28 +101,41 @@ impl Body for Upload {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TooLong;
 
-/// Waits for the head of an answer, for so long after the upstream was sent all there is.
-pub(super) async fn head_within<T>(
-    limit: Duration,
-    progress: Option<Arc<Progress>>,
-    answer: impl Future<Output = T>,
-) -> Result<T, TooLong> {
-    let mut answer = pin!(answer);
-    let mut timer = pin!(tokio::time::sleep(limit));
-    poll_fn(|context| {
-        if let Poll::Ready(answer) = answer.as_mut().poll(context) {
+pin_project! {
+    /// Waits for the head of an answer, for so long after the upstream was sent all there is.
+    pub(super) struct HeadWithin<F> {
+        limit: Duration,
+        progress: Option<Arc<Progress>>,
+        #[pin]
+        answer: F,
+        #[pin]
+        timer: Sleep,
+    }
+}
+
+impl<F: Future> HeadWithin<F> {
+    pub(super) fn new(limit: Duration, progress: Option<Arc<Progress>>, answer: F) -> Self {
+        Self { limit, progress, answer, timer: tokio::time::sleep(limit) }
+    }
+}
+
+impl<F: Future> Future for HeadWithin<F> {
+    type Output = Result<F::Output, TooLong>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        if let Poll::Ready(answer) = this.answer.poll(context) {
             return Poll::Ready(Ok(answer));
         }
         loop {
-            ready!(timer.as_mut().poll(context));
+            ready!(this.timer.as_mut().poll(context));
             // The timer is not moved with each part of the body: what it missed is made up for once it rings.
-            match progress.as_ref().and_then(|progress| progress.deadline(limit)) {
-                Some(deadline) if deadline > Instant::now() => timer.as_mut().reset(deadline),
+            match this.progress.as_ref().and_then(|progress| progress.deadline(*this.limit)) {
+                Some(deadline) if deadline > Instant::now() => this.timer.as_mut().reset(deadline),
                 _ => return Poll::Ready(Err(TooLong)),
             }
         }
-    })
-    .await
+    }
 }
 
 /// The body of an answer: the upstream's, or ours where it gave none.

@@ -6,16 +6,20 @@
 //! the one before. **Does not** keep connections (the pools do), nor retry what was sent.
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use http::header::{EXPECT, HOST, RETRY_AFTER, TE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use pin_project_lite::pin_project;
 use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 
@@ -23,9 +27,9 @@ use super::balance::{Breaker, Load, MAX_TARGETS, Standing, Target, Tried, pick, 
 use super::body::{BodyBroken, RequestBody};
 use super::dial::{Dialer, UpstreamTls};
 use super::health::HealthCheck;
-use super::pool::{Pool, SendError};
-use super::streams::{Stream, Streams};
-use super::transfer::{TooLong, Upload, UpstreamBody, head_within};
+use super::pool::{Answer, Pool, SendError};
+use super::streams::Streams;
+use super::transfer::{HeadWithin, TooLong, Upload, UpstreamBody};
 use super::tunnel::{Place, Switch, Tunnels, Wish};
 use super::{Caller, grpc, headers};
 use crate::causes::causes;
@@ -213,9 +217,6 @@ enum Lines {
     Shared(Streams),
 }
 
-/// An answer, and what it takes up.
-type Answer = (Response<Incoming>, Option<Stream>);
-
 impl Upstream {
     /// Makes the pools; nothing is connected yet.
     ///
@@ -288,30 +289,24 @@ impl Upstream {
         let links = groups.flat_map(|group| group.links.iter().map(|link| (link, group.known.response_timeout)));
         let answers = links.map(async |(link, patience)| {
             let root = PathAndQuery::from_static("/");
-            let answer = tokio::time::timeout(patience, link.look(Method::HEAD, &root)).await;
-            answer.map_err(|_| "it took too long".to_owned())?.map(|status| status.as_u16())
+            link.look(Method::HEAD, &root, patience).await.map(|status| status.as_u16())
         });
         let answers = futures_util::future::join_all(answers).await;
         self.targets().into_iter().zip(answers).collect()
     }
 
     /// The upstream's answer, or ours in its place. `id` is the request's, for the log.
-    pub(super) fn ask(
-        &self,
+    pub(super) fn ask<'a>(
+        &'a self,
         request: Request<RequestBody>,
         caller: &Caller,
-        id: &HeaderValue,
+        id: &'a HeaderValue,
         tunnels: &Tunnels,
-    ) -> impl Future<Output = Response<UpstreamBody>> {
-        // Out here, because what was looked at in there would keep its room beside the one it moves on to.
+    ) -> impl Future<Output = Response<UpstreamBody>> + use<'a> {
         let head_only = request.method() == Method::HEAD;
-        async move {
-            match self.forward(request, caller, id, tunnels).await {
-                Ok(response) => response,
-                Err(error) => {
-                    respond(error).map(|body| UpstreamBody::own(if head_only { Bytes::new() } else { body }))
-                }
-            }
+        match self.set_off(request, caller, id, tunnels) {
+            Ok(asking) => Either::Left(asking),
+            Err(error) => Either::Right(std::future::ready(respond(error, head_only))),
         }
     }
 
@@ -323,20 +318,22 @@ impl Upstream {
         }
     }
 
-    async fn forward(
-        &self,
+    /// Sends a request. All that can be done before the first wait is done here, because a request is large, and whatever
+    /// waits with it in its hands has room for it.
+    fn set_off<'a>(
+        &'a self,
         mut request: Request<RequestBody>,
         caller: &Caller,
-        id: &HeaderValue,
+        id: &'a HeaderValue,
         tunnels: &Tunnels,
-    ) -> Result<Response<UpstreamBody>, UpstreamError> {
+    ) -> Result<Asking<'a, impl Future<Output = Sent> + use<'a>>, UpstreamError> {
         let Some(group) = self.group(&request) else {
             tracing::error!(request = headers::text(id), "a route names an upstream that is not there");
             return Err(UpstreamError::Unreachable);
         };
-        let Known { response_timeout, idle_timeout, .. } = *group.known;
         let asked = request.uri().path_and_query().cloned().ok_or(UpstreamError::Target)?;
-        let mut choice = group.choose(Tried::default())?;
+        let choice = group.choose(Tried::default())?;
+        let head_only = request.method() == Method::HEAD;
         headers::prepare(&mut request, caller, &choice.link.host, &self.client_scheme);
         let switching = match Wish::granted(&mut request) {
             None => None,
@@ -348,43 +345,104 @@ impl Upstream {
         };
         if choice.link.origin.is_some() && grpc::is_call(Version::HTTP_2, request.headers()) {
             // Either side of a call may be silent while the other one speaks.
-            request.body_mut().may_pause_for(idle_timeout);
+            request.body_mut().may_pause_for(group.known.idle_timeout);
         }
         let mut request = request.map(Upload::of);
-        let mut tried = Tried::default();
-        let (mut response, stream) = loop {
-            choice.link.address(&mut request, &asked)?;
-            let progress = request.body().progress();
-            let sending = head_within(response_timeout, progress, choice.link.send(request, switching.is_some())).await;
-            match choice.judge(sending, id) {
-                Ok(answer) => break answer,
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Unsent(unsent)) => {
-                    tried.add(choice.index);
-                    // Where there is no other, this is what happened.
-                    choice = group.choose(tried).map_err(|_| UpstreamError::Unreachable)?;
-                    request = *unsent;
-                    request.headers_mut().insert(HOST, choice.link.host.clone());
-                }
+        choice.link.address(&mut request, &asked)?;
+        let sending = choice.link.send(request, group.known.response_timeout, switching.is_some());
+        Ok(Asking { sending, rest: Some(Rest { group, choice, asked, switching, id, head_only }), elsewhere: None })
+    }
+}
+
+pin_project! {
+    /// A request that was sent to the target that was chosen first.
+    struct Asking<'a, F> {
+        #[pin]
+        sending: F,
+        rest: Option<Rest<'a>>,
+        // Where that target could not be connected to. There are not many of these, so they are in boxes.
+        elsewhere: Option<Pin<Box<dyn Future<Output = Response<UpstreamBody>> + Send + 'a>>>,
+    }
+}
+
+/// What came of sending a request.
+type Sent = Result<Result<Answer, SendError>, TooLong>;
+
+impl<F: Future<Output = Sent>> Future for Asking<'_, F> {
+    type Output = Response<UpstreamBody>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Some(elsewhere) = this.elsewhere {
+            return elsewhere.as_mut().poll(context);
+        }
+        let sent = ready!(this.sending.poll(context));
+        let mut rest = this.rest.take().expect("nobody asks again for an answer that was given");
+        match rest.choice.judge(sent, rest.id) {
+            Ok(answer) => Poll::Ready(rest.finish(answer)),
+            Err(Failure::Final(error)) => Poll::Ready(respond(error, rest.head_only)),
+            Err(Failure::Unsent(unsent)) => {
+                let elsewhere = async move {
+                    let head_only = rest.head_only;
+                    match rest.go_elsewhere(unsent).await {
+                        Ok(answer) => rest.finish(answer),
+                        Err(error) => respond(error, head_only),
+                    }
+                };
+                this.elsewhere.insert(Box::pin(elsewhere)).as_mut().poll(context)
             }
-        };
-        let switching = match switching {
-            Some(switching) if switching.wish.is_met(&response) => Some(switching),
-            _ => None,
-        };
-        if let Some(switching) = switching {
-            return Ok(switching.done(response, choice.load, idle_timeout));
+        }
+    }
+}
+
+/// What must be known of a request that was sent.
+struct Rest<'a> {
+    group: &'a Group,
+    choice: Choice<'a>,
+    asked: PathAndQuery,
+    switching: Option<Box<Switching>>,
+    id: &'a HeaderValue,
+    head_only: bool,
+}
+
+impl Rest<'_> {
+    /// Sends the request to other targets, until one can be connected to.
+    async fn go_elsewhere(&mut self, mut unsent: Box<Request<Upload>>) -> Result<Answer, UpstreamError> {
+        let mut tried = Tried::default();
+        loop {
+            tried.add(self.choice.index);
+            // Where there is no other, this is what happened.
+            self.choice = self.group.choose(tried).map_err(|_| UpstreamError::Unreachable)?;
+            let link = self.choice.link;
+            unsent.headers_mut().insert(HOST, link.host.clone());
+            link.address(&mut unsent, &self.asked)?;
+            let sent = link.send(*unsent, self.group.known.response_timeout, self.switching.is_some()).await;
+            match self.choice.judge(sent, self.id) {
+                Ok(answer) => return Ok(answer),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Unsent(again)) => unsent = again,
+            }
+        }
+    }
+
+    /// What the client gets of an answer.
+    fn finish(self, (mut response, stream): Answer) -> Response<UpstreamBody> {
+        let max_pause = self.group.known.idle_timeout;
+        if let Some(switching) = self.switching
+            && switching.wish.is_met(&response)
+        {
+            return switching.done(response, self.choice.load, max_pause);
         }
         if response.status().is_informational() {
             // No such upgrade was asked for, so this is no answer, and what follows it no HTTP.
             let status = response.status().as_u16();
-            tracing::warn!(request = headers::text(id), status, "the upstream switched protocols unasked");
-            return Err(UpstreamError::Unreachable);
+            tracing::warn!(request = headers::text(self.id), status, "the upstream switched protocols unasked");
+            return respond(UpstreamError::Unreachable, self.head_only);
         }
         // The version belongs to the connection: the client's says how its answer is framed.
         *response.version_mut() = Version::HTTP_11;
         headers::strip_hop_by_hop(response.headers_mut());
-        Ok(response.map(|body| UpstreamBody::upstream(body, idle_timeout, (choice.load, stream))))
+        response.map(|body| UpstreamBody::upstream(body, max_pause, (self.choice.load, stream)))
     }
 }
 
@@ -414,12 +472,7 @@ struct Switching {
 
 impl Switching {
     /// The answer that switches, with the tunnel it leads to.
-    fn done(
-        self,
-        mut response: Response<Incoming>,
-        load: Option<Load>,
-        max_pause: Duration,
-    ) -> Response<UpstreamBody> {
+    fn done(self, mut response: Response<Incoming>, load: Option<Load>, max_pause: Duration) -> Response<UpstreamBody> {
         let upstream = hyper::upgrade::on(&mut response);
         *response.version_mut() = Version::HTTP_11;
         headers::strip_hop_by_hop(response.headers_mut());
@@ -432,7 +485,7 @@ impl Switching {
 
 impl Choice<'_> {
     /// What became of a request, as far as its target and the client must know.
-    fn judge(&self, sent: Result<Result<Answer, SendError>, TooLong>, id: &HeaderValue) -> Result<Answer, Failure> {
+    fn judge(&self, sent: Sent, id: &HeaderValue) -> Result<Answer, Failure> {
         let error = match sent {
             Ok(Ok((response, taken))) => {
                 if let Some(target) = self.target {
@@ -522,9 +575,8 @@ impl Link {
         let encrypted = *scheme == Scheme::HTTPS;
         // What is never used need not be readable.
         let config = if encrypted { tls.client_config()? } else { crate::tls::client_config() };
-        let server_name = |name: &String| {
-            ServerName::try_from(name.clone()).map_err(|_| NoUpstream::ServerName(name.clone()))
-        };
+        let server_name =
+            |name: &String| ServerName::try_from(name.clone()).map_err(|_| NoUpstream::ServerName(name.clone()));
         let server_name = tls.server_name.as_ref().map(server_name).transpose()?;
         let usual_port = if encrypted { 443 } else { 80 };
         let host = match authority.port_u16().filter(|port| *port != usual_port) {
@@ -570,26 +622,47 @@ impl Link {
         Ok(())
     }
 
-    /// Sends a request; `alone` if it may change the protocol of its connection.
-    async fn send(&self, request: Request<Upload>, alone: bool) -> Result<Answer, SendError> {
-        match &*self.lines {
-            Lines::Each(pool) if !alone => pool.send(request).await.map(|response| (response, None)),
+    /// Sends a request whose answer has so much time; `alone` if it may change the protocol of its connection.
+    fn send(
+        &self,
+        request: Request<Upload>,
+        limit: Duration,
+        alone: bool,
+    ) -> HeadWithin<impl Future<Output = Result<Answer, SendError>> + use<'_>> {
+        let boxed: Pin<Box<dyn Future<Output = Result<Answer, SendError>> + Send + '_>>;
+        let progress = request.body().progress();
+        let sending = match &*self.lines {
+            Lines::Each(pool) if !alone => Either::Left(pool.send(request)),
             // What follows is in boxes, so that other requests have no room for it.
-            Lines::Each(pool) => Box::pin(pool.send_alone(request)).await.map(|response| (response, None)),
+            Lines::Each(pool) => {
+                boxed = Box::pin(pool.send_alone(request));
+                Either::Right(boxed)
+            }
             // HTTP/2 has no upgrades: what asks for one is answered as if it had not. The config says so.
             Lines::Shared(streams) => {
-                Box::pin(streams.send(request)).await.map(|(response, stream)| (response, Some(stream)))
+                boxed = Box::pin(streams.send(request));
+                Either::Right(boxed)
             }
-        }
+        };
+        HeadWithin::new(limit, progress, sending)
     }
 
     /// Asks it for a path of its own, for no client: the status of the answer.
-    pub(super) async fn look(&self, method: Method, path: &PathAndQuery) -> Result<StatusCode, String> {
+    pub(super) async fn look(
+        &self,
+        method: Method,
+        path: &PathAndQuery,
+        limit: Duration,
+    ) -> Result<StatusCode, String> {
         let mut request = Request::new(Upload::of(super::body::none()));
         *request.method_mut() = method;
         request.headers_mut().insert(HOST, self.host.clone());
         self.address(&mut request, path).map_err(|error| error.to_string())?;
-        self.send(request, false).await.map(|(response, _)| response.status()).map_err(|error| causes(&error))
+        match self.send(request, limit, false).await {
+            Ok(Ok((response, _))) => Ok(response.status()),
+            Ok(Err(error)) => Err(causes(&error)),
+            Err(TooLong) => Err("it took too long".to_owned()),
+        }
     }
 }
 
@@ -611,11 +684,11 @@ fn of_the_clients<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'
     std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
 }
 
-fn respond(error: UpstreamError) -> Response<Bytes> {
+fn respond(error: UpstreamError, head_only: bool) -> Response<UpstreamBody> {
     let (status, code) = error.code();
     let mut response = refusal(status, code, &error.to_string());
     if let Some(seconds) = error.retry_after_s() {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
-    response
+    response.map(|body| UpstreamBody::own(if head_only { Bytes::new() } else { body }))
 }

@@ -56,9 +56,9 @@ impl<'a> Named<'a> {
             if let (Some(upstream), Some(channel)) = (&upstream, channel)
                 && channel.max_timeout <= upstream.response_timeout
             {
-                let (mine, theirs) =
-                    (write_duration(upstream.response_timeout), write_duration(channel.max_timeout));
-                let problem = Problem::new(format!("{mine} must be shorter than [channel].max_timeout, which is {theirs}"));
+                let (mine, theirs) = (write_duration(upstream.response_timeout), write_duration(channel.max_timeout));
+                let problem =
+                    Problem::new(format!("{mine} must be shorter than [channel].max_timeout, which is {theirs}"));
                 section.error("response_timeout", None, problem.fix("lower it, or raise max_timeout"));
             }
             all = all.zip(upstream).map(|(mut all, upstream)| {
@@ -106,13 +106,19 @@ pub(super) fn upstream(section: &mut Section<'_>, server: Option<SocketAddr>) ->
     let urls = section.text_or_texts("url", |text| upstream_url(text, server));
     let span = urls.span();
     if let Given::Value(urls, _) = &urls {
-        let twice = urls.iter().enumerate().any(|(number, url)| urls.iter().skip(number.saturating_add(1)).any(|other| other == url));
+        let twice = urls
+            .iter()
+            .enumerate()
+            .any(|(number, url)| urls.iter().skip(number.saturating_add(1)).any(|other| other == url));
         let problem = if urls.is_empty() {
             Some(Problem::new("names nothing").fix("add one, as in url = \"http://127.0.0.1:8080\""))
         } else if urls.len() > MAX_TARGETS {
             Some(Problem::new(format!("{} are more than {MAX_TARGETS}", urls.len())))
         } else if twice {
-            Some(Problem::new("names one of them twice").fix("the one with the fewest requests is asked, so once is enough"))
+            Some(
+                Problem::new("names one of them twice")
+                    .fix("the one with the fewest requests is asked, so once is enough"),
+            )
         } else {
             None
         };
@@ -145,8 +151,12 @@ pub(super) fn upstream(section: &mut Section<'_>, server: Option<SocketAddr>) ->
         }
     }
     match (&client_cert, &client_key) {
-        (Given::Value(..), Given::Absent) => section.missing("client_key", "client_key, the file of the certificate's key"),
-        (Given::Absent, Given::Value(..)) => section.missing("client_cert", "client_cert, the file of the key's certificate"),
+        (Given::Value(..), Given::Absent) => {
+            section.missing("client_key", "client_key, the file of the certificate's key")
+        }
+        (Given::Absent, Given::Value(..)) => {
+            section.missing("client_cert", "client_cert, the file of the key's certificate")
+        }
         _ => {}
     }
     let health = health(section.section("health"));
