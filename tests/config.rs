@@ -136,10 +136,14 @@ fn the_example_is_complete() {
         if line.starts_with('[') && line.ends_with(']') {
             // Upstreams with names have the keys of the one without.
             heading = if line.starts_with("[upstreams.") { "[upstream]".to_owned() } else { line.to_owned() };
+            // A section within another one is a key of that.
+            if let Some((outer, key)) = heading.trim_end_matches(']').split_once('.') {
+                shown.insert((format!("{outer}]"), key.to_owned()));
+            }
             continue;
         }
         let Some((key, value)) = line.split_once(" = ") else { continue };
-        assert!(key.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{line}");
+        assert!(key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'), "{line}");
         assert!(format!("{key} = {value}").parse::<toml::Table>().is_ok(), "{line}");
         shown.insert((heading.clone(), key.to_owned()));
     }
@@ -153,7 +157,8 @@ fn the_example_is_complete() {
 }
 
 fn is_key(line: &str) -> bool {
-    line.split_once(" = ").is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+    line.split_once(" = ")
+        .is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'))
 }
 
 #[test]

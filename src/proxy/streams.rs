@@ -34,6 +34,9 @@ pub(super) struct Streams {
     dialer: Dialer,
     lines: Mutex<Vec<SharedLine>>,
     dialing: tokio::sync::Mutex<()>,
+    /// How many requests the upstream lets a connection have, as the last connection that was told so knows. One that is
+    /// new learns it only from the first thing it reads.
+    room: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Clone)]
@@ -45,8 +48,6 @@ struct SharedLine {
 #[derive(Debug)]
 struct Usage {
     streams: AtomicUsize,
-    /// How many the upstream lets it have.
-    room: AtomicUsize,
     unanswered: AtomicUsize,
 }
 
@@ -81,7 +82,8 @@ impl Drop for Stream {
 impl Streams {
     /// For what the dialer reaches; nothing is connected yet.
     pub(super) fn new(dialer: Dialer) -> Self {
-        Self { dialer, lines: Mutex::default(), dialing: tokio::sync::Mutex::default() }
+        let room = Arc::new(AtomicUsize::new(MAX_STREAMS));
+        Self { dialer, lines: Mutex::default(), dialing: tokio::sync::Mutex::default(), room }
     }
 
     pub(super) fn dialer(&self) -> &Dialer {
@@ -136,10 +138,8 @@ impl Streams {
     fn with_room(&self) -> Option<(SharedLine, Stream)> {
         let mut lines = self.lines();
         lines.retain(|line| !line.sender.is_closed() && line.usage.unanswered.load(Ordering::Relaxed) < MAX_UNANSWERED);
-        let has_room = |line: &&SharedLine| {
-            let Usage { streams, room, .. } = &*line.usage;
-            streams.load(Ordering::Relaxed) < room.load(Ordering::Relaxed).min(MAX_STREAMS)
-        };
+        let room = self.room.load(Ordering::Relaxed).min(MAX_STREAMS);
+        let has_room = |line: &&SharedLine| line.usage.streams.load(Ordering::Relaxed) < room;
         let line = lines.iter().find(has_room)?.clone();
         let stream = Stream::on(&line.usage);
         Some((line, stream))
@@ -164,20 +164,18 @@ impl Streams {
         let line = self.dialer.dial().await?;
         let mut builder = http2::Builder::new(TokioExecutor::new());
         let (sender, connection) = builder.timer(TokioTimer::new()).handshake(line).await?;
-        let usage = Arc::new(Usage {
-            streams: AtomicUsize::new(0),
-            room: AtomicUsize::new(connection.current_max_send_streams()),
-            unanswered: AtomicUsize::new(0),
-        });
-        let watched = Arc::downgrade(&usage);
+        let usage = Arc::new(Usage { streams: AtomicUsize::new(0), unanswered: AtomicUsize::new(0) });
+        let room = Arc::clone(&self.room);
+        let mut before = connection.current_max_send_streams();
         tokio::spawn(async move {
             let mut connection = pin!(connection);
             let ended = poll_fn(|context| {
                 let polled = connection.as_mut().poll(context);
-                if polled.is_pending()
-                    && let Some(usage) = watched.upgrade()
-                {
-                    usage.room.store(connection.current_max_send_streams(), Ordering::Relaxed);
+                if polled.is_pending() {
+                    let now = connection.current_max_send_streams();
+                    if std::mem::replace(&mut before, now) != now {
+                        room.store(now.max(1), Ordering::Relaxed);
+                    }
                 }
                 polled
             });
