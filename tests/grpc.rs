@@ -202,12 +202,13 @@ async fn serve() -> (SocketAddr, Echo) {
 
 /// A proxy before that server, and a client of it.
 async fn shop() -> (Stand, Client<Channel>, Echo) {
-    shop_with(|settings| settings).await
+    shop_with(|_| ()).await
 }
 
-async fn shop_with(change: impl FnOnce(UpstreamSettings) -> UpstreamSettings) -> (Stand, Client<Channel>, Echo) {
+async fn shop_with(change: impl FnOnce(&mut Setup)) -> (Stand, Client<Channel>, Echo) {
     let (address, echo) = serve().await;
-    let mut setup = Setup::new(change(UpstreamSettings { http2: true, ..upstream_of(&[address]) }));
+    let mut setup = Setup::new(UpstreamSettings { http2: true, ..upstream_of(&[address]) });
+    change(&mut setup);
     setup.paid.push(("/test.Echo/*", Way::default()));
     let stand = setup.open().await;
     let channel = Endpoint::from_shared(stand.url("")).unwrap().timeout(PATIENCE).connect().await.unwrap();
@@ -240,7 +241,9 @@ async fn once(client: &mut Client<Channel>, request: Request<Say>) -> Result<Res
 async fn a_paid_call_is_answered_and_charged_once() {
     let (stand, mut client, _) = shop().await;
     for n in 1..=3 {
-        let answer = once(&mut client, stand.paid(say("hello", n))).await.unwrap();
+        let mut request = stand.paid(say("hello", n));
+        request.set_timeout(PATIENCE);
+        let answer = once(&mut client, request).await.unwrap();
         assert_eq!(answer.get_ref(), &say("hello", n));
         assert!(answer.metadata().contains_key("payment-response"));
         assert!(answer.metadata().get("x-payer").unwrap().to_str().unwrap().starts_with("0x"));
@@ -308,8 +311,11 @@ async fn many_messages_have_one_answer() {
 async fn both_sides_talk_at_once_and_either_may_be_silent() {
     // Neither the time for an answer nor that for a request's body ends a call that has begun.
     let short = Duration::from_millis(300);
-    let (stand, mut client, echo) =
-        shop_with(|settings| UpstreamSettings { response_timeout: short, ..settings }).await;
+    let (stand, mut client, echo) = shop_with(|setup| {
+        setup.upstream.response_timeout = short;
+        setup.bounds.body_time = short;
+    })
+    .await;
     let (tell, told) = mpsc::unbounded_channel();
     let messages = stream::unfold(told, |mut told| async move { Some((told.recv().await?, told)) });
     client.ready().await.unwrap();
@@ -348,7 +354,7 @@ async fn a_client_that_cancels_ends_the_call_at_the_server() {
 async fn a_server_that_is_not_there_is_unavailable_and_costs_nothing() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let urls = vec![format!("http://{nobody}").parse().unwrap()];
-    let (stand, mut client, _) = shop_with(|settings| UpstreamSettings { urls, ..settings }).await;
+    let (stand, mut client, _) = shop_with(|setup| setup.upstream.urls = urls).await;
     let status = once(&mut client, stand.paid(say("hello", 1))).await.unwrap_err();
     assert_eq!((status.code(), stand.charges()), (Code::Unavailable, 0));
 }

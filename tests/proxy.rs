@@ -1898,6 +1898,8 @@ mod operators {
         let office = office().await;
         let local = "host: localhost\r\n";
         assert_eq!(office.ask("GET /channels", local).await.json(), json!([]));
+        let target = json!({"upstream": null, "url": "http://127.0.0.1:1", "standing": "up", "requests": null});
+        assert_eq!(office.ask("GET /upstreams", local).await.json(), json!([target]));
         let key = LocalKey::from_bytes(&[7; 32]).unwrap();
         let terms = terms();
         let config = terms.channel_of(key.address());

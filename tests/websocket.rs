@@ -155,7 +155,7 @@ async fn many_messages_go_both_ways_at_once() {
         let message = tokio::time::timeout(PATIENCE, down.next()).await.unwrap().unwrap().unwrap();
         assert_eq!(message, Message::text(n.to_string()));
     }
-    sending.await.unwrap();
+    drop(sending.await.unwrap());
 }
 
 #[tokio::test]

@@ -9,6 +9,9 @@
 //! 7. [`what_is_lost`]: what a restart, a dead disk, a lost client and a lost answer cost
 //! 8. [`without_gas`]: a facilitator instead of a gas key
 //! 9. [`side_by_side`]: many requests of one channel at once
+//! 10. [`behind_it`]: upstreams, what happens when one fails, gRPC and WebSocket
+
+pub mod behind_it;
 
 pub mod a_paid_request {
     //! From the 402 to the receipt.
@@ -44,7 +47,7 @@ pub mod what_is_charged {
     //! | ended by | before it went upstream | sent, no head yet | head seen |
     //! |---|---|---|---|
     //! | a complete answer below 400 | | | the price, or what the upstream reported |
-    //! | an answer of 400 or above | | | nothing |
+    //! | an answer of 400 or above, or a gRPC call that failed at once | | | nothing |
     //! | the client leaves | nothing | the price | it was charged with the head |
     //! | the client breaks off its own body | nothing | nothing: the upstream had half a request | |
     //! | the upstream fails or times out | nothing | nothing | it was charged with the head |

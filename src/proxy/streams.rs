@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::task::AtomicWaker;
 use http::Request;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -45,10 +46,12 @@ struct SharedLine {
     usage: Arc<Usage>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Usage {
     streams: AtomicUsize,
     unanswered: AtomicUsize,
+    /// Wakes the connection's task, which looks again how many requests it may have.
+    task: AtomicWaker,
 }
 
 /// One of a connection's requests, until it is dropped.
@@ -67,6 +70,8 @@ impl Stream {
     fn answered(&mut self) {
         self.answered = true;
         self.usage.unanswered.store(0, Ordering::Relaxed);
+        // By now the upstream has said it, and its answer alone does not wake that task.
+        self.usage.task.wake();
     }
 }
 
@@ -164,12 +169,13 @@ impl Streams {
         let line = self.dialer.dial().await?;
         let mut builder = http2::Builder::new(TokioExecutor::new());
         let (sender, connection) = builder.timer(TokioTimer::new()).handshake(line).await?;
-        let usage = Arc::new(Usage { streams: AtomicUsize::new(0), unanswered: AtomicUsize::new(0) });
-        let room = Arc::clone(&self.room);
+        let usage = Arc::new(Usage::default());
+        let (room, looked_at) = (Arc::clone(&self.room), Arc::clone(&usage));
         let mut before = connection.current_max_send_streams();
         tokio::spawn(async move {
             let mut connection = pin!(connection);
             let ended = poll_fn(|context| {
+                looked_at.task.register(context.waker());
                 let polled = connection.as_mut().poll(context);
                 if polled.is_pending() {
                     let now = connection.current_max_send_streams();
