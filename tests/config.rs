@@ -394,7 +394,7 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         ),
         (
             with("[upstream.health]\ninterval = \"1s\""),
-            "15:11 [upstream.health].path: is missing; add path = \"/healthz\"",
+            "15:1 [upstream.health].path: is missing; add path = \"/healthz\"",
         ),
         (
             with("[upstream.health]\npath = \"healthz\""),
