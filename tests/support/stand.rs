@@ -4,7 +4,6 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use peaje::gate::path::PathPattern;
@@ -38,8 +37,6 @@ pub(crate) struct Stand {
     pub(crate) gate: Gate,
     pub(crate) upstream: Upstream,
     wallet: Payer,
-    /// What the next voucher is for, if it is not what was charged and a price.
-    signed: Mutex<u128>,
     stop: CancellationToken,
     task: Option<JoinHandle<()>>,
 }
@@ -90,7 +87,7 @@ impl Setup {
         let stack = peaje::proxy::stack(&gate, upstream.clone(), Cors::Off, self.bounds);
         let serving = listener.serve(stack, stop.clone(), self.drain, move || accounts.abandon());
         let task = Some(tokio::spawn(serving));
-        Stand { address, gate, upstream, wallet, signed: Mutex::new(0), stop, task }
+        Stand { address, gate, upstream, wallet, stop, task }
     }
 }
 
@@ -109,13 +106,6 @@ impl Stand {
     /// The payment header of the next request, where one comes after the other.
     pub(crate) fn payment(&self) -> String {
         self.wallet.voucher((self.charges() + 1) * PRICE).header()
-    }
-
-    /// The payment header of one more request at the same time.
-    pub(crate) fn payment_ahead(&self) -> String {
-        let mut signed = self.signed.lock().unwrap();
-        *signed = (*signed).max(self.charges() * PRICE) + PRICE;
-        self.wallet.voucher(*signed).header()
     }
 
     /// Tells it to stop, and waits until it has.
