@@ -4,27 +4,30 @@
 //! plain `http`, as everything on one machine does; whoever needs `https` asks [`has_roots`] and says what is missing.
 //! **Does not** serve TLS.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 
 struct Trust {
     config: ClientConfig,
-    has_roots: bool,
+    roots: Arc<RootCertStore>,
 }
 
 static TRUST: LazyLock<Trust> = LazyLock::new(|| {
     let mut roots = RootCertStore::empty();
     // A certificate that cannot be read is one less that is trusted, never one more.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let has_roots = !roots.is_empty();
-    let config = ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+    let roots = Arc::new(roots);
+    let config = config_builder().with_root_certificates(Arc::clone(&roots)).with_no_client_auth();
+    Trust { config, roots }
+});
+
+/// Settings of a client's connections that say nothing yet of whom it trusts.
+pub(crate) fn config_builder() -> ConfigBuilder<ClientConfig, WantsVerifier> {
+    ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
         .with_safe_default_protocol_versions()
         .expect("ring supports the default versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Trust { config, has_roots }
-});
+}
 
 /// The settings of a client's connections.
 pub(crate) fn client_config() -> ClientConfig {
@@ -33,5 +36,10 @@ pub(crate) fn client_config() -> ClientConfig {
 
 /// Whether there is anybody to trust. Without, every `https` connection fails.
 pub(crate) fn has_roots() -> bool {
-    TRUST.has_roots
+    !TRUST.roots.is_empty()
+}
+
+/// Whom the system trusts.
+pub(crate) fn roots() -> Arc<RootCertStore> {
+    Arc::clone(&TRUST.roots)
 }

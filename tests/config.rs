@@ -45,6 +45,11 @@ fn in_chain(line: &str) -> String {
     changed("rpc = \"env:PEAJE_RPC\"", &format!("rpc = \"env:PEAJE_RPC\"\n{line}"))
 }
 
+/// The minimal config with more of `[upstream]`, in line 3.
+fn in_upstream(line: &str) -> String {
+    changed("8080\"", &format!("8080\"\n{line}"))
+}
+
 /// The minimal config where gas may take so much and has a price.
 fn priced(share: &str) -> String {
     with(&format!("[redeem]\ncoin_price = \"$3000\"\nmax_gas_share = \"{share}\""))
@@ -99,6 +104,7 @@ fn a_minimal_config_is_short_and_the_rest_has_defaults() {
         max_header_bytes: 64 << 10,
         max_headers: 100,
         max_body: None,
+        max_tunnels: 1_024,
         bad_signatures_per_minute: 60,
         hot_keys_bytes: 384 << 20,
         max_matched_body: 1 << 20,
@@ -118,6 +124,12 @@ fn a_minimal_config_is_short_and_the_rest_has_defaults() {
     assert_eq!(config.facilitator, None);
     assert_eq!(config.cors, Cors::Any);
     assert_eq!((config.log.level, config.log.format), (LogLevel::Info, LogFormat::Auto));
+    let upstream = &config.upstream;
+    let times = [upstream.connect_timeout, upstream.response_timeout, upstream.idle_timeout];
+    assert_eq!(times, [5, 60, 300].map(Duration::from_secs));
+    assert_eq!((upstream.http2, &upstream.health, upstream.breaker, config.upstreams.len()), (false, &None, None, 0));
+    assert_eq!((&upstream.ca, &upstream.client, &upstream.server_name), (&None, &None, &None));
+    assert_eq!(config.routes[0].way, None);
     assert_eq!(config.routes.len(), 1);
     assert_eq!(&*config.routes[0].name, "/v1/*");
     assert_eq!(config.routes[0].price, Price::Fixed(Amount::new(2_000)));
@@ -141,6 +153,8 @@ fn the_example_is_complete() {
     for line in EXAMPLE.lines() {
         let line = line.strip_prefix("# ").unwrap_or(line);
         if line.starts_with('[') && line.ends_with(']') {
+            // Upstreams with names have the keys of the one without.
+            let line = if line.starts_with("[upstreams.") { "[upstream]" } else { line };
             let name = |heading: &str| heading.trim_matches(['[', ']']).to_owned();
             // A section within another is a key of that one.
             if let Some((outer, key)) = name(line).rsplit_once('.')
@@ -158,7 +172,7 @@ fn the_example_is_complete() {
             continue;
         }
         let Some((key, value)) = line.split_once(" = ") else { continue };
-        assert!(key.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{line}");
+        assert!(key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'), "{line}");
         let parsed = format!("{key} = {value}").parse::<toml::Table>().expect(line);
         // A table on one line shows its own keys.
         if let Some(toml::Value::Table(table)) = parsed.get(key).filter(|_| key == "tls") {
@@ -177,7 +191,8 @@ fn the_example_is_complete() {
 }
 
 fn is_key(line: &str) -> bool {
-    line.split_once(" = ").is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+    line.split_once(" = ")
+        .is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'))
 }
 
 #[test]
@@ -211,6 +226,17 @@ fn the_examples_comments_are_a_config_too() {
     assert_eq!(config.receiver.gas_key.as_str(), "env:PEAJE_GAS_KEY");
     assert_eq!(config.routes[0].extensions["bazaar"]["info"]["input"]["method"], "GET");
     assert_eq!(config.routes[0].methods.len(), 2);
+    let way = config.routes[0].way.as_ref().unwrap();
+    assert!(way.upgrades_to("WebSocket") && !way.upgrades_to("h2c"));
+    assert_eq!(way.upstream.as_deref(), Some("reports"));
+    let reports = &config.upstreams[0].1;
+    assert_eq!(reports.ca.as_deref(), Some("upstream-ca.pem".as_ref()));
+    assert_eq!(reports.client, Some(("client.pem".into(), "client.key".into())));
+    let breaker = config.upstream.breaker.unwrap();
+    assert_eq!((breaker.failures, breaker.open_for), (5, Duration::from_secs(10)));
+    let health = config.upstream.health.unwrap();
+    let times = [health.interval, health.timeout].map(|time| time.as_secs());
+    assert_eq!((times, health.unhealthy_after, health.healthy_after), ([5, 1], 2, 2));
 }
 
 #[test]
@@ -358,6 +384,88 @@ fn every_error_says_where_what_and_how_to_fix_it() {
             "16:14 [server].public_url: \"api.example.com\" is not an http or https URL; write it like \
              \"https://api.example.com\"",
         ),
+        // Upstreams.
+        (in_upstream("idle_timeout = \"0ms\""), "3:16 [upstream].idle_timeout: \"0ms\" is not between 1ms and 1d"),
+        (
+            in_upstream("http2 = \"yes\""),
+            "3:9 [upstream].http2: expected true or false, found text; write true or false, without quotes",
+        ),
+        (
+            changed("\"http://127.0.0.1:8080\"", "[\"http://a\", \"b\"]"),
+            "2:7 [upstream].url: no. 2: \"b\" is not an http or https URL; write it like \"http://127.0.0.1:8080\"",
+        ),
+        (
+            changed("\"http://127.0.0.1:8080\"", "[]"),
+            "2:7 [upstream].url: names nothing; add one, as in url = \"http://127.0.0.1:8080\"",
+        ),
+        (
+            changed("\"http://127.0.0.1:8080\"", "[\"http://a\", \"http://b\", \"http://a\"]"),
+            "2:7 [upstream].url: names one of them twice; the one with the fewest requests is asked, so once is enough",
+        ),
+        (
+            in_upstream("ca = \"ca.pem\""),
+            "3:6 [upstream].ca: is about TLS, and no url begins with https://; write https:// in url, or remove it",
+        ),
+        (
+            with("[upstreams.a]\nurl = \"https://a\"\nclient_cert = \"c.pem\""),
+            "15:12 [upstreams.a].client_key: is missing; add client_key, the file of the certificate's key",
+        ),
+        (
+            with(
+                "[upstreams.a]\nurl = \"https://a\"\nclient_cert = \"c.pem\"\nclient_key = \"-----BEGIN PRIVATE KEY-----\"",
+            ),
+            "18:14 [upstreams.a].client_key: this is what belongs into a file; write the name of that file",
+        ),
+        (
+            with("[upstreams.a]\nurl = \"https://a\"\nserver_name = \"a b\""),
+            "17:15 [upstreams.a].server_name: \"a b\" is no name of a server; write it like \"api.internal\"",
+        ),
+        (
+            with("[upstream.health]\ninterval = \"1s\""),
+            "15:1 [upstream.health].path: is missing; add path = \"/healthz\"",
+        ),
+        (
+            with("[upstream.health]\npath = \"healthz\""),
+            "16:8 [upstream.health].path: \"healthz\" is not a path; write it like \"/healthz\"",
+        ),
+        (with("[upstream.breaker]\nfailures = 0"), "16:12 [upstream.breaker].failures: 0 is not between 1 and 1000"),
+        (with("[upstreams.a]"), "15:12 [upstreams.a].url: is missing; add url = \"http://127.0.0.1:8080\""),
+        (
+            with("[upstreams.a]\nurl = \"http://a\"\nulr = \"http://b\""),
+            "17:1 [upstreams.a].ulr: unknown key; did you mean \"url\"?",
+        ),
+        (
+            with("[upstreams.\"a b\"]\nurl = \"http://a\""),
+            "15:12 [upstreams.\"a b\"]: \"a b\" is no name for an upstream; name it like [upstreams.images]",
+        ),
+        (with("[upstreams]\na = \"http://a\""), "16:5 [upstreams.a]: is a section, not a value"),
+        (
+            with("[upstreams.a]\nurl = \"http://a\"\nresponse_timeout = \"5m\""),
+            "15:12 [upstreams.a].response_timeout: 5m must be shorter than [channel].max_timeout, which is 5m; lower it, or \
+             raise max_timeout",
+        ),
+        (
+            with("upstream = \"imagse\"\n[upstreams.images]\nurl = \"http://a\""),
+            "15:12 [[route]].upstream: there is no [upstreams.imagse]; did you mean \"images\"?",
+        ),
+        (
+            with("upstream = \"x\""),
+            "15:12 [[route]].upstream: there is no [upstreams.x]; add it, or leave upstream out for the one in [upstream]",
+        ),
+        (
+            with("upgrade = [\"h2c\"]"),
+            "15:12 [[route]].upgrade: \"h2c\" would be a way around the prices; leave it out",
+        ),
+        (
+            with("upgrade = [\"web socket\"]"),
+            "15:12 [[route]].upgrade: \"web socket\" is no protocol; write it like \"websocket\"",
+        ),
+        (
+            with("upgrade = [\"websocket\"]\nupstream = \"a\"\n[upstreams.a]\nurl = \"http://a\"\nhttp2 = true"),
+            "15:11 [[route]].upgrade: its upstream speaks HTTP/2, which knows no upgrade; remove it, or name an upstream \
+             without http2",
+        ),
+        (with("[limits]\nmax_tunnels = 0"), "16:15 [limits].max_tunnels: 0 is not between 1 and 1000000"),
         // The chain.
         (
             changed("base-sepolia", "base-seplia"),

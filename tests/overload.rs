@@ -88,9 +88,9 @@ impl Setup {
         let policy = Policy::new(terms(), "https://api.example.com", routes).unwrap();
         let gate = Gate::new(policy, desk).with_limits(limits);
         let upstream = Upstream::new(&UpstreamSettings {
-            url: format!("http://{}", self.upstream).parse().unwrap(),
             connect_timeout: PATIENCE,
             response_timeout: PATIENCE,
+            ..UpstreamSettings::of(format!("http://{}", self.upstream).parse().unwrap())
         })
         .unwrap();
         // What is counted is counted over all cores.

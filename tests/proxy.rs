@@ -101,9 +101,9 @@ impl Setup {
         let gate = Gate::new(Policy::new(terms(), self.public_url, routes).unwrap(), Desk::closed());
         let gate = gate.with_limits(self.limits);
         let upstream = Upstream::new(&UpstreamSettings {
-            url: self.upstream.parse().unwrap(),
             connect_timeout: Duration::from_secs(2),
             response_timeout: self.response_timeout,
+            ..UpstreamSettings::of(self.upstream.parse().unwrap())
         })
         .unwrap();
         let cores = NonZeroUsize::new(self.cores).unwrap();
@@ -1821,8 +1821,10 @@ mod operators {
         let socket = admin::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = socket.local_addr().unwrap();
         let (unready, stop) = (CancellationToken::new(), CancellationToken::new());
+        let upstream = Upstream::new(&UpstreamSettings::of("http://127.0.0.1:1".parse().unwrap())).unwrap();
+        let (reloads, unready_too) = (Reloads::default(), unready.clone());
         let serving =
-            admin::serve(socket, gate.clone(), redemption.clone(), Reloads::default(), unready.clone(), stop.clone());
+            admin::serve(socket, gate.clone(), redemption.clone(), reloads, upstream, unready_too, stop.clone());
         let task = tokio::spawn(serving);
         Office { address, gate, redemption, unready, stop, task, devnet: Some(devnet) }
     }
@@ -1899,6 +1901,8 @@ mod operators {
         let office = office().await;
         let local = "host: localhost\r\n";
         assert_eq!(office.ask("GET /channels", local).await.json(), json!([]));
+        let target = json!({"upstream": null, "url": "http://127.0.0.1:1", "standing": "up", "requests": null});
+        assert_eq!(office.ask("GET /upstreams", local).await.json(), json!([target]));
         let key = LocalKey::from_bytes(&[7; 32]).unwrap();
         let terms = terms();
         let config = terms.channel_of(key.address());

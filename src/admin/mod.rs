@@ -6,6 +6,7 @@
 //! | `GET /readyz` | 200 while paid work is taken, else 503 and why |
 //! | `GET /status` | which prices are in force, and how the last change of the config went |
 //! | `GET /channels` | the books, one object a channel |
+//! | `GET /upstreams` | the upstreams' targets and how they stand |
 //! | `GET /redemption` | how redemption is doing, and how it is run |
 //! | `GET /redeem/plan` | a dry run: what a round would do now, cost and leave |
 //! | `POST /redeem` | claims and settles now; the report |
@@ -37,6 +38,7 @@ use crate::config::{ReloadState, Reloads};
 use crate::gate::record::Recorder;
 use crate::gate::{Gate, Statement};
 use crate::protocol::{Address, Amount, ChannelId};
+use crate::proxy::{TargetState, Upstream};
 use crate::redeem::{Redemption, Settings, Vitals};
 use crate::store::Latched;
 
@@ -174,6 +176,7 @@ struct Operators {
     gate: Gate,
     redemption: Redemption,
     reloads: Reloads,
+    upstream: Upstream,
     unready: CancellationToken,
 }
 
@@ -195,6 +198,7 @@ pub async fn serve(
     gate: Gate,
     redemption: Redemption,
     reloads: Reloads,
+    upstream: Upstream,
     unready: CancellationToken,
     stop: CancellationToken,
 ) {
@@ -203,12 +207,13 @@ pub async fn serve(
         .route("/readyz", get(readyz))
         .route("/status", get(status))
         .route("/channels", get(channels))
+        .route("/upstreams", get(upstreams))
         .route("/redemption", get(state))
         .route("/redeem/plan", get(plan))
         .route("/redeem", post(redeem).route_layer(middleware::from_fn(ordered_on_purpose)))
         .fallback(nothing_here)
         .layer(middleware::from_fn(asked_by_name))
-        .with_state(Operators { gate, redemption, reloads, unready });
+        .with_state(Operators { gate, redemption, reloads, upstream, unready });
     let serving = axum::serve(socket, app).with_graceful_shutdown(stop.clone().cancelled_owned()).into_future();
     let out_of_patience = async {
         stop.cancelled().await;
@@ -289,6 +294,10 @@ async fn channels(State(operators): State<Operators>) -> Json<Vec<ChannelLine>> 
     Json(operators.gate.accounts().statements().iter().map(ChannelLine::from).collect())
 }
 
+async fn upstreams(State(operators): State<Operators>) -> Json<Vec<TargetState>> {
+    Json(operators.upstream.targets())
+}
+
 async fn state(State(operators): State<Operators>) -> Json<RedemptionState> {
     let settings = operators.redemption.settings();
     let vitals = operators.redemption.vitals();
@@ -324,7 +333,7 @@ async fn nothing_here() -> Response {
     refuse(
         StatusCode::NOT_FOUND,
         "not_found",
-        "there are /livez, /readyz, /status, /channels, /redemption, /redeem/plan and /redeem",
+        "there are /livez, /readyz, /status, /channels, /upstreams, /redemption, /redeem/plan and /redeem",
     )
 }
 

@@ -18,11 +18,12 @@ use super::{ConfigArgs, Exit, Failure, Outcome, Output};
 use crate::causes::causes;
 use crate::chain::{self, AlloyChain, Chain as _, ChainError, GasPrice, Head, KeyRef, RpcUrl, TokenDomain};
 use crate::clock;
-use crate::config::{Config, ConfigErrors, KeyReference, MaxLag, Redeem, Upstream};
+use crate::config::{Config, ConfigErrors, KeyReference, MaxLag, Redeem};
 use crate::facilitator::Client;
 use crate::gate::policy::{Price, Route, TokenTerms, Transfer};
 use crate::protocol::contracts::{ERC3009_COLLECTOR, PERMIT2, PERMIT2_COLLECTOR, SETTLEMENT};
 use crate::protocol::{Address, Amount, Domain, Hash};
+use crate::proxy::TargetState;
 use crate::redeem::{Rules, claim_cost};
 use crate::store::sqlite::Reader;
 use crate::store::{Identity, StoreError};
@@ -154,7 +155,7 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
     // Where a facilitator sends transactions, nothing of ours pays for them.
     let gas_account = keys.as_ref().ok().map(|keys| keys.gas).filter(|_| config.facilitator.is_none());
     let (on_chain, upstream) =
-        tokio::join!(async { chain_findings(config, nodes, gas_account).await }, upstream_finding(&config.upstream));
+        tokio::join!(async { chain_findings(config, nodes, gas_account).await }, upstream_findings(config));
     let mut findings = in_file(config);
     findings.extend(public_url_finding(&config.server.public_url, loopback));
     findings.extend(front::findings(&config.server, clock::now_s()));
@@ -169,7 +170,7 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
     });
     findings.extend(on_chain);
     findings.extend(facilitator_finding(config).await);
-    findings.push(upstream);
+    findings.extend(upstream);
     findings
 }
 
@@ -567,21 +568,21 @@ fn unanswered(what: &str, error: &ChainError) -> Finding {
 
 // The upstream.
 
-async fn upstream_finding(upstream: &Upstream) -> Finding {
-    let url = upstream.url.to_string();
-    let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(crate::tls::client_config())
-        .connect_timeout(upstream.connect_timeout)
-        .timeout(upstream.connect_timeout.saturating_add(upstream.response_timeout))
-        .redirect(reqwest::redirect::Policy::none())
-        // The proxy connects directly, whatever the environment says about proxies.
-        .no_proxy()
-        .build();
-    let answer = match client {
-        Ok(client) => client.head(&url).send().await.map(|answer| answer.status().as_u16()),
-        Err(error) => Err(error),
+async fn upstream_findings(config: &Config) -> Vec<Finding> {
+    // Asked as the proxy asks: by the same connections, with the same trust.
+    let upstream = match super::upstreams::upstream(config) {
+        Ok(upstream) => upstream,
+        Err(error) => return vec![Finding::error(Exit::Config, "upstream", error.to_string())],
     };
-    judge_upstream(&url, answer.map_err(|error| causes(&error.without_url())), upstream.response_timeout)
+    let answers = upstream.look().await;
+    let patience = |name: Option<&str>| {
+        let named = config.upstreams.iter().find(|(other, _)| Some(&**other) == name);
+        named.map_or(&config.upstream, |(_, upstream)| upstream).response_timeout
+    };
+    let judge = |(target, answer): (TargetState, Result<u16, String>)| {
+        judge_upstream(&target.url, answer, patience(target.upstream.as_deref()))
+    };
+    answers.into_iter().map(judge).collect()
 }
 
 /// Any answer shows that somebody is there; which path is right for `HEAD`, only the API knows.

@@ -20,6 +20,7 @@ pub mod serve;
 pub mod site;
 mod succession;
 mod supervisor;
+mod upstreams;
 pub mod value;
 
 use std::path::PathBuf;

@@ -15,14 +15,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::live::Live;
+use super::upstreams::upstream;
 use crate::admin;
 use crate::chain::Chain;
 use crate::config::{self, Config};
 use crate::gate::{Accounts, DepositLimits, Desk, Gate, Limits};
 use crate::protocol::{Amount, Dollars, LocalKey};
 use crate::proxy::{
-    Bounds, CertificateError, CertificateFiles, Certificates, Cors, ForwardedHeader, Listener, Trusted, Upstream,
-    UpstreamSettings, is_taken,
+    Bounds, CertificateError, CertificateFiles, Certificates, Cors, ForwardedHeader, Listener, Trusted, is_taken,
 };
 use crate::redeem::{Redemption, Report, Rules, Sending, Settings, Watch};
 use crate::store::{Latched, LedgerStore, Opening, StoreError};
@@ -129,11 +129,7 @@ impl Site {
         books: Books,
     ) -> Result<Self, SiteError> {
         let policy = config.policy(authorizer.address()).map_err(|_| SiteError::Routes)?;
-        let upstream = Upstream::new(&UpstreamSettings {
-            url: config.upstream.url.clone(),
-            connect_timeout: config.upstream.connect_timeout,
-            response_timeout: config.upstream.response_timeout,
-        })?;
+        let upstream = upstream(config)?;
         let inherited = listener.is_inherited();
         let listener = settled(listener, config)?;
         let address =
@@ -157,13 +153,14 @@ impl Site {
         }
         let receiver_authorizer = authorizer.address();
         let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings(config), opening);
-        let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors), bounds(config));
+        let stack = crate::proxy::stack(&gate, upstream.clone(), cors(&config.cors), bounds(config));
         let live = Live::new(config, gate.clone(), stack.clone(), receiver_authorizer, access.clone());
         let unready = CancellationToken::new();
         let stop_admin = CancellationToken::new();
         let operators = operators.map(|socket| {
             let (gate, redemption, reloads) = (gate.clone(), redemption.clone(), live.reloads().clone());
-            tokio::spawn(admin::serve(socket, gate, redemption, reloads, unready.clone(), stop_admin.clone()))
+            let (upstream, unready, stop) = (upstream.clone(), unready.clone(), stop_admin.clone());
+            tokio::spawn(admin::serve(socket, gate, redemption, reloads, upstream, unready, stop))
         });
         let accounts = gate.accounts().clone();
         let drain = config.server.shutdown_timeout;
@@ -316,12 +313,13 @@ pub(super) fn limits(config: &Config) -> Limits {
 }
 
 fn bounds(config: &Config) -> Bounds {
-    let config::Limits { max_requests, body_timeout, max_body, max_headers, .. } = config.limits;
+    let config::Limits { max_requests, body_timeout, max_body, max_headers, max_tunnels, .. } = config.limits;
     Bounds {
         max_requests,
         body_time: body_timeout,
         max_body: max_body.unwrap_or(u64::MAX),
         max_headers,
+        max_tunnels,
         ..Bounds::default()
     }
 }

@@ -4,8 +4,10 @@
 //! in it exactly once, and that no secret is in the words. **Does not** apply anything.
 
 use std::fmt::Display;
+use std::path::PathBuf;
+use std::time::Duration;
 
-use super::{Config, Cors, LogFormat, LogLevel, MaxLag, write_duration};
+use super::{Config, Cors, LogFormat, LogLevel, MaxLag, Upstream, write_duration};
 use crate::gate::policy::Transfer;
 use crate::protocol::Amount;
 
@@ -56,17 +58,43 @@ const fn live(section: &'static str, name: &'static str, show: fn(&Config) -> St
     Key { section, name, when: When::Live, show: Some(show), differs: None }
 }
 
-/// Every key there is, but for those of routes: they are all live, and compared route by route.
+/// Every key there is, but for those of routes and the lists of payers that routes name: they are all
+/// live, and compared route by route.
 pub const KEYS: &[Key] = &[
     start("[server]", "listen", |c| c.server.listen.to_string()),
     start("[server]", "public_url", |c| c.server.public_url.clone()),
     start("[server]", "shutdown_timeout", |c| write_duration(c.server.shutdown_timeout)),
     live("[server]", "quote_grace", |c| write_duration(c.server.quote_grace)),
+    start("[server]", "tls", |c| if c.server.tls.is_empty() { "off".to_owned() } else { "on".to_owned() }),
+    start("[server.tls]", "cert", |c| files(c.server.tls.iter().map(|files| &files.cert))),
+    start("[server.tls]", "key", |c| files(c.server.tls.iter().map(|files| &files.key))),
+    start("[server]", "trusted_proxies", |c| list(&c.server.trusted_proxies)),
+    start("[server]", "forwarded_header", |c| format!("{:?}", c.server.forwarded_header)),
+    start("[server]", "proxy_protocol", |c| c.server.proxy_protocol.to_string()),
     start("[server]", "cores", |c| some(c.server.cores, "one for each core")),
     start("[admin]", "listen", |c| some(c.admin.listen, "off")),
-    start("[upstream]", "url", |c| c.upstream.url.to_string()),
-    start("[upstream]", "connect_timeout", |c| write_duration(c.upstream.connect_timeout)),
-    start("[upstream]", "response_timeout", |c| write_duration(c.upstream.response_timeout)),
+    start("[upstream]", "url", |c| each(c, |u| u.urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))),
+    start("[upstream]", "connect_timeout", |c| each(c, |u| write_duration(u.connect_timeout))),
+    start("[upstream]", "response_timeout", |c| each(c, |u| write_duration(u.response_timeout))),
+    start("[upstream]", "idle_timeout", |c| each(c, |u| write_duration(u.idle_timeout))),
+    start("[upstream]", "http2", |c| each(c, |u| u.http2.to_string())),
+    start("[upstream]", "ca", |c| each(c, |u| file(u.ca.as_ref()))),
+    start("[upstream]", "client_cert", |c| each(c, |u| file(u.client.as_ref().map(|(cert, _)| cert)))),
+    start("[upstream]", "client_key", |c| each(c, |u| file(u.client.as_ref().map(|(_, key)| key)))),
+    start("[upstream]", "server_name", |c| each(c, |u| some(u.server_name.as_ref(), "its URL's"))),
+    start("[upstream]", "health", |c| each(c, |u| some(u.health.as_ref().map(|_| "on"), "off"))),
+    start("[upstream]", "breaker", |c| each(c, |u| some(u.breaker.as_ref().map(|_| "on"), "off"))),
+    start("[upstream.health]", "path", |c| each(c, |u| some(u.health.as_ref().map(|h| &h.path), "off"))),
+    start("[upstream.health]", "interval", |c| each(c, |u| age(u.health.as_ref().map(|h| h.interval)))),
+    start("[upstream.health]", "timeout", |c| each(c, |u| age(u.health.as_ref().map(|h| h.timeout)))),
+    start("[upstream.health]", "unhealthy_after", |c| {
+        each(c, |u| some(u.health.as_ref().map(|h| h.unhealthy_after), "off"))
+    }),
+    start("[upstream.health]", "healthy_after", |c| {
+        each(c, |u| some(u.health.as_ref().map(|h| h.healthy_after), "off"))
+    }),
+    start("[upstream.breaker]", "failures", |c| each(c, |u| some(u.breaker.as_ref().map(|b| b.failures), "off"))),
+    start("[upstream.breaker]", "open_for", |c| each(c, |u| age(u.breaker.as_ref().map(|b| b.open_for)))),
     start("[chain]", "network", |c| some(c.chain.network, "none")),
     start("[chain]", "chain_id", |c| c.chain.chain_id.to_string()),
     Key {
@@ -109,6 +137,13 @@ pub const KEYS: &[Key] = &[
     start("[limits]", "max_requests", |c| c.limits.max_requests.to_string()),
     start("[limits]", "header_timeout", |c| write_duration(c.limits.header_timeout)),
     start("[limits]", "body_timeout", |c| write_duration(c.limits.body_timeout)),
+    start("[limits]", "idle_timeout", |c| write_duration(c.limits.idle_timeout)),
+    start("[limits]", "max_header_bytes", |c| c.limits.max_header_bytes.to_string()),
+    start("[limits]", "max_headers", |c| c.limits.max_headers.to_string()),
+    start("[limits]", "max_body", |c| some(c.limits.max_body, "any")),
+    start("[limits]", "max_tunnels", |c| c.limits.max_tunnels.to_string()),
+    live("[limits]", "max_matched_body", |c| c.limits.max_matched_body.to_string()),
+    live("[limits]", "rate", |c| format!("{:?} {:?}", c.limits.per_payer, c.limits.unpaid)),
     live("[limits]", "bad_signatures_per_minute", |c| c.limits.bad_signatures_per_minute.to_string()),
     start("[limits]", "hot_keys_memory", |c| format!("{} bytes", c.limits.hot_keys_bytes)),
     start("[store]", "directory", |c| c.store.directory.display().to_string()),
@@ -160,6 +195,28 @@ pub const KEYS: &[Key] = &[
     start("[log]", "access", |c| some(c.access_log.as_ref().map(|file| file.display()), "none")),
 ];
 
+/// What the upstream without a name has, and what those with names have.
+fn each(config: &Config, show: impl Fn(&Upstream) -> String) -> String {
+    let named = config.upstreams.iter().map(|(name, upstream)| format!("{name}: {}", show(upstream)));
+    std::iter::once(show(&config.upstream)).chain(named).collect::<Vec<_>>().join("; ")
+}
+
+fn list(values: &[impl Display]) -> String {
+    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn files<'f>(files: impl Iterator<Item = &'f PathBuf>) -> String {
+    files.map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn file(file: Option<&PathBuf>) -> String {
+    some(file.map(|file| file.display()), "none")
+}
+
+fn age(duration: Option<Duration>) -> String {
+    some(duration.map(write_duration), "off")
+}
+
 fn some(value: Option<impl Display>, none: &str) -> String {
     value.map_or_else(|| none.to_owned(), |value| value.to_string())
 }
@@ -177,7 +234,8 @@ mod tests {
 
     #[test]
     fn every_key_is_read_live_or_at_start_and_not_both() {
-        let of_routes = |section: &str| section.starts_with("[[route") || section.starts_with("[route");
+        let of_routes =
+            |section: &str| section.starts_with("[[route") || section.starts_with("[route") || section == "[payers]";
         let listed_here = |(section, _): &(String, _)| !section.is_empty() && !of_routes(section);
         let known: BTreeSet<_> = known_keys().into_iter().filter(listed_here).collect();
         let listed: BTreeSet<_> = KEYS.iter().map(|key| (key.section.to_owned(), key.name)).collect();

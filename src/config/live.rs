@@ -24,7 +24,9 @@ impl Config {
     /// # Errors
     /// [`OtherMoney`]: the amounts of `next` mean something else, so none of it can be taken.
     pub fn applying(&self, next: &Self) -> Result<Self, OtherMoney> {
-        let money = |config: &Self| format!("{} {:?}", config.chain.chain_id, config.chain.token);
+        let money = |config: &Self| {
+            format!("{} {:?} {:?}", config.chain.chain_id, config.chain.token, config.chain.other_tokens)
+        };
         if money(self) != money(next) {
             return Err(OtherMoney);
         }
@@ -44,7 +46,13 @@ impl Config {
                 ..running.clone()
             },
             deposits: Deposits { instant: self.deposits.instant, ..next.deposits.clone() },
-            limits: Limits { bad_signatures_per_minute: next.limits.bad_signatures_per_minute, ..self.limits.clone() },
+            limits: Limits {
+                bad_signatures_per_minute: next.limits.bad_signatures_per_minute,
+                max_matched_body: next.limits.max_matched_body,
+                per_payer: next.limits.per_payer,
+                unpaid: next.limits.unpaid,
+                ..self.limits.clone()
+            },
             cors: next.cors.clone(),
             log: LogOptions { level: next.log.level, ..self.log },
             routes: next.routes.clone(),

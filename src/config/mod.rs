@@ -45,8 +45,10 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
 use ipnet::IpNet;
 
@@ -72,6 +74,8 @@ pub struct Config {
     pub admin: Admin,
     /// What is sold.
     pub upstream: Upstream,
+    /// What else is sold: upstreams that routes choose by name. All that routes choose are here.
+    pub upstreams: Vec<(Arc<str>, Upstream)>,
     /// Where it is paid.
     pub chain: Chain,
     /// Who is paid.
@@ -148,15 +152,54 @@ pub struct Admin {
     pub listen: Option<SocketAddr>,
 }
 
-/// `[upstream]`: what is sold.
+/// `[upstream]` or `[upstreams.NAME]`: what is sold.
 #[derive(Debug, Clone)]
 pub struct Upstream {
-    /// Its absolute `http` or `https` URL, perhaps with a base path; no query, no credentials.
-    pub url: Uri,
+    /// The absolute `http` or `https` URLs of its targets, at least one, perhaps with a base path; no query, no
+    /// credentials.
+    pub urls: Vec<Uri>,
     /// How long a connection to it may take.
     pub connect_timeout: Duration,
-    /// How long its answer's head may take.
+    /// How long its answer's head may take, once the request was sent.
     pub response_timeout: Duration,
+    /// How long its answer's body, or an upgraded connection, may stand still.
+    pub idle_timeout: Duration,
+    /// Whether it speaks HTTP/2 and nothing else.
+    pub http2: bool,
+    /// The file of the certificates that may sign its own; `None` means those the system trusts.
+    pub ca: Option<PathBuf>,
+    /// The files of our certificate and its key.
+    pub client: Option<(PathBuf, PathBuf)>,
+    /// Whose certificate it must have; `None` means its URL's host's.
+    pub server_name: Option<String>,
+    /// How its targets are asked how they are; `None` means they are not.
+    pub health: Option<Health>,
+    /// When a target is left alone; `None` means never.
+    pub breaker: Option<Breaker>,
+}
+
+/// `[upstream.health]`: how targets are asked how they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// For which path.
+    pub path: PathAndQuery,
+    /// How often.
+    pub interval: Duration,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// After how many bad answers in a row a target is unhealthy; at least 1.
+    pub unhealthy_after: u32,
+    /// After how many good ones in a row it is healthy again; at least 1.
+    pub healthy_after: u32,
+}
+
+/// `[upstream.breaker]`: when a target is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Breaker {
+    /// After how many failures in a row; at least 1.
+    pub failures: u32,
+    /// For how long.
+    pub open_for: Duration,
 }
 
 /// `[chain]`: where it is paid.
@@ -267,6 +310,8 @@ pub struct Limits {
     pub max_headers: usize,
     /// How large the body of a request may be, bytes; `None` means any.
     pub max_body: Option<u64>,
+    /// How many connections may be upgraded to another protocol at once; further ones are told to come back.
+    pub max_tunnels: usize,
     /// How many signatures by somebody else one peer may send in a minute.
     pub bad_signatures_per_minute: u32,
     /// What the tables of the keys that sign most may take, bytes; 0 means none.
@@ -414,6 +459,11 @@ impl Config {
             for files in &mut self.server.tls {
                 files.cert = folder.join(&files.cert);
                 files.key = folder.join(&files.key);
+            }
+            let upstreams = self.upstreams.iter_mut().map(|(_, upstream)| upstream);
+            for Upstream { ca, client, .. } in upstreams.chain([&mut self.upstream]) {
+                let keys = client.iter_mut().flat_map(|(certificate, key)| [certificate, key]);
+                ca.iter_mut().chain(keys).for_each(|file| *file = folder.join(&*file));
             }
         }
         self

@@ -31,6 +31,7 @@ pub(super) struct Report<'a> {
 
 struct Unknown {
     heading: String,
+    known_as: String,
     key: String,
     span: Range<usize>,
 }
@@ -148,7 +149,7 @@ impl<'a> Report<'a> {
     pub(super) fn finish(self) -> Vec<ConfigError> {
         let known = self.known.borrow();
         for unknown in self.unknown.borrow().iter() {
-            let here = || known.iter().filter(|(heading, _)| *heading == unknown.heading).map(|(_, key)| *key);
+            let here = || known.iter().filter(|(heading, _)| *heading == unknown.known_as).map(|(_, key)| *key);
             let elsewhere: Vec<_> =
                 known.iter().filter(|(_, key)| *key == unknown.key).map(|(heading, _)| heading.as_str()).collect();
             let what = if unknown.heading.is_empty() { "unknown section or key" } else { "unknown key" };
@@ -170,6 +171,8 @@ impl<'a> Report<'a> {
 pub(super) struct Section<'a> {
     report: &'a Report<'a>,
     heading: String,
+    /// The heading under which its keys are known: that of the section it is like.
+    known_as: String,
     table: Option<&'a DeTable<'a>>,
     span: Option<Range<usize>>,
     /// Something else stands where the section should be; what it lacks is not worth a word.
@@ -189,20 +192,14 @@ pub(super) struct Entry<'a> {
 impl<'a> Section<'a> {
     /// The document itself.
     pub(super) fn root(report: &'a Report<'a>, table: &'a DeTable<'a>) -> Self {
-        Self {
-            report,
-            heading: String::new(),
-            table: Some(table),
-            span: None,
-            spoilt: false,
-            asked: BTreeSet::new(),
-            is_open: false,
-        }
+        let (heading, known_as) = Default::default();
+        let (table, asked) = (Some(table), BTreeSet::new());
+        Self { report, heading, known_as, table, span: None, spoilt: false, asked, is_open: false }
     }
 
     /// The section of this name; an empty one if it is not there or is none.
     pub(super) fn section(&mut self, name: &'static str) -> Section<'a> {
-        let heading = nested(&self.heading, name);
+        let (heading, known_as) = (nested(&self.heading, name), nested(&self.known_as, name));
         let (table, span, spoilt) = match self.entry(name) {
             None => (None, None, self.spoilt),
             Some(Entry { value: DeValue::Table(table), span, .. }) => (Some(table), Some(span), false),
@@ -211,7 +208,40 @@ impl<'a> Section<'a> {
                 (None, Some(entry.span), true)
             }
         };
-        Section { report: self.report, heading, table, span, spoilt, asked: BTreeSet::new(), is_open: false }
+        Section { report: self.report, heading, known_as, table, span, spoilt, asked: BTreeSet::new(), is_open: false }
+    }
+
+    /// The sections with names of the operator's choice in the section of this name, each with its name. They have the keys
+    /// of the section `like`.
+    pub(super) fn named(&mut self, name: &'static str, like: &str) -> Vec<(String, Section<'a>)> {
+        let Some(entry) = self.entry(name) else { return Vec::new() };
+        let heading = nested(&self.heading, name);
+        let DeValue::Table(table) = entry.value else {
+            self.refuse(&entry, Problem::new("is a section of sections").fix(format!("write [{name}.NAME]")));
+            return Vec::new();
+        };
+        let mut sections = Vec::new();
+        for (key, item) in table.iter() {
+            let name = key.get_ref().to_string();
+            let heading = nested(&heading, &quoted_key(&name));
+            match item.get_ref() {
+                DeValue::Table(table) => sections.push((
+                    name,
+                    Section {
+                        report: self.report,
+                        heading,
+                        known_as: like.to_owned(),
+                        table: Some(table),
+                        span: Some(key.span()),
+                        spoilt: false,
+                        asked: BTreeSet::new(),
+                        is_open: false,
+                    },
+                )),
+                _ => self.report.error(Some(item.span()), &heading, Problem::new("is a section, not a value")),
+            }
+        }
+        sections
     }
 
     /// The sections of this repeated name.
@@ -229,6 +259,7 @@ impl<'a> Section<'a> {
                 DeValue::Table(table) => sections.push(Section {
                     report: self.report,
                     heading: heading.clone(),
+                    known_as: heading.clone(),
                     table: Some(table),
                     span: Some(item.span()),
                     spoilt: false,
@@ -245,16 +276,16 @@ impl<'a> Section<'a> {
     pub(super) fn table(&self, entry: &Entry<'a>, name: &str) -> Option<Section<'a>> {
         let DeValue::Table(table) = entry.value else { return None };
         let span = Some(entry.span.clone());
-        let heading = nested(&self.heading, name);
-        let (table, asked) = (Some(table), BTreeSet::new());
-        Some(Section { report: self.report, heading, table, span, spoilt: false, asked, is_open: false })
+        let (heading, known_as) = (nested(&self.heading, name), nested(&self.known_as, name));
+        let (report, table, asked) = (self.report, Some(table), BTreeSet::new());
+        Some(Section { report, heading, known_as, table, span, spoilt: false, asked, is_open: false })
     }
 
     /// All that stands in a section whose keys are names of the operator's own. `example` stands for them among the known
     /// keys.
     pub(super) fn own_keys(&mut self, example: Option<&'static str>) -> Vec<(String, Entry<'a>)> {
         self.is_open = true;
-        self.report.known.borrow_mut().extend(example.map(|key| (self.heading.clone(), key)));
+        self.report.known.borrow_mut().extend(example.map(|key| (self.known_as.clone(), key)));
         let Some(table) = self.table else { return Vec::new() };
         let entry = |key: &str, value: &'a toml::Spanned<DeValue<'a>>| {
             let path = path(&self.heading, &quoted_key(key));
@@ -271,7 +302,7 @@ impl<'a> Section<'a> {
     /// The table that a key holds, or each one of a list of them, as sections.
     pub(super) fn tables(&mut self, key: &'static str) -> Given<Vec<Section<'a>>> {
         let Some(entry) = self.entry(key) else { return Given::Absent };
-        let heading = nested(&self.heading, key);
+        let (heading, known_as) = (nested(&self.heading, key), nested(&self.known_as, key));
         let items: Vec<_> = match entry.value {
             DeValue::Array(array) => array.iter().map(|item| (item.get_ref(), item.span())).collect(),
             value => vec![(value, entry.span.clone())],
@@ -285,6 +316,7 @@ impl<'a> Section<'a> {
             sections.push(Section {
                 report: self.report,
                 heading: heading.clone(),
+                known_as: known_as.clone(),
                 table: Some(table),
                 span: Some(span),
                 spoilt: false,
@@ -302,7 +334,7 @@ impl<'a> Section<'a> {
 
     pub(super) fn entry(&mut self, key: &'static str) -> Option<Entry<'a>> {
         self.asked.insert(key);
-        self.report.known.borrow_mut().insert((self.heading.clone(), key));
+        self.report.known.borrow_mut().insert((self.known_as.clone(), key));
         let value = self.table?.get(key)?;
         Some(Entry { value: value.get_ref(), span: value.span(), path: path(&self.heading, key) })
     }
@@ -461,6 +493,7 @@ impl Drop for Section<'_> {
         let unknown = table.iter().filter(|(key, _)| !self.asked.contains(key.get_ref().as_ref()));
         self.report.unknown.borrow_mut().extend(unknown.take(MAX_ERRORS).map(|(key, _)| Unknown {
             heading: self.heading.clone(),
+            known_as: self.known_as.clone(),
             key: key.get_ref().to_string(),
             span: key.span(),
         }));
@@ -549,7 +582,11 @@ fn nested(heading: &str, name: &str) -> String {
 }
 
 fn path(heading: &str, key: &str) -> String {
-    if heading.is_empty() { key.to_owned() } else { format!("{heading}.{key}") }
+    match (heading, key) {
+        ("", key) => key.to_owned(),
+        (heading, "") => heading.to_owned(),
+        (heading, key) => format!("{heading}.{key}"),
+    }
 }
 
 fn quoted_key(key: &str) -> String {

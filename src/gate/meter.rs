@@ -5,21 +5,15 @@
 //! one place that decides what an answer costs. **Promises** a charge of at most the price: it is the ceiling the payer
 //! signed for. A report that cannot be read charges the price, which is what the quote said. **Does not** measure anything.
 
-use http::{HeaderMap, Response};
+use http::HeaderMap;
 use serde_json::Value;
 
 use super::policy::{Price, Route};
-use crate::pricing::{Measured, Share, Unit};
+use crate::pricing::{Measured, Unit};
 use crate::protocol::Amount;
 
 /// The upstream's report. It never reaches the client.
 pub const SETTLEMENT_OVERRIDES: &str = "settlement-overrides";
-
-/// Whether an answer is one that is paid for, as far as its head tells. What is not costs nothing, and its voucher is good
-/// again.
-pub(super) fn is_served<B>(route: &Route, answer: &Response<B>) -> bool {
-    route.status_rule.share(answer.status().as_u16()) != Share::NONE
-}
 
 /// What an answer costs: what the upstream said; else the price, or what the tariff makes of what was measured; and of that
 /// the share that its status is charged. Never more than `most`, which is held.

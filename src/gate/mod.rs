@@ -70,9 +70,11 @@ pub mod people;
 pub mod policy;
 pub mod quota;
 pub mod record;
+mod served;
 mod service;
 pub mod tender;
 mod turns;
+mod way;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -102,6 +104,7 @@ pub use patience::MAX_DOUBTED;
 pub use policy::Policy;
 pub use service::{HoldBack, PaymentLayer, PaymentService};
 pub(crate) use service::{as_variable, strip_ours};
+pub use way::Way;
 
 /// The payment core: one price list, one set of accounts, one desk. Cheap to clone; all clones are the same gate.
 #[derive(Debug, Clone)]

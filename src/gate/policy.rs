@@ -18,6 +18,7 @@ use super::matching::{BodySeen, Conditions, Doubt, HostPattern, Looks, Seen};
 use super::path::{CleanPath, PathError, PathPattern};
 use super::people::Rules;
 use super::tender::Tender;
+use super::way::Way;
 use crate::clock;
 use crate::pricing::{Measured, Schedule, StatusRule, Tariff};
 use crate::protocol::bytes::keccak256;
@@ -249,6 +250,8 @@ pub struct Route {
     pub mime_type: Option<String>,
     /// What the quote advertises beside the price, by extension key.
     pub extensions: Map<String, Value>,
+    /// The way of its requests behind the gate; none means the usual one.
+    pub way: Option<Arc<Way>>,
 }
 
 impl Route {
@@ -267,6 +270,7 @@ impl Route {
             description: None,
             mime_type: None,
             extensions: Map::new(),
+            way: None,
         }
     }
 

@@ -34,7 +34,9 @@ use super::metered::{self, Course, Due, Receipts};
 use super::people::{FreeRequest, Watched};
 use super::policy::{Asked, Listing, Policy, Price, Route, Verdict};
 use super::record::{Draft, Outcome};
+use super::served::is_served;
 use super::tender::{Offered, Tender};
+use super::way::Way;
 use super::{Gate, Peer, meter};
 use crate::pricing::End;
 use crate::protocol::x402::{self, ChannelState, Payment, PaymentError, Receipt};
@@ -163,6 +165,10 @@ impl Gate {
             }
             if let Some(draft) = &mut draft {
                 draft.judged(policy, &verdict);
+            }
+            let way = Way::of(&verdict).cloned();
+            if let Some(way) = way {
+                request.extensions_mut().insert(way);
             }
             (policy, verdict, payment, matches!(sent, Sent::Nothing))
         };
@@ -433,7 +439,7 @@ impl Gate {
             })
         };
         let status = response.status().as_u16();
-        if !meter::is_served(route, &response) {
+        if !is_served(&route.status_rule, &response) {
             strip_payment_headers(response.headers_mut());
             // The same voucher is good again.
             return Ok(with_receipt(response.map(AnswerBody::upstream), landed(due.void(Some(status)))));

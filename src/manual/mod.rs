@@ -14,8 +14,10 @@
 //! 12. [`routes`]: which price is whose, and who may pay
 //! 13. [`live_prices`]: what a change of the config does, and how to know beforehand
 //! 14. [`at_the_door`]: TLS, load balancers, and a restart that costs no request
+//! 15. [`behind_it`]: upstreams, what happens when one fails, gRPC and WebSocket
 
 pub mod at_the_door;
+pub mod behind_it;
 pub mod live_prices;
 pub mod metering;
 pub mod routes;
@@ -56,7 +58,7 @@ pub mod what_is_charged {
     //! | ended by | before it went upstream | sent, no head yet | head seen |
     //! |---|---|---|---|
     //! | a complete answer below 400 | | | the price, or what the upstream reported |
-    //! | an answer of 400 or above | | | nothing |
+    //! | an answer of 400 or above, or a gRPC call that failed at once | | | nothing |
     //! | the client leaves | nothing | the price | it was charged with the head |
     //! | the client breaks off its own body | nothing | nothing: the upstream had half a request | |
     //! | the upstream fails or times out | nothing | nothing | it was charged with the head |

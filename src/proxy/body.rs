@@ -63,10 +63,16 @@ pub(super) fn count(request: &mut Request<RequestBody>) {
 }
 
 /// No body.
-#[cfg(test)]
 pub(super) fn none() -> RequestBody {
     let pause = Pause::up_to(Duration::MAX);
     RequestBody { incoming: None, drain: false, pause, room: 0, front: None, passed: None }
+}
+
+impl RequestBody {
+    /// Lets it pause for so long instead.
+    pub(super) fn may_pause_for(&mut self, limit: Duration) {
+        self.pause = Pause::up_to(limit);
+    }
 }
 
 /// Why a request's body is not whole.

@@ -132,8 +132,10 @@ impl Core {
         if door.max_headers != DEFAULT_HEADERS {
             http.http1().max_headers(door.max_headers);
         }
+        // What a connection becomes when it stops speaking HTTP is waited for as well.
+        let connections = stack.tunnels().tracker().clone();
         let inside = Arc::new(Inside { stack, http, door, phase: Phase::default() });
-        Self { inside, connections: TaskTracker::new(), stop, cut_off }
+        Self { inside, connections, stop, cut_off }
     }
 
     /// Serves to the end, on this thread. Whatever ends it, the other cores are stopped.
@@ -250,7 +252,10 @@ impl Core {
         phase.begin(&phase.draining);
         tokio::select! {
             () = self.connections.wait() => return,
-            () = self.cut_off.cancelled() => phase.begin(&phase.cutting_off),
+            () = self.cut_off.cancelled() => {
+                phase.begin(&phase.cutting_off);
+                self.inside.stack.tunnels().cut_off();
+            }
         }
         self.connections.wait().await;
     }
@@ -374,7 +379,7 @@ impl Inside {
                 }
             })
         };
-        let connection = self.http.serve_connection(TokioIo::new(stream), service).into_owned();
+        let connection = self.http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
         match self.phase.attend(connection, &line, &self.door).await {
             End::Connection(Ok(())) | End::CutOff => {}
             End::Connection(Err(error)) => {
@@ -557,7 +562,8 @@ pub(super) mod tests {
         let gate = Gate::new(Policy::new(terms, "http://h", routes).unwrap(), Desk::closed());
         let timeout = Duration::from_secs(10);
         let url = format!("http://{upstream}").parse().unwrap();
-        let settings = UpstreamSettings { url, connect_timeout: timeout, response_timeout: timeout };
+        let settings =
+            UpstreamSettings { connect_timeout: timeout, response_timeout: timeout, ..UpstreamSettings::of(url) };
         stack(&gate, Upstream::new(&settings).unwrap(), Cors::Off, Bounds::default())
     }
 

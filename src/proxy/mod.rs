@@ -6,20 +6,27 @@
 //! that is trusted did, and never as it says itself, and that a client that sends a large body unpaid gets its 402 at once and a connection it can go on using. **Does
 //! not** price, charge or speak to a chain.
 
+mod balance;
 mod body;
 mod certificate;
 mod cores;
 mod cors;
 mod crowd;
+mod dial;
 mod forwarded;
+mod grpc;
 mod headers;
+mod health;
 mod listener;
 mod look;
 mod peers;
 mod pool;
 mod preface;
 mod slow;
+mod streams;
 mod tls;
+mod transfer;
+mod tunnel;
 mod upstream;
 
 use std::convert::Infallible;
@@ -38,25 +45,30 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use tracing::Instrument as _;
 
-use crate::gate::metered::TakesTrailers;
+use crate::gate::metered::{Metering, TakesTrailers};
 use crate::gate::record::Outcome;
 use crate::gate::{self, AnswerBody, Gate, HoldBack, refusal};
 use crowd::Crowd;
 use headers::RequestIds;
 use slow::Wanted;
-use upstream::UpstreamBody;
+use transfer::UpstreamBody;
+use tunnel::{Switch, Tunnels, Wish};
 
+pub use balance::{Breaker, MAX_TARGETS, Standing};
 pub use body::{BodyBroken, RequestBody};
 pub use certificate::{Certificate, CertificateError, CertificateFiles};
 pub use cors::Cors;
+pub use dial::UpstreamTls;
 pub use forwarded::{ForwardedHeader, Trusted};
+pub use health::HealthCheck;
 pub use listener::{
     DEFAULT_HEADER_BYTES, DEFAULT_HEADERS, Listener, MAX_CONNECTIONS, MAX_HANDSHAKE_TIME, MAX_HEADER_TIME,
     MAX_IDLE_TIME, is_taken,
 };
 pub use slow::MAX_WRITE_PAUSE;
 pub use tls::{CERTIFICATE_POLL, Certificates};
-pub use upstream::{NoUpstream, Upstream, UpstreamError, UpstreamSettings};
+pub use tunnel::MAX_TUNNELS;
+pub use upstream::{MAX_ANSWER_PAUSE, NoUpstream, TargetState, Upstream, UpstreamError, UpstreamSettings};
 
 /// The body of every answer that leaves: the gate's or the upstream's, or the stack's own.
 type ResponseBody = Either<Wanted<AnswerBody<UpstreamBody>>, Full<Bytes>>;
@@ -95,6 +107,9 @@ pub struct Bounds {
     pub max_body: u64,
     /// How many headers a request may have, each line counted. On HTTP/1 the listener bounds them earlier.
     pub max_headers: usize,
+    /// How many connections may have been upgraded to another protocol at once, a quarter of them by one peer; further
+    /// ones are told to come back.
+    pub max_tunnels: usize,
 }
 
 impl Default for Bounds {
@@ -105,6 +120,7 @@ impl Default for Bounds {
             answer_time: MAX_WRITE_PAUSE,
             max_body: u64::MAX,
             max_headers: DEFAULT_HEADERS,
+            max_tunnels: MAX_TUNNELS,
         }
     }
 }
@@ -124,6 +140,7 @@ struct Layers {
     looks: look::Room,
     gate: Gate,
     upstream: Upstream,
+    tunnels: Tunnels,
 }
 
 /// Builds the stack.
@@ -131,6 +148,7 @@ pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors, bounds: Bounds) -> Sta
     let upstream = upstream.seen_at(gate.policy().public_url());
     let (crowd, gate) = (Crowd::up_to(bounds.max_requests), gate.clone());
     let cors = Arc::new(ArcSwap::from_pointee(cors));
+    let tunnels = Tunnels::up_to(bounds.max_tunnels);
     Stack {
         layers: Arc::new(Layers {
             ids: RequestIds::new(),
@@ -140,6 +158,7 @@ pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors, bounds: Bounds) -> Sta
             looks: look::Room::default(),
             gate,
             upstream,
+            tunnels,
         }),
     }
 }
@@ -147,10 +166,10 @@ pub fn stack(gate: &Gate, upstream: Upstream, cors: Cors, bounds: Bounds) -> Sta
 impl Stack {
     /// The same stack for another core, which shares with the others what is one for all (the gate, the crowd) and nothing else.
     fn apart(&self) -> Self {
-        let Layers { cors, bounds, crowd, looks, gate, upstream, .. } = &*self.layers;
+        let Layers { cors, bounds, crowd, looks, gate, upstream, tunnels, .. } = &*self.layers;
         let (cors, crowd, looks, gate) = (cors.clone(), crowd.clone(), looks.clone(), gate.clone());
-        let layers =
-            Layers { ids: RequestIds::new(), cors, bounds: *bounds, crowd, looks, gate, upstream: upstream.apart() };
+        let (ids, bounds, upstream, tunnels) = (RequestIds::new(), *bounds, upstream.apart(), tunnels.apart());
+        let layers = Layers { ids, cors, bounds, crowd, looks, gate, upstream, tunnels };
         Self { layers: Arc::new(layers) }
     }
 
@@ -162,11 +181,20 @@ impl Stack {
     /// What each thread that serves does once, before its first connection and inside its runtime.
     fn attend(&self) {
         self.layers.gate.accounts().journal().attend();
+        self.layers.upstream.attend();
+    }
+
+    /// What this core's connections become when they stop speaking HTTP.
+    fn tunnels(&self) -> &Tunnels {
+        &self.layers.tunnels
     }
 
     /// The way of a request, read from the top.
     async fn serve(&self, mut request: Request<Incoming>, caller: &Caller) -> Response<ResponseBody> {
-        let Layers { ids, cors, .. } = &*self.layers;
+        let Layers { ids, cors, tunnels, .. } = &*self.layers;
+        // Before the headers that say so are gone.
+        Wish::note(&mut request);
+        let grpc = grpc::is_call(request.version(), request.headers());
         // The client's connection ends here, and with it the headers that are about it.
         let framing = headers::accept(request.headers_mut());
         // A request is found again in the logs of both sides by its id; one that came with it is kept, if it is short
@@ -197,6 +225,15 @@ impl Stack {
         }
         .instrument(span)
         .await;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(switch) = response.extensions_mut().remove::<Switch>()
+        {
+            let metering = response.extensions_mut().remove::<Metering>();
+            switch.open(response.headers_mut(), tunnels, &id, metering);
+        }
+        if grpc {
+            grpc::explain(&mut response);
+        }
         headers::name(response.headers_mut(), id);
         // HTTP/2 would send it, and break the stream by that; all else that answers knows the method.
         if head_only && let Either::Right(body) = response.body_mut() {
@@ -212,7 +249,7 @@ impl Stack {
         caller: &Caller,
         id: &HeaderValue,
     ) -> Response<ResponseBody> {
-        let Layers { bounds, crowd, looks, gate, upstream, .. } = &*self.layers;
+        let Layers { bounds, crowd, looks, gate, upstream, tunnels, .. } = &*self.layers;
         // What there is no room for is told so before anything is done for it.
         let Some(place) = crowd.enter(|| gate.is_paying(&request)) else {
             record(gate, &request, Outcome::Overloaded, StatusCode::SERVICE_UNAVAILABLE);
@@ -243,7 +280,7 @@ impl Stack {
         // Nothing below is reached unpaid.
         let below = |mut request| {
             body::count(&mut request);
-            upstream.ask(request, caller, id).map(Ok::<_, Infallible>)
+            upstream.ask(request, caller, id, tunnels).map(Ok::<_, Infallible>)
         };
         let Ok(response) = gate.serve(request, Some(gate::Peer(caller.address)), Some(headers::text(id)), below).await;
         drop(place);
@@ -313,7 +350,7 @@ mod tests {
         let caller = Caller::new("127.0.0.1:1".parse().unwrap());
         // Each connection has room for one request from its beginning on, and each request is written into it.
         let size = size(&|request| stack.serve(request, &caller));
-        assert!(size <= 6 * 1024, "{size} bytes");
+        assert!(size <= 7 * 1024, "{size} bytes");
     }
 
     #[test]

@@ -11,15 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use http::{Request, Response, Uri};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::connect::HttpConnector;
-use tower::{BoxError, ServiceExt as _};
+use tower::BoxError;
 
-use super::body::RequestBody;
+use super::dial::{Dialer, Line};
+use super::streams::Stream;
+use super::transfer::Upload;
 use crate::causes::causes;
 
 /// How many ticks an idle connection is kept: less than the five seconds after which common servers close
@@ -30,46 +30,67 @@ const TICK: Duration = Duration::from_secs(1);
 /// How many idle connections a core keeps; the one that has waited longest makes room for one more.
 const MAX_IDLE: usize = 1_024;
 
+/// An answer, and the stream it takes up where connections are shared.
+pub(super) type Answer = (Response<Incoming>, Option<Stream>);
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SendError {
-    /// There was no connection to send it on.
+    /// There was no connection to send it on. Nothing of it was written, so it can go elsewhere.
     #[error("no connection")]
-    Connect(#[source] BoxError),
+    Connect {
+        /// Why there was none.
+        #[source]
+        source: BoxError,
+        /// The request.
+        unsent: Box<Request<Upload>>,
+    },
     /// The connection failed before the head of the answer, or the request's own body did.
     #[error("no answer")]
     Answer(#[source] hyper::Error),
 }
 
-/// The connections of one core to one upstream.
+impl SendError {
+    pub(super) fn connect(source: impl Into<BoxError>, unsent: Request<Upload>) -> Self {
+        Self::Connect { source: source.into(), unsent: Box::new(unsent) }
+    }
+
+    /// Of a connection that was given a request.
+    pub(super) fn of_sending(mut error: TrySendError<Request<Upload>>) -> Self {
+        match error.take_message() {
+            Some(unsent) => Self::connect(error.into_error(), unsent),
+            None => Self::Answer(error.into_error()),
+        }
+    }
+}
+
+/// The connections of one core to one target.
 #[derive(Debug)]
 pub(super) struct Pool {
-    connector: HttpsConnector<HttpConnector>,
-    uri: Uri,
+    dialer: Dialer,
     idle: Arc<Idle>,
 }
 
 impl Pool {
-    /// A pool for what `uri` names; nothing is connected yet.
-    pub(super) fn new(connector: HttpsConnector<HttpConnector>, uri: Uri) -> Self {
-        Self { connector, uri, idle: Arc::default() }
+    /// A pool for what the dialer reaches; nothing is connected yet.
+    pub(super) fn new(dialer: Dialer) -> Self {
+        Self { dialer, idle: Arc::default() }
     }
 
-    /// Another pool for the same upstream.
-    pub(super) fn apart(&self) -> Self {
-        Self::new(self.connector.clone(), self.uri.clone())
+    pub(super) fn dialer(&self) -> &Dialer {
+        &self.dialer
     }
 
     /// Sends a request in origin form that has its `Host`.
     ///
     /// # Cancellation
     /// A connection whose answer nobody waits for any more is closed: HTTP/1 knows no other way to take a request back.
-    pub(super) async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
+    pub(super) async fn send(&self, request: Request<Upload>) -> Result<Answer, SendError> {
         // In a box is what is needed once in a connection's life: a request has its room for as long as it is served.
         let unsent = match self.idle.take() {
             None => request,
             Some(kept) => match kept.send(request).await {
-                Ok(response) => return Ok(response),
+                Ok(response) => return Ok((response, None)),
                 // The upstream closed it while it was idle, and we hear of that only now.
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => unsent,
@@ -77,36 +98,57 @@ impl Pool {
                 },
             },
         };
-        let fresh = Box::pin(self.connect()).await.map_err(SendError::Connect)?;
-        fresh.send(unsent).await.map_err(|error| SendError::Answer(error.into_error()))
+        let fresh = match Box::pin(self.connect()).await {
+            Ok(fresh) => fresh,
+            Err(error) => return Err(SendError::connect(error, unsent)),
+        };
+        fresh.send(unsent).await.map(|response| (response, None)).map_err(SendError::of_sending)
+    }
+
+    /// Sends a request that may change the protocol of its connection, which is therefore used for nothing else.
+    pub(super) async fn send_alone(&self, request: Request<Upload>) -> Result<Answer, SendError> {
+        let (mut sender, connection) = match self.shake_hands().await {
+            Ok(fresh) => fresh,
+            Err(error) => return Err(SendError::connect(error, request)),
+        };
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(error = %causes(&error), "a connection to the upstream ended badly");
+            }
+        });
+        let sent = sender.try_send_request(request).await;
+        sent.map(|response| (response, None)).map_err(SendError::of_sending)
     }
 
     async fn connect(&self) -> Result<Kept, BoxError> {
-        let stream = self.connector.clone().oneshot(self.uri.clone()).await?;
-        let (sender, connection) = http1::handshake(stream).await?;
+        let (sender, connection) = self.shake_hands().await?;
         let place = Arc::new(Place::default());
         tokio::spawn(keep(connection, Arc::clone(&place), Arc::downgrade(&self.idle)));
         self.idle.look_through();
         Ok(Kept { sender, place })
+    }
+
+    async fn shake_hands(&self) -> Result<(SendRequest<Upload>, http1::Connection<Line, Upload>), BoxError> {
+        Ok(http1::handshake(self.dialer.dial().await?).await?)
     }
 }
 
 /// A connection that can take a request now.
 #[derive(Debug)]
 struct Kept {
-    sender: SendRequest<RequestBody>,
+    sender: SendRequest<Upload>,
     place: Arc<Place>,
 }
 
 /// Where the sender of a busy connection waits until the connection is idle again.
 #[derive(Debug, Default)]
-struct Place(Mutex<Option<SendRequest<RequestBody>>>);
+struct Place(Mutex<Option<SendRequest<Upload>>>);
 
 impl Kept {
     fn send(
         mut self,
-        request: Request<RequestBody>,
-    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> {
+        request: Request<Upload>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Upload>>>> {
         let place = self.place;
         // Held across both, so that the connection is never found idle with its sender on the way.
         let mut waiting = place.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -211,7 +253,7 @@ impl Idle {
 mod tests {
     use super::*;
     use crate::proxy::body;
-    use hyper_rustls::HttpsConnectorBuilder;
+    use http::Uri;
     use hyper_util::rt::TokioIo;
     use std::io::{Read as _, Write as _};
     use std::net::{TcpListener, TcpStream};
@@ -289,10 +331,8 @@ mod tests {
             tell.send(()).unwrap();
             answer(&mut socket.accept().unwrap().0);
         });
-        let tls = crate::tls::client_config();
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
-        let pool = Pool::new(connector, uri);
-        let request = || Request::get("/x").header("host", "h").body(body::none()).unwrap();
+        let pool = Pool::new(Dialer::new(crate::tls::client_config(), None, uri, Duration::from_secs(5), false));
+        let request = || Request::get("/x").header("host", "h").body(Upload::of(body::none())).unwrap();
         pool.send(request()).await.unwrap();
         while pool.idle.lock().kept.is_empty() {
             tokio::task::yield_now().await;

@@ -420,7 +420,7 @@ impl Breaker {
         let address = socket.local_addr().unwrap();
         let (next, seen) = (Arc::new(Mutex::new(Break::Never)), Arc::<AtomicUsize>::default());
         let task = tokio::spawn(break_off(socket, Arc::clone(&next), Arc::clone(&seen)));
-        world.config.upstream.url = format!("http://{address}").parse().unwrap();
+        world.config.upstream.urls = vec![format!("http://{address}").parse().unwrap()];
         world.reopen().await;
         Self { address, next, seen, task }
     }

@@ -42,10 +42,11 @@ impl House {
             runtime.block_on(async {
                 let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+                let url = format!("http://{}", upstream.local_addr().unwrap()).parse().unwrap();
                 let settings = UpstreamSettings {
-                    url: format!("http://{}", upstream.local_addr().unwrap()).parse().unwrap(),
                     connect_timeout: PATIENCE,
                     response_timeout: PATIENCE,
+                    ..UpstreamSettings::of(url)
                 };
                 let stack =
                     peaje::proxy::stack(&gate(), Upstream::new(&settings).unwrap(), Cors::Any, Bounds::default());

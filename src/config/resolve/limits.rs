@@ -34,6 +34,7 @@ pub(super) fn limits(mut section: Section<'_>) -> Option<Limits> {
     let header_bytes = size(&mut section, "max_header_bytes", HEADER_BYTES).or(64 << 10);
     let headers = counted(&mut section, "max_headers", HEADERS).or(100);
     let body = size(&mut section, "max_body", 0..=usize::MAX).optional();
+    let tunnels = counted(&mut section, "max_tunnels", 1..=1_000_000).or(1_024);
     let bad_signatures = counted(&mut section, "bad_signatures_per_minute", 1..=1_000_000).or(60);
     let memory = size(&mut section, "hot_keys_memory", 0..=usize::MAX);
     let matched_body = size(&mut section, "max_matched_body", 0..=MAX_MATCHED_BODY);
@@ -47,6 +48,7 @@ pub(super) fn limits(mut section: Section<'_>) -> Option<Limits> {
         max_header_bytes: header_bytes?,
         max_headers: usize::try_from(headers?).ok()?,
         max_body: body?.and_then(|bytes| u64::try_from(bytes).ok()),
+        max_tunnels: usize::try_from(tunnels?).ok()?,
         bad_signatures_per_minute: u32::try_from(bad_signatures?).ok()?,
         hot_keys_bytes: memory.or(DEFAULT_HOT_KEYS_BYTES)?,
         max_matched_body: matched_body.or(DEFAULT_MATCHED_BODY)?,

@@ -34,9 +34,9 @@ use people::payers;
 use price::Denomination;
 use receiver::receiver;
 use redeem::{facilitator, redeem};
-use routes::routes;
+use routes::{Whose, routes};
 use server::{admin, server};
-use upstream::upstream;
+use upstream::{Named, upstream};
 
 /// `folder` is the one that relative files are in.
 pub(super) fn resolve(text: &str, file: &str, folder: Option<&Path>) -> Result<Config, ConfigErrors> {
@@ -67,7 +67,8 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>, folder: Option<&P
     let mut root = Section::root(report, document);
     let (server, server_listen) = server(root.section("server"));
     let admin = admin(root.section("admin"), server_listen);
-    let upstream = upstream(root.section("upstream"), server_listen);
+    let upstream = upstream(&mut root.section("upstream"), server_listen);
+    let upstreams = Named::read(&mut root, server_listen);
     let chain = chain(root.section("chain"));
     let permit2 = chain.as_ref().is_some_and(|chain| chain.tokens().any(|token| token.transfer == Transfer::Permit2));
     let facilitator = facilitator(root.section("facilitator"), permit2);
@@ -84,7 +85,10 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>, folder: Option<&P
     let (payers, payer_files) = payers(root.section("payers"), folder);
     let rates = limits.as_ref().map(|limits| (limits.per_payer, limits.unpaid)).unwrap_or_default();
     let money = Denomination::of(chain.as_ref());
-    let routes = routes(report, &mut root, money, &payers, rates);
+    let whose = Whose { payers: &payers, rates };
+    let way = |route: &mut Section<'_>| upstreams.way(route, upstream.as_ref());
+    let routes = routes(report, &mut root, money, &whose, way);
+    let upstreams = upstreams.whole(channel.as_ref());
     if let (Some(chain), Some(routes)) = (&chain, &routes) {
         tokens::check_prices(report, &mut root, chain, routes);
     }
@@ -93,6 +97,7 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>, folder: Option<&P
         server: server?,
         admin: admin?,
         upstream: upstream?,
+        upstreams: upstreams?,
         chain: chain?,
         receiver: receiver?,
         channel: channel?,

@@ -12,6 +12,7 @@ use super::price::{Denomination, price};
 use super::statuses::charge_on;
 use super::values::shown_text;
 use crate::config::reader::{Given, Problem, Report, Section, quoted};
+use crate::gate::Way;
 use crate::gate::matching::HostPattern;
 use crate::gate::path::PathPattern;
 use crate::gate::policy::{Policy, Price, Route, Terms, TokenTerms, Transfer};
@@ -29,6 +30,12 @@ const MAX_TEXT_CHARS: usize = 500;
 /// Names become metric labels.
 const MAX_NAME_CHARS: usize = 64;
 
+/// What routes have in common of who pays.
+pub(super) struct Whose<'a> {
+    pub(super) payers: &'a Lists,
+    pub(super) rates: Rates,
+}
+
 /// A route as far as it could be read, with the place of its path.
 struct Draft {
     route: Route,
@@ -40,8 +47,8 @@ pub(super) fn routes(
     report: &Report<'_>,
     root: &mut Section<'_>,
     money: Denomination,
-    payers: &Lists,
-    rates: Rates,
+    whose: &Whose<'_>,
+    way: impl Fn(&mut Section<'_>) -> Option<Way>,
 ) -> Option<Vec<Route>> {
     let sections = root.sections("route");
     if sections.is_empty() {
@@ -57,7 +64,7 @@ pub(super) fn routes(
         return None;
     }
     let count = sections.len();
-    let read = |section| route(report, section, money, payers, rates);
+    let read = |section| route(report, section, money, whose, &way);
     let drafts: Vec<_> = sections.into_iter().filter_map(read).collect();
     let comparable = drafts.iter().map(|draft| draft.route.clone()).collect();
     if let Err(ambiguities) = Policy::new(placeholder_terms(), "", comparable) {
@@ -104,8 +111,8 @@ fn route(
     report: &Report<'_>,
     mut section: Section<'_>,
     money: Denomination,
-    payers: &Lists,
-    rates: Rates,
+    whose: &Whose<'_>,
+    way: impl Fn(&mut Section<'_>) -> Option<Way>,
 ) -> Option<Draft> {
     let host = section.text("host", |text| {
         let bad = |error| Problem::new(format!("{} is refused: {error}", quoted(text)));
@@ -129,6 +136,7 @@ fn route(
     let name = section.text("name", |text| shown_text(text, MAX_NAME_CHARS)).optional();
     let description = section.text("description", |text| shown_text(text, MAX_TEXT_CHARS)).optional();
     let mime_type = section.text("mime_type", mime_type).optional();
+    let way = way(&mut section);
     let extensions = section.json("extensions");
     if let Given::Value(map, span) = &extensions
         && serde_json::to_string(map).map_or(true, |text| text.len() > MAX_EXTENSIONS_BYTES)
@@ -138,7 +146,7 @@ fn route(
         section.error("extensions", Some(span.clone()), problem);
     }
     let extensions = extensions.or(serde_json::Map::new());
-    let rules = rules(&mut section, price.as_ref(), money, payers, rates);
+    let rules = rules(&mut section, price.as_ref(), money, whose.payers, whose.rates);
     let whole = price.is_some()
         && schedule.is_some()
         && status_rule.is_some()
@@ -147,6 +155,7 @@ fn route(
         && description.is_some()
         && mime_type.is_some()
         && extensions.is_some()
+        && way.is_some()
         && methods.is_some();
     // A route whose hosts, methods or conditions are unknown cannot be compared with another.
     let methods = methods?.into_iter().map(|(method, _)| method).collect();
@@ -159,6 +168,7 @@ fn route(
     route.description = description.flatten();
     route.mime_type = mime_type.flatten();
     route.extensions = extensions.unwrap_or_default();
+    route.way = way.and_then(Way::unusual);
     Some(Draft { route, whole, span: span? })
 }
 

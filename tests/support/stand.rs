@@ -1,0 +1,132 @@
+//! A proxy in this process, in front of upstreams of a test's choice, and somebody with a channel there.
+#![allow(dead_code, reason = "a toolbox: not every test needs every tool")]
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use peaje::gate::path::PathPattern;
+use peaje::gate::policy::{Policy, Price, Route};
+use peaje::gate::{Desk, Gate, Way};
+use peaje::ledger::View;
+use peaje::protocol::Amount;
+use peaje::proxy::{Bounds, Cors, Listener, Upstream, UpstreamSettings};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::payer::{Payer, usual_terms};
+
+pub(crate) const PRICE: u128 = 2_000;
+
+/// How long any one step may take before the test fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a stand is made of.
+pub(crate) struct Setup {
+    pub(crate) upstream: UpstreamSettings,
+    pub(crate) named: Vec<(&'static str, UpstreamSettings)>,
+    /// Paths that cost [`PRICE`], and the ways of their requests. All else is free.
+    pub(crate) paid: Vec<(&'static str, Way)>,
+    pub(crate) bounds: Bounds,
+    pub(crate) drain: Duration,
+}
+
+pub(crate) struct Stand {
+    pub(crate) address: SocketAddr,
+    pub(crate) gate: Gate,
+    pub(crate) upstream: Upstream,
+    wallet: Payer,
+    stop: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+/// An upstream with these targets, which is not waited for very long.
+pub(crate) fn upstream_of(targets: &[SocketAddr]) -> UpstreamSettings {
+    let urls: Vec<_> = targets.iter().map(|target| format!("http://{target}").parse().unwrap()).collect();
+    let connect_timeout = Duration::from_secs(2);
+    UpstreamSettings {
+        connect_timeout,
+        response_timeout: PATIENCE,
+        urls: urls.clone(),
+        ..UpstreamSettings::of(urls[0].clone())
+    }
+}
+
+impl Setup {
+    pub(crate) fn new(upstream: UpstreamSettings) -> Self {
+        Self {
+            upstream,
+            named: Vec::new(),
+            paid: vec![("/paid/*", Way::default())],
+            bounds: Bounds::default(),
+            drain: PATIENCE,
+        }
+    }
+
+    pub(crate) async fn open(self) -> Stand {
+        peaje::chain::install_tls();
+        let terms = usual_terms();
+        let route = |path: &str, price| Route::new(PathPattern::parse(path).unwrap(), price);
+        let paid = self
+            .paid
+            .into_iter()
+            .map(|(path, way)| Route { way: way.unusual(), ..route(path, Price::Fixed(Amount::new(PRICE))) });
+        let routes = paid.chain([route("/*", Price::Free)]).collect();
+        let gate = Gate::new(Policy::new(terms.clone(), "http://h", routes).unwrap(), Desk::closed());
+        let wallet = Payer::new(7, &terms, PRICE);
+        let view = View { block: 1, balance: Amount::new(1_000_000_000), ..View::default() };
+        gate.accounts().observe(wallet.id(), &wallet.config, view).unwrap();
+        let upstream = Upstream::new(&self.upstream).unwrap();
+        let upstream = upstream.with_named(self.named.iter().map(|(name, settings)| (*name, settings))).unwrap();
+        let listener =
+            Listener::bind_cores("127.0.0.1:0".parse().unwrap(), NonZeroUsize::new(1).unwrap()).await.unwrap();
+        let address = listener.address().unwrap();
+        let stop = CancellationToken::new();
+        let accounts = gate.accounts().clone();
+        let stack = peaje::proxy::stack(&gate, upstream.clone(), Cors::Off, self.bounds);
+        let serving = listener.serve(stack, stop.clone(), self.drain, move || accounts.abandon());
+        let task = Some(tokio::spawn(serving));
+        Stand { address, gate, upstream, wallet, stop, task }
+    }
+}
+
+impl Stand {
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// What the channel was charged, in prices.
+    pub(crate) fn charges(&self) -> u128 {
+        let charged = self.gate.accounts().statement(&self.wallet.id()).unwrap().charged.units();
+        assert_eq!(charged % PRICE, 0);
+        charged / PRICE
+    }
+
+    /// The payment header of the next request, where one comes after the other.
+    pub(crate) fn payment(&self) -> String {
+        self.wallet.voucher((self.charges() + 1) * PRICE).header()
+    }
+
+    /// Tells it to stop, and waits until it has.
+    pub(crate) async fn stop(&mut self) {
+        self.stop.cancel();
+        let task = self.task.take().unwrap();
+        tokio::time::timeout(2 * PATIENCE, task).await.expect("it stops in time").unwrap();
+    }
+}
+
+impl Drop for Stand {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Waits until something is so.
+pub(crate) async fn until(mut is_so: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(tokio::time::Instant::now() < deadline, "it did not come to that");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
