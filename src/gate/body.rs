@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
+use super::replay::{Kept, Tail};
 use super::service::strip_payment_headers;
 
 pin_project! {
@@ -24,12 +25,23 @@ pin_project! {
     enum Inner<B> {
         Upstream { #[pin] body: B },
         Own { bytes: Option<Bytes> },
+        // One that may be asked for again, and one that is.
+        Kept { kept: Kept<AnswerBody<B>> },
+        Again { tail: Tail },
     }
 }
 
 impl<B> AnswerBody<B> {
     pub(super) fn upstream(body: B) -> Self {
         Self { inner: Inner::Upstream { body } }
+    }
+
+    pub(super) fn kept(kept: Kept<Self>) -> Self {
+        Self { inner: Inner::Kept { kept } }
+    }
+
+    pub(super) fn again(tail: Tail) -> Self {
+        Self { inner: Inner::Again { tail } }
     }
 
     pub(super) fn own(bytes: Bytes) -> Self {
@@ -51,6 +63,8 @@ impl<B: Body<Data = Bytes>> Body for AnswerBody<B> {
                 frame
             }),
             InnerProjection::Own { bytes } => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            InnerProjection::Kept { kept } => kept.poll_frame(context),
+            InnerProjection::Again { tail } => Poll::Ready(tail.next().map(Ok)),
         }
     }
 
@@ -58,6 +72,8 @@ impl<B: Body<Data = Bytes>> Body for AnswerBody<B> {
         match &self.inner {
             Inner::Upstream { body } => body.is_end_stream(),
             Inner::Own { bytes } => bytes.is_none(),
+            Inner::Kept { kept } => kept.is_end_stream(),
+            Inner::Again { tail } => tail.is_end_stream(),
         }
     }
 
@@ -68,6 +84,8 @@ impl<B: Body<Data = Bytes>> Body for AnswerBody<B> {
                 let length = bytes.as_ref().map_or(0, Bytes::len);
                 SizeHint::with_exact(u64::try_from(length).unwrap_or(u64::MAX))
             }
+            Inner::Kept { kept } => kept.size_hint(),
+            Inner::Again { tail } => tail.size_hint(),
         }
     }
 }

@@ -56,12 +56,14 @@ mod body;
 pub mod desk;
 mod evidence;
 pub mod hot;
+pub mod identifier;
 mod idle;
 mod limits;
 pub mod meter;
 pub mod path;
 mod patience;
 pub mod policy;
+mod replay;
 mod service;
 mod turns;
 
@@ -74,6 +76,7 @@ use desk::DepositPlace;
 use evidence::Evidence;
 use limits::Budget;
 use patience::Patience;
+use replay::Replays;
 
 pub use accounts::{Accounts, Statement};
 pub use answer::refusal;
@@ -83,6 +86,8 @@ pub use hot::HotKeys;
 pub use limits::{DepositLimits, Limits, MAX_PEERS, Peer};
 pub use patience::MAX_DOUBTED;
 pub use policy::Policy;
+pub use replay::{Idempotency, MAX_FINISHING, MAX_FINISHING_TIME};
+pub(crate) use replay::{Content, Heard};
 pub use service::{HoldBack, PaymentLayer, PaymentService};
 pub(crate) use service::{as_variable, strip_ours};
 
@@ -98,6 +103,7 @@ pub struct Gate {
     evidence: Arc<Evidence>,
     patience: Arc<Patience>,
     hot_keys: HotKeys,
+    replays: Replays,
 }
 
 impl Gate {
@@ -118,6 +124,7 @@ impl Gate {
             evidence: Arc::default(),
             patience: Arc::default(),
             hot_keys: HotKeys::default(),
+            replays: Replays::default(),
         }
     }
 
@@ -132,6 +139,13 @@ impl Gate {
     #[must_use]
     pub fn with_hot_keys(self, max_bytes: usize) -> Self {
         Self { hot_keys: HotKeys::new(max_bytes), ..self }
+    }
+
+    /// The same gate with another rule for answers that may be asked for again. Layers and clones that were made before
+    /// keep theirs.
+    #[must_use]
+    pub fn with_idempotency(self, rules: Idempotency) -> Self {
+        Self { replays: Replays::new(rules), ..self }
     }
 
     /// The tables of keys that pay often.

@@ -10,6 +10,7 @@ use http::header::HOST;
 use http::{HeaderMap, Method, Request};
 use serde_json::{Map, Value, json};
 
+use super::identifier::Identifiers;
 use super::path::{CleanPath, PathError, PathPattern};
 use crate::clock;
 use crate::pricing::Tariff;
@@ -278,17 +279,20 @@ pub struct Listing {
     pub offer: WrittenOffer,
     /// The quote of a request.
     pub quote: WrittenQuote,
+    /// Whether its payments have identifiers, as its extensions say.
+    pub identifiers: Identifiers,
 }
 
 impl Listing {
     fn of(route: &Arc<Route>, terms: &Terms, origin: &str) -> Option<Self> {
         let price = route.price.most()?;
-        let offer = WrittenOffer::new(terms.offer(price));
+        let offer = WrittenOffer::new(terms.offer(price)).beside(&route.extensions);
         let Route { description, mime_type, extensions, .. } = &**route;
         let resource =
             Resource { url: origin.to_owned(), description: description.clone(), mime_type: mime_type.clone() };
         let quote = WrittenQuote::new(&resource, &offer, extensions);
-        Some(Self { route: Arc::clone(route), price, offer, quote })
+        let identifiers = Identifiers::of(extensions);
+        Some(Self { route: Arc::clone(route), price, offer, quote, identifiers })
     }
 }
 

@@ -15,6 +15,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -27,6 +28,7 @@ use super::admit::{Admission, Admitted};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
 use super::policy::{Asked, Listing, Policy, Verdict};
+use super::replay::{Again, Content, Slip, Unheard};
 use super::{Gate, Peer, meter};
 use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
 use crate::protocol::{Amount, ChannelId, Code, Hash};
@@ -110,7 +112,8 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let gate = self.gate.clone();
         let peer = request.extensions().get::<Peer>().copied();
-        Box::pin(async move { gate.serve(request, peer, None, move |request| inner.call(request)).await })
+        let inner = move |request: Request<Unheard<B>>| inner.call(request.map(|Unheard(body)| body));
+        Box::pin(async move { gate.serve(request.map(Unheard), peer, None, inner).await })
     }
 }
 
@@ -122,10 +125,13 @@ impl Gate {
         mut request: Request<B>,
         peer: Option<Peer>,
         id: Option<&str>,
-        inner: impl FnOnce(Request<B>) -> F,
+        inner: impl FnOnce(Request<B>) -> F + Send + 'static,
     ) -> Result<Response<AnswerBody<R>>, E>
     where
-        F: Future<Output = Result<Response<R>, E>>,
+        B: Content + Send + 'static,
+        R: Body<Data = Bytes> + Send + 'static,
+        E: Send + 'static,
+        F: Future<Output = Result<Response<R>, E>> + Send,
     {
         let policy = self.policy();
         let sent = take_payment(request.headers_mut());
@@ -153,13 +159,55 @@ impl Gate {
             Verdict::OtherMethods(methods) => return Ok(own(&request, answer::other_methods(&methods))),
             Verdict::Paid(..) => unreachable!("a paid route is either offered or an OPTIONS request"),
         };
+        let slip = match (&payment, &sent, offer) {
+            (Ok(payment), Sent::Payment(header), Some(listing)) => {
+                self.replays.slip(listing.identifiers, payment, header, &request)
+            }
+            _ => Ok(None),
+        };
+        let (payment, mut slip) = match slip {
+            Ok(slip) => (payment, slip),
+            Err(refusal) => (Err(refusal), None),
+        };
+        // Before the payment is judged: it was spent the first time. Its bytes, which none but its sender has, are what
+        // entitles to the answer.
+        let mut was_read = false;
+        if let Some(slip) = &slip {
+            match Box::pin(self.again(&policy, slip, request)).await {
+                Again::Answer(response) => return Ok(response.map(AnswerBody::again)),
+                Again::Refused(refusal, request) => return Ok(own(&request, refusal.into_response(offer, ""))),
+                Again::Anew(anew) => request = anew,
+                Again::Read(read) => (request, was_read) = (read, true),
+            }
+        }
         let admission = match payment {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
             Ok(payment) => Box::pin(self.admit(&policy, offer, payment, peer, id)).await,
             Err(refusal) => Err(refusal),
         };
+        // The same payment may have come side by side, and this one was the second.
+        if let (Err(_), Some(slip), false) = (&admission, &slip, was_read) {
+            match Box::pin(self.again(&policy, slip, request)).await {
+                Again::Answer(response) => return Ok(response.map(AnswerBody::again)),
+                Again::Refused(refusal, request) => return Ok(own(&request, refusal.into_response(offer, ""))),
+                Again::Anew(same) | Again::Read(same) => request = same,
+            }
+        }
         match admission {
-            Ok(Admission::Serve(admitted)) => Box::pin(self.serve_paid(&policy, request, id, inner, admitted)).await,
+            // Half of it cannot be served; and it was found out that the payment is spent.
+            Ok(Admission::Serve(_)) if was_read => Ok(own(&request, Refusal::from(Code::ChannelBusy).into_response(offer, target_of(&request)))),
+            Ok(Admission::Serve(admitted)) => match slip.take() {
+                None => Box::pin(self.serve_paid(&policy, request, id, inner, admitted)).await,
+                Some(slip) => match self.replays.begin(slip) {
+                    Ok(serving) => {
+                        let (gate, id) = (self.clone(), id.map(str::to_owned));
+                        request.body_mut().overheard(&serving.heard());
+                        let work = async move { gate.serve_paid(&policy, request, id.as_deref(), inner, admitted).await };
+                        Ok(serving.see_to_it(work).await?.map(AnswerBody::kept))
+                    }
+                    Err(refusal) => Ok(own(&request, refusal.into_response(offer, ""))),
+                },
+            },
             Ok(Admission::Refunded { receipt, state }) => Ok(own(&request, answer::refunded(&receipt, &state))),
             Err(refusal) => {
                 tracing::debug!(route = offer.map(|listing| &*listing.route.name), error = refusal.error(), "refused");
@@ -177,6 +225,14 @@ impl Gate {
     pub(crate) fn is_paying<B>(&self, request: &Request<B>) -> bool {
         request.headers().contains_key(x402::PAYMENT_SIGNATURE)
             && matches!(self.policy().judge(&Asked::of(request)), Verdict::Paid(..))
+    }
+
+    /// Whether a payment came before, and what it gets then.
+    async fn again<B: Content>(&self, policy: &Policy, slip: &Slip, request: Request<B>) -> Again<B> {
+        match self.replays.find(slip) {
+            Some(entry) => entry.again(slip, request, Duration::from_secs(policy.terms().max_timeout_s)).await,
+            None => Again::Anew(request),
+        }
     }
 
     /// A free request: only the headers are cleaned.

@@ -47,7 +47,7 @@ pub use upstream::{NoUpstream, Upstream, UpstreamError, UpstreamSettings};
 type ResponseBody = Either<Wanted<AnswerBody<UpstreamBody>>, Full<Bytes>>;
 
 /// Who is at the other end of a connection.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Caller {
     address: IpAddr,
     /// The address as the upstream is told of it.
@@ -164,7 +164,7 @@ impl Stack {
         caller: &Caller,
         id: &HeaderValue,
     ) -> Response<ResponseBody> {
-        let Layers { bounds, crowd, gate, upstream, .. } = &*self.layers;
+        let Layers { bounds, crowd, gate, .. } = &*self.layers;
         // What there is no room for is told so before anything is done for it.
         let Some(place) = crowd.enter(|| gate.is_paying(&request)) else {
             // Its client may be writing still, and wants to use the connection again.
@@ -180,8 +180,12 @@ impl Stack {
         let watched = (request.version() == Version::HTTP_2).then_some(bounds.answer_time);
         let request = body::guard(request, bounds.body_time);
         // Nothing below is reached unpaid.
-        let below = async |request| Ok::<_, Infallible>(upstream.ask(request, caller, id).await);
-        let Ok(response) = gate.serve(request, Some(gate::Peer(caller.address)), Some(headers::text(id)), below).await;
+        // It may outlive the connection: a request that will be asked for again is seen to its end.
+        let (layers, caller, name) = (Arc::clone(&self.layers), caller.clone(), id.clone());
+        let peer = gate::Peer(caller.address);
+        let below =
+            move |request| async move { Ok::<_, Infallible>(layers.upstream.ask(request, &caller, &name).await) };
+        let Ok(response) = gate.serve(request, Some(peer), Some(headers::text(id)), below).await;
         drop(place);
         if response.extensions().get::<HoldBack>().is_some() {
             Box::pin(crowd.hold_back()).await;
