@@ -111,7 +111,7 @@ impl Site {
         let (desk, questions) = Desk::new();
         let Books { accounts, opening } = books;
         let gate = Gate::with_accounts(policy, desk, accounts).with_limits(limits(config));
-        let gate = gate.with_hot_keys(config.limits.hot_keys_bytes);
+        let gate = gate.with_hot_keys(config.limits.hot_keys_bytes).with_idempotency(config.idempotency);
         let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings(config), opening);
         let stack = crate::proxy::stack(&gate, upstream, cors(&config.cors), bounds(config));
         let unready = CancellationToken::new();

@@ -42,6 +42,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Uri};
@@ -50,11 +51,16 @@ pub use self::duration::{DurationError, parse_duration, write_duration};
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::reference::{KeyReference, KeyReferenceError, RpcReference, RpcReferenceError};
 pub use self::size::{SizeError, parse_size};
+use crate::gate::Idempotency;
 use crate::gate::policy::{Ambiguity, Policy, Route, Terms, TokenTerms};
+use crate::gate::shop::{Storefront, check_openapi};
 use crate::protocol::{Address, Amount};
 
 /// The largest config file that is read, bytes.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// The largest OpenAPI document that is read, bytes.
+pub const MAX_OPENAPI_BYTES: u64 = 4 << 20;
 
 /// Everything an operator can decide, checked.
 #[derive(Debug, Clone)]
@@ -85,6 +91,10 @@ pub struct Config {
     pub cors: Cors,
     /// What is logged, and how.
     pub log: LogOptions,
+    /// What is shown of the price list.
+    pub discovery: Discovery,
+    /// Which answers are kept for payments that come again.
+    pub idempotency: Idempotency,
     /// The price list, in the file's order; at least one, and no two match a request with equal right.
     pub routes: Vec<Route>,
 }
@@ -289,6 +299,21 @@ pub enum Cors {
     Origins(Vec<HeaderValue>),
 }
 
+/// `[discovery]`: what is shown of the price list.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Discovery {
+    /// Whether anything is.
+    pub enabled: bool,
+    /// The site's name; the public URL's host, if there is none.
+    pub name: Option<String>,
+    /// What it is.
+    pub description: Option<String>,
+    /// The provider's own OpenAPI document, JSON. A relative path is beside the config file.
+    pub openapi: Option<PathBuf>,
+    /// What is in that file, read with the config.
+    pub document: Option<Arc<serde_json::Value>>,
+}
+
 /// `[log]`: what is logged, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogOptions {
@@ -328,8 +353,8 @@ impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let name = path.display().to_string();
-        match read(path) {
-            Ok(text) => Self::parse(&text, &name).map(|config| config.seen_from(path.parent())),
+        match read(path, MAX_FILE_BYTES) {
+            Ok(text) => Self::parse(&text, &name)?.seen_from(path.parent()).with_openapi(&name),
             Err(problem) => Err(ConfigErrors::unreadable(&name, &problem)),
         }
     }
@@ -338,8 +363,23 @@ impl Config {
         if let Some(folder) = folder {
             // An absolute path stays as it is.
             self.store.directory = folder.join(&self.store.directory);
+            self.discovery.openapi = self.discovery.openapi.map(|file| folder.join(file));
         }
         self
+    }
+
+    fn with_openapi(mut self, name: &str) -> Result<Self, ConfigErrors> {
+        let Some(file) = self.discovery.openapi.as_ref().filter(|_| self.discovery.enabled) else { return Ok(self) };
+        let document = read(file, MAX_OPENAPI_BYTES).and_then(|text| {
+            let document = serde_json::from_str(&text).map_err(|error| format!("it is not JSON: {error}"))?;
+            check_openapi(&document).map_err(|error| error.to_string())?;
+            Ok(document)
+        });
+        match document {
+            Ok(document) => self.discovery.document = Some(Arc::new(document)),
+            Err(problem) => return Err(ConfigErrors::unusable(name, "[discovery].openapi", file, &problem)),
+        }
+        Ok(self)
     }
 
     /// Checks a text; `file_name` is what its errors call it. Relative paths in it stay relative.
@@ -364,7 +404,10 @@ impl Config {
     /// The policy, once the authorizer's key is known. A [`Config`] has no ambiguous routes, so one that was not
     /// changed by hand does not fail here.
     pub fn policy(&self, receiver_authorizer: Address) -> Result<Policy, Vec<Ambiguity>> {
-        Policy::new(self.terms(receiver_authorizer), &self.server.public_url, self.routes.clone())
+        let policy = Policy::new(self.terms(receiver_authorizer), &self.server.public_url, self.routes.clone())?;
+        let Discovery { enabled, name, description, document, .. } = &self.discovery;
+        let front = || Storefront { name: name.clone(), description: description.clone(), openapi: document.clone() };
+        Ok(if *enabled { policy.with_storefront(&front()) } else { policy })
     }
 }
 
@@ -374,16 +417,16 @@ pub fn known_keys() -> BTreeSet<(String, &'static str)> {
     resolve::known_keys()
 }
 
-fn read(path: &Path) -> Result<String, String> {
+fn read(path: &Path, max_bytes: u64) -> Result<String, String> {
     use std::io::Read as _;
 
     let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
     let mut text = String::new();
     // One byte more than allowed tells a file that is just small enough from one that is too large.
-    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
-    if u64::try_from(text.len()).is_ok_and(|length| length <= MAX_FILE_BYTES) {
+    file.take(max_bytes + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    if u64::try_from(text.len()).is_ok_and(|length| length <= max_bytes) {
         Ok(text)
     } else {
-        Err(format!("it is larger than {MAX_FILE_BYTES} bytes, which no config file is"))
+        Err(format!("it is larger than {max_bytes} bytes, which no config file is"))
     }
 }

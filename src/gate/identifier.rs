@@ -66,7 +66,9 @@ impl Identifiers {
         let id = extensions.get(PAYMENT_IDENTIFIER).and_then(|extension| extension.pointer("/info/id"));
         match id {
             None | Some(Value::Null) if self == Self::Required => Err(Refusal::from(Code::IdentifierRequired)
-                .with_detail("send an id in extensions.payment-identifier.info.id, and the same one when you send again")),
+                .with_detail(
+                    "send an id in extensions.payment-identifier.info.id, and the same one when you send again",
+                )),
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(id)) if is_valid(id) => Ok(Some(id)),
             Some(_) => Err(Refusal::from(Code::IdentifierInvalid).with_detail(format!(

@@ -65,6 +65,7 @@ mod patience;
 pub mod policy;
 mod replay;
 mod service;
+pub mod shop;
 mod turns;
 
 use std::sync::Arc;
@@ -86,8 +87,8 @@ pub use hot::HotKeys;
 pub use limits::{DepositLimits, Limits, MAX_PEERS, Peer};
 pub use patience::MAX_DOUBTED;
 pub use policy::Policy;
-pub use replay::{Idempotency, MAX_FINISHING, MAX_FINISHING_TIME};
 pub(crate) use replay::{Content, Heard};
+pub use replay::{Idempotency, MAX_FINISHING, MAX_FINISHING_TIME};
 pub use service::{HoldBack, PaymentLayer, PaymentService};
 pub(crate) use service::{as_variable, strip_ours};
 

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::identifier::Identifiers;
 use super::path::{CleanPath, PathError, PathPattern};
+use super::shop::{self, QuotePage, Shelf, Shop, Stock, Storefront};
 use crate::clock;
 use crate::pricing::Tariff;
 use crate::protocol::deposit::EIP2612_SPONSORING;
@@ -214,6 +215,8 @@ pub struct Route {
     pub mime_type: Option<String>,
     /// What the quote advertises beside the price, by extension key.
     pub extensions: Map<String, Value>,
+    /// How it stands in the shop window.
+    pub shelf: Shelf,
 }
 
 impl Route {
@@ -227,6 +230,7 @@ impl Route {
             description: None,
             mime_type: None,
             extensions: Map::new(),
+            shelf: Shelf::default(),
         }
     }
 
@@ -258,6 +262,8 @@ pub struct Policy {
     network: String,
     public_url: String,
     entries: Vec<Entry>,
+    /// What is shown of it, if anything is.
+    shop: Option<Shop>,
 }
 
 /// A route, and what it is quoted as.
@@ -281,6 +287,8 @@ pub struct Listing {
     pub quote: WrittenQuote,
     /// Whether its payments have identifiers, as its extensions say.
     pub identifiers: Identifiers,
+    /// What a browser gets with the quote, if pages are shown.
+    pub(super) page: Option<Arc<QuotePage>>,
 }
 
 impl Listing {
@@ -292,7 +300,7 @@ impl Listing {
             Resource { url: origin.to_owned(), description: description.clone(), mime_type: mime_type.clone() };
         let quote = WrittenQuote::new(&resource, &offer, extensions);
         let identifiers = Identifiers::of(extensions);
-        Some(Self { route: Arc::clone(route), price, offer, quote, identifiers })
+        Some(Self { route: Arc::clone(route), price, offer, quote, identifiers, page: None })
     }
 }
 
@@ -331,7 +339,57 @@ impl Policy {
         let entry = |route| Entry { listing: Listing::of(&route, &terms, origin), route };
         let entries = routes.into_iter().map(entry).collect();
         let (settlement, network) = (terms.settlement(), terms.network());
-        Ok(Self { settlement, network, public_url: origin.to_owned(), entries, terms })
+        Ok(Self { settlement, network, public_url: origin.to_owned(), entries, terms, shop: None })
+    }
+
+    /// The same price list, shown to those who look for it.
+    #[must_use]
+    pub fn with_storefront(mut self, front: &Storefront) -> Self {
+        let stock = Stock {
+            front,
+            terms: &self.terms,
+            origin: &self.public_url,
+            listings: &self.listed(),
+            free: &self.listed_free(),
+        };
+        let is_taken = |path: &str| self.routes().any(|route| shop::names(route, path));
+        let headers = HeaderMap::new();
+        let finds = |method: &Method, path: &str| {
+            let asked = Asked { method, path, query: None, host: None, headers: &headers, at: clock::now_s() };
+            match self.judge(&asked) {
+                Verdict::Paid(listing) => Some(listing),
+                _ => None,
+            }
+        };
+        let shop = Shop::new(&stock, is_taken, finds);
+        let page = |entry: &Entry| entry.listing.as_ref().map(|listing| Arc::new(QuotePage::new(&stock, listing)));
+        let pages: Vec<_> = self.entries.iter().map(page).collect();
+        for (entry, page) in self.entries.iter_mut().zip(pages) {
+            if let Some(listing) = &mut entry.listing {
+                listing.page = page;
+            }
+        }
+        Self { shop: Some(shop), ..self }
+    }
+
+    /// What is listed and costs something. Where routes are for some hosts only, those of others are to be left out here.
+    fn listed(&self) -> Vec<&Listing> {
+        self.entries
+            .iter()
+            .filter_map(|entry| entry.listing.as_ref())
+            .filter(|listing| listing.route.shelf.listed)
+            .collect()
+    }
+
+    /// What is listed and free.
+    fn listed_free(&self) -> Vec<&Route> {
+        let free = self.entries.iter().filter(|entry| entry.listing.is_none()).map(|entry| &*entry.route);
+        free.filter(|route| route.shelf.listed).collect()
+    }
+
+    /// What is shown of it, if anything is.
+    pub(super) fn shop(&self) -> Option<&Shop> {
+        self.shop.as_ref()
     }
 
     /// The terms of every channel.

@@ -318,12 +318,7 @@ pub(super) enum Again<B> {
 
 impl Entry {
     /// What the same payment gets, once the first one's answer is there. `longest` is how long that may take.
-    pub(super) async fn again<B: Content>(
-        &self,
-        slip: &Slip,
-        mut request: Request<B>,
-        longest: Duration,
-    ) -> Again<B> {
+    pub(super) async fn again<B: Content>(&self, slip: &Slip, mut request: Request<B>, longest: Duration) -> Again<B> {
         let is_named = matches!(slip.key, Key::Named(..));
         if self.asked != slip.asked {
             return if is_named { Again::Refused(conflict(), request) } else { Again::Anew(request) };
@@ -474,7 +469,15 @@ impl Serving {
         let tape = if keeps {
             let max = self.place.replays.0.rules.max_answer;
             let pieces = Vec::new();
-            Some(Tape { status, headers: response.headers().clone(), pieces, bytes: 0, max, trailers: None, serving: self })
+            Some(Tape {
+                status,
+                headers: response.headers().clone(),
+                pieces,
+                bytes: 0,
+                max,
+                trailers: None,
+                serving: self,
+            })
         } else {
             if status >= StatusCode::BAD_REQUEST {
                 self.is_void();

@@ -29,7 +29,7 @@ use super::answer::{self, Refusal};
 use super::body::AnswerBody;
 use super::policy::{Asked, Listing, Policy, Verdict};
 use super::replay::{Again, Content, Slip, Unheard};
-use super::{Gate, Peer, meter};
+use super::{Gate, Peer, meter, shop};
 use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
 use crate::protocol::{Amount, ChannelId, Code, Hash};
 
@@ -135,6 +135,11 @@ impl Gate {
     {
         let policy = self.policy();
         let sent = take_payment(request.headers_mut());
+        // Who brings a payment has not come to look.
+        let shop = policy.shop().filter(|_| matches!(sent, Sent::Nothing));
+        if let Some(document) = shop.and_then(|shop| shop.document(&request)) {
+            return Ok(own(&request, document));
+        }
         let verdict = policy.judge(&Asked::of(&request));
         let listing = match verdict {
             Verdict::Paid(listing) => Some(listing),
@@ -150,7 +155,10 @@ impl Gate {
                 drop(payment);
                 return self.pass(request, inner).await;
             }
-            Verdict::Unknown => return Ok(own(&request, answer::unknown_route())),
+            Verdict::Unknown => {
+                let home = shop.and_then(|shop| shop.home(&request));
+                return Ok(own(&request, home.unwrap_or_else(answer::unknown_route)));
+            }
             Verdict::Unclear(error) => return Ok(own(&request, answer::unclear_path(error))),
             // The gate answers OPTIONS itself: a paid route's upstream must not work unpaid.
             Verdict::Paid(..) | Verdict::OtherMethods(_) if request.method() == Method::OPTIONS => {
@@ -195,14 +203,17 @@ impl Gate {
         }
         match admission {
             // Half of it cannot be served; and it was found out that the payment is spent.
-            Ok(Admission::Serve(_)) if was_read => Ok(own(&request, Refusal::from(Code::ChannelBusy).into_response(offer, target_of(&request)))),
+            Ok(Admission::Serve(_)) if was_read => {
+                Ok(own(&request, Refusal::from(Code::ChannelBusy).into_response(offer, target_of(&request))))
+            }
             Ok(Admission::Serve(admitted)) => match slip.take() {
                 None => Box::pin(self.serve_paid(&policy, request, id, inner, admitted)).await,
                 Some(slip) => match self.replays.begin(slip) {
                     Ok(serving) => {
                         let (gate, id) = (self.clone(), id.map(str::to_owned));
                         request.body_mut().overheard(&serving.heard());
-                        let work = async move { gate.serve_paid(&policy, request, id.as_deref(), inner, admitted).await };
+                        let work =
+                            async move { gate.serve_paid(&policy, request, id.as_deref(), inner, admitted).await };
                         Ok(serving.see_to_it(work).await?.map(AnswerBody::kept))
                     }
                     Err(refusal) => Ok(own(&request, refusal.into_response(offer, ""))),
@@ -213,6 +224,11 @@ impl Gate {
                 tracing::debug!(route = offer.map(|listing| &*listing.route.name), error = refusal.error(), "refused");
                 let hold_back = refusal.is_one_of(&[Code::PaymentRateLimited]);
                 let mut response = own(&request, refusal.into_response(offer, target_of(&request)));
+                if let (Sent::Nothing, Some(page)) = (&sent, offer.and_then(|listing| listing.page.as_ref()))
+                    && shop::is_browsing(&request)
+                {
+                    response = own(&request, answer::on_page(response, page.write(target_of(&request))));
+                }
                 if hold_back {
                     response.extensions_mut().insert(HoldBack);
                 }

@@ -9,6 +9,7 @@ mod receiver;
 mod redeem;
 mod routes;
 mod server;
+mod shop;
 mod upstream;
 mod values;
 
@@ -27,6 +28,7 @@ use receiver::receiver;
 use redeem::{facilitator, redeem};
 use routes::routes;
 use server::{admin, server};
+use shop::{discovery, idempotency};
 use upstream::upstream;
 
 pub(super) fn resolve(text: &str, file: &str) -> Result<Config, ConfigErrors> {
@@ -70,7 +72,9 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
     let redeem = redeem(root.section("redeem"), chain.as_ref(), channel.as_ref());
     let cors = cors(root.section("cors"));
     let log = log(root.section("log"));
-    let routes = routes(report, &mut root, decimals);
+    let (discovery, bazaar) = discovery(root.section("discovery"));
+    let (idempotency, usual) = idempotency(root.section("idempotency"), bazaar);
+    let routes = routes(report, &mut root, decimals, usual);
     Some(Config {
         server: server?,
         admin: admin?,
@@ -85,6 +89,8 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>) -> Option<Config>
         facilitator: facilitator?,
         cors: cors?,
         log: log?,
+        discovery: discovery?,
+        idempotency: idempotency?,
         routes: routes?,
     })
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use http::Method;
 
 use super::price::{price, price_without_quotes};
+use super::shop::{Usual, of_route};
 use super::values::shown_text;
 use crate::config::reader::{Given, Problem, Report, Section, quoted};
 use crate::gate::path::PathPattern;
@@ -30,7 +31,12 @@ struct Draft {
     span: Range<usize>,
 }
 
-pub(super) fn routes(report: &Report<'_>, root: &mut Section<'_>, decimals: Option<u8>) -> Option<Vec<Route>> {
+pub(super) fn routes(
+    report: &Report<'_>,
+    root: &mut Section<'_>,
+    decimals: Option<u8>,
+    usual: Usual,
+) -> Option<Vec<Route>> {
     let sections = root.sections("route");
     if sections.is_empty() {
         // A [route] that is no list was reported as such.
@@ -45,7 +51,7 @@ pub(super) fn routes(report: &Report<'_>, root: &mut Section<'_>, decimals: Opti
         return None;
     }
     let count = sections.len();
-    let drafts: Vec<_> = sections.into_iter().filter_map(|section| route(section, decimals)).collect();
+    let drafts: Vec<_> = sections.into_iter().filter_map(|section| route(section, decimals, usual)).collect();
     let comparable = drafts.iter().map(|draft| draft.route.clone()).collect();
     if let Err(ambiguities) = Policy::new(placeholder_terms(), "", comparable) {
         for ambiguity in ambiguities {
@@ -84,7 +90,7 @@ fn placeholder_terms() -> Terms {
     }
 }
 
-fn route(mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
+fn route(mut section: Section<'_>, decimals: Option<u8>, usual: Usual) -> Option<Draft> {
     let pattern = section.text("path", |text| PathPattern::parse(text).map_err(|error| bad_pattern(text, &error)));
     let span = pattern.span();
     let pattern = section.required("path", pattern, "path = \"/*\"");
@@ -127,13 +133,17 @@ fn route(mut section: Section<'_>, decimals: Option<u8>) -> Option<Draft> {
         && mime_type.is_some()
         && extensions.is_some()
         && methods.is_some();
-    // A route whose methods are unknown cannot be compared with another.
-    let methods = methods?.into_iter().map(|(method, _)| method).collect();
-    let mut route = Route { methods, ..Route::new(pattern?, price.unwrap_or(Price::Free)) };
+    // A route whose methods are unknown cannot be compared with another. It is read to its end all the same.
+    let comparable = methods.is_some() && pattern.is_some();
+    let pattern = pattern.unwrap_or_else(PathPattern::all);
+    let methods = methods.unwrap_or_default().into_iter().map(|(method, _)| method).collect();
+    let mut route = Route { methods, ..Route::new(pattern, price.unwrap_or(Price::Free)) };
     route.name = name.flatten().map_or(route.name, Into::into);
     route.description = description.flatten();
     route.mime_type = mime_type.flatten();
     route.extensions = extensions.unwrap_or_default();
+    let whole = of_route(&mut section, &mut route, usual).is_some() && whole;
+    comparable.then_some(())?;
     Some(Draft { route, whole, span: span? })
 }
 
