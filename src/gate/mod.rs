@@ -60,6 +60,7 @@ pub mod identifier;
 mod idle;
 mod limits;
 pub mod meter;
+mod once;
 pub mod path;
 mod patience;
 pub mod policy;

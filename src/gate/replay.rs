@@ -304,46 +304,46 @@ impl Replays {
     }
 }
 
-/// What a payment that came again gets.
-pub(super) enum Again<B> {
+/// What a payment gets that may have come before.
+pub(super) enum Again {
     /// The answer it had.
     Answer(Response<Tail>),
-    /// None.
-    Refused(Refusal, Request<B>),
     /// It is judged as if it were new.
-    Anew(Request<B>),
-    /// The same, but its body was read: it cannot be served.
-    Read(Request<B>),
+    Anew,
+    /// The same, but its request's body was read: it cannot be served.
+    Read,
 }
 
 impl Entry {
     /// What the same payment gets, once the first one's answer is there. `longest` is how long that may take.
-    pub(super) async fn again<B: Content>(&self, slip: &Slip, mut request: Request<B>, longest: Duration) -> Again<B> {
+    pub(super) async fn again<B: Content>(
+        &self,
+        slip: &Slip,
+        request: &mut Request<B>,
+        longest: Duration,
+    ) -> Result<Again, Refusal> {
         let is_named = matches!(slip.key, Key::Named(..));
         if self.asked != slip.asked {
-            return if is_named { Again::Refused(conflict(), request) } else { Again::Anew(request) };
+            return if is_named { Err(conflict()) } else { Ok(Again::Anew) };
         }
         let mut states = self.state.subscribe();
         let over = states.wait_for(|state| !matches!(state, State::Serving));
         let state = match tokio::time::timeout(longest.min(MAX_WAIT), over).await {
             Ok(Ok(state)) => state.clone(),
             Ok(Err(_)) => State::Void,
-            Err(_) => {
-                let busy = Refusal::from(Code::ChannelBusy).with_detail("this payment is being served");
-                return Again::Refused(busy, request);
-            }
+            Err(_) => return Err(Refusal::from(Code::ChannelBusy).with_detail("this payment is being served")),
         };
         match state {
             State::Kept(stored) => match request.body_mut().is(&self.heard).await {
-                true => Again::Answer(stored.response()),
-                false if is_named => Again::Refused(conflict(), request),
-                false => Again::Read(request),
+                true => Ok(Again::Answer(stored.response())),
+                false if is_named => Err(conflict()),
+                false => Ok(Again::Read),
             },
             State::Gone if is_named => {
                 let detail = "this payment was charged, and its answer could not be kept; to pay again takes a new id";
-                Again::Refused(Refusal::from(Code::AnswerNotKept).with_detail(detail), request)
+                Err(Refusal::from(Code::AnswerNotKept).with_detail(detail))
             }
-            State::Gone | State::Void | State::Serving => Again::Anew(request),
+            State::Gone | State::Void | State::Serving => Ok(Again::Anew),
         }
     }
 }

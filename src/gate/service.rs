@@ -15,7 +15,6 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -27,8 +26,9 @@ use super::accounts::{Charged, NotWritten, Payer};
 use super::admit::{Admission, Admitted};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
+use super::once::Once;
 use super::policy::{Asked, Listing, Policy, Verdict};
-use super::replay::{Again, Content, Slip, Unheard};
+use super::replay::{Content, Unheard};
 use super::{Gate, Peer, meter, shop};
 use crate::protocol::x402::{self, Payment, PaymentError, Receipt};
 use crate::protocol::{Amount, ChannelId, Code, Hash};
@@ -167,59 +167,22 @@ impl Gate {
             Verdict::OtherMethods(methods) => return Ok(own(&request, answer::other_methods(&methods))),
             Verdict::Paid(..) => unreachable!("a paid route is either offered or an OPTIONS request"),
         };
-        let slip = match (&payment, &sent, offer) {
-            (Ok(payment), Sent::Payment(header), Some(listing)) => {
-                self.replays.slip(listing.identifiers, payment, header, &request)
-            }
-            _ => Ok(None),
-        };
-        let (payment, mut slip) = match slip {
-            Ok(slip) => (payment, slip),
-            Err(refusal) => (Err(refusal), None),
-        };
-        // Before the payment is judged: it was spent the first time. Its bytes, which none but its sender has, are what
-        // entitles to the answer.
-        let mut was_read = false;
-        if let Some(slip) = &slip {
-            match Box::pin(self.again(&policy, slip, request)).await {
-                Again::Answer(response) => return Ok(response.map(AnswerBody::again)),
-                Again::Refused(refusal, request) => return Ok(own(&request, refusal.into_response(offer, ""))),
-                Again::Anew(anew) => request = anew,
-                Again::Read(read) => (request, was_read) = (read, true),
-            }
-        }
         let admission = match payment {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
-            Ok(payment) => Box::pin(self.admit(&policy, offer, payment, peer, id)).await,
+            Ok(payment) => Box::pin(self.admit_once(&policy, offer, payment, &sent, &mut request, peer, id)).await,
             Err(refusal) => Err(refusal),
         };
-        // The same payment may have come side by side, and this one was the second.
-        if let (Err(_), Some(slip), false) = (&admission, &slip, was_read) {
-            match Box::pin(self.again(&policy, slip, request)).await {
-                Again::Answer(response) => return Ok(response.map(AnswerBody::again)),
-                Again::Refused(refusal, request) => return Ok(own(&request, refusal.into_response(offer, ""))),
-                Again::Anew(same) | Again::Read(same) => request = same,
-            }
-        }
         match admission {
-            // Half of it cannot be served; and it was found out that the payment is spent.
-            Ok(Admission::Serve(_)) if was_read => {
-                Ok(own(&request, Refusal::from(Code::ChannelBusy).into_response(offer, target_of(&request))))
+            Ok(Once::New(Admission::Serve(admitted), None)) => {
+                Box::pin(self.serve_paid(&policy, request, id, inner, admitted)).await
             }
-            Ok(Admission::Serve(admitted)) => match slip.take() {
-                None => Box::pin(self.serve_paid(&policy, request, id, inner, admitted)).await,
-                Some(slip) => match self.replays.begin(slip) {
-                    Ok(serving) => {
-                        let (gate, id) = (self.clone(), id.map(str::to_owned));
-                        request.body_mut().overheard(&serving.heard());
-                        let work =
-                            async move { gate.serve_paid(&policy, request, id.as_deref(), inner, admitted).await };
-                        Ok(serving.see_to_it(work).await?.map(AnswerBody::kept))
-                    }
-                    Err(refusal) => Ok(own(&request, refusal.into_response(offer, ""))),
-                },
-            },
-            Ok(Admission::Refunded { receipt, state }) => Ok(own(&request, answer::refunded(&receipt, &state))),
+            Ok(Once::New(Admission::Serve(admitted), Some(serving))) => {
+                Box::pin(self.serve_to_the_end(&policy, request, id, inner, admitted, serving)).await
+            }
+            Ok(Once::Again(answer)) => Ok(answer.map(AnswerBody::again)),
+            Ok(Once::New(Admission::Refunded { receipt, state }, _)) => {
+                Ok(own(&request, answer::refunded(&receipt, &state)))
+            }
             Err(refusal) => {
                 tracing::debug!(route = offer.map(|listing| &*listing.route.name), error = refusal.error(), "refused");
                 let hold_back = refusal.is_one_of(&[Code::PaymentRateLimited]);
@@ -243,14 +206,6 @@ impl Gate {
             && matches!(self.policy().judge(&Asked::of(request)), Verdict::Paid(..))
     }
 
-    /// Whether a payment came before, and what it gets then.
-    async fn again<B: Content>(&self, policy: &Policy, slip: &Slip, request: Request<B>) -> Again<B> {
-        match self.replays.find(slip) {
-            Some(entry) => entry.again(slip, request, Duration::from_secs(policy.terms().max_timeout_s)).await,
-            None => Again::Anew(request),
-        }
-    }
-
     /// A free request: only the headers are cleaned.
     async fn pass<B, R, E, F>(
         &self,
@@ -265,7 +220,7 @@ impl Gate {
         Ok(response.map(AnswerBody::upstream))
     }
 
-    async fn serve_paid<B, R, E, F>(
+    pub(super) async fn serve_paid<B, R, E, F>(
         &self,
         policy: &Policy,
         mut request: Request<B>,
@@ -377,7 +332,7 @@ fn not_charged(
 
 /// What came where a payment would be.
 #[derive(Debug)]
-enum Sent {
+pub(super) enum Sent {
     Nothing,
     Payment(HeaderValue),
     /// One of version 1.
