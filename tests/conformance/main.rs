@@ -15,6 +15,7 @@ mod deposit;
 mod failure;
 mod identity;
 mod misc;
+mod once;
 mod parallel;
 mod permit2;
 mod redeem;
