@@ -148,12 +148,8 @@ async fn case_45_the_same_payment_waits_for_the_first_one() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         released.notify_one();
     };
-    let (a, b, c, ()) = tokio::join!(
-        world.pay("/paid", &payment),
-        world.pay("/paid", &payment),
-        world.pay("/paid", &payment),
-        release
-    );
+    let (a, b, c, ()) =
+        tokio::join!(world.pay("/paid", &payment), world.pay("/paid", &payment), world.pay("/paid", &payment), release);
     let mut replayed = 0;
     for answer in [&a, &b, &c] {
         answer.assert_served_with("slow").assert_voucher_receipt(PRICE, 2 * PRICE);
