@@ -138,7 +138,9 @@ async fn a_document_is_taken_from_a_cache_as_long_as_it_is_the_same() {
     let first = get(&gate(CONFIG), "/llms.txt").await;
     let tag = first.header("etag").to_owned();
     let known = |tag: &str| [("if-none-match", tag.to_owned())];
-    for (tag, status) in [(tag.clone(), 304), (format!("\"x\", W/{tag}"), 304), ("*".into(), 304), ("\"x\"".into(), 200)] {
+    for (tag, status) in
+        [(tag.clone(), 304), (format!("\"x\", W/{tag}"), 304), ("*".into(), 304), ("\"x\"".into(), 200)]
+    {
         let [(name, value)] = known(&tag);
         let answer = ask(&gate(CONFIG), Method::GET, "/llms.txt", &[(name, &value)]).await;
         assert_eq!(answer.status.as_u16(), status, "{tag}");

@@ -23,11 +23,12 @@ use crate::protocol::Code;
 use crate::protocol::x402::Payment;
 
 /// What became of a payment that may come again.
+#[expect(clippy::large_enum_variant, reason = "the large one is the usual one, and must not cost an allocation")]
 pub(super) enum Once {
     /// It was judged; and its answer is kept, if it may come again.
     New(Admission, Option<Serving>),
     /// It had this answer before.
-    Again(Response<Tail>),
+    Again(Box<Response<Tail>>),
 }
 
 impl Gate {

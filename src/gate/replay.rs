@@ -307,7 +307,7 @@ impl Replays {
 /// What a payment gets that may have come before.
 pub(super) enum Again {
     /// The answer it had.
-    Answer(Response<Tail>),
+    Answer(Box<Response<Tail>>),
     /// It is judged as if it were new.
     Anew,
     /// The same, but its request's body was read: it cannot be served.
@@ -335,7 +335,7 @@ impl Entry {
         };
         match state {
             State::Kept(stored) => match request.body_mut().is(&self.heard).await {
-                true => Ok(Again::Answer(stored.response())),
+                true => Ok(Again::Answer(Box::new(stored.response()))),
                 false if is_named => Err(conflict()),
                 false => Ok(Again::Read),
             },
@@ -454,7 +454,7 @@ impl Serving {
             match work.await {
                 Ok(response) => Ok(serving.tape(response)),
                 Err(error) => {
-                    serving.is_void();
+                    serving.void();
                     Err(error)
                 }
             }
@@ -480,7 +480,7 @@ impl Serving {
             })
         } else {
             if status >= StatusCode::BAD_REQUEST {
-                self.is_void();
+                self.void();
             } else {
                 self.end(State::Gone);
             }
@@ -490,7 +490,7 @@ impl Serving {
     }
 
     /// Nothing was charged.
-    fn is_void(mut self) {
+    fn void(mut self) {
         self.end(State::Void);
     }
 
@@ -577,7 +577,7 @@ impl Tape {
         let Self { status, headers, pieces, bytes, trailers, mut serving, .. } = self;
         // Nobody will look for one without a name that has arrived.
         if !serving.place.is_known.load(Ordering::Acquire) {
-            return serving.is_void();
+            return serving.void();
         }
         // Copied, because the pieces belong to larger buffers.
         let mut body = BytesMut::with_capacity(bytes);

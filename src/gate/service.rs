@@ -179,7 +179,7 @@ impl Gate {
             Ok(Once::New(Admission::Serve(admitted), Some(serving))) => {
                 Box::pin(self.serve_to_the_end(&policy, request, id, inner, admitted, serving)).await
             }
-            Ok(Once::Again(answer)) => Ok(answer.map(AnswerBody::again)),
+            Ok(Once::Again(answer)) => Ok((*answer).map(AnswerBody::again)),
             Ok(Once::New(Admission::Refunded { receipt, state }, _)) => {
                 Ok(own(&request, answer::refunded(&receipt, &state)))
             }

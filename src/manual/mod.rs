@@ -9,6 +9,9 @@
 //! 7. [`what_is_lost`]: what a restart, a dead disk, a lost client and a lost answer cost
 //! 8. [`without_gas`]: a facilitator instead of a gas key
 //! 9. [`side_by_side`]: many requests of one channel at once
+//! 10. [`twice`]: a payment that comes again
+
+pub mod twice;
 
 pub mod a_paid_request {
     //! From the 402 to the receipt.
@@ -79,6 +82,7 @@ pub mod when_it_is_refused {
     //! | more requests than are served at once | 503 `overloaded` with `Retry-After` |
     //! | a body that pauses for too long | 408 `body_timeout`, and the connection ends |
     //! | a deposit whose fate is open | 503 `settlement_pending`; it is followed until its fate is known |
+    //! | a payment's name that stands for another one, or whose answer is gone | 409, see [`twice`](super::twice) |
     //! | the books cannot be written | 503 `books_unavailable`, and the proxy ends |
     //!
     //! A corrective shows the channel's last voucher, so it is only given to somebody who just signed for the channel. A
@@ -270,6 +274,7 @@ pub mod what_is_lost {
     //! * **A backup is put back.** It is like losing what came after it: payers are corrected with an older voucher of their
     //!   own or by the chain, whichever is further.
     //! * **The client restarts.** It reads the chain, signs from there, and is corrected with its own last voucher.
-    //! * **The answer is lost.** The charge stands; the client's next voucher is one behind and is corrected.
+    //! * **The answer is lost.** A client that named its payment sends it again and gets the answer ([`twice`](super::twice)).
+    //!   Otherwise the charge stands; the client's next voucher is one behind and is corrected.
     //! * **A deposit's receipt is late.** Nobody says it failed. The client is told to come back, and finds it booked.
 }
