@@ -2,7 +2,7 @@
 //!
 //! **Owns** the `payment-identifier` extension as far as it is on the wire: what is advertised, and the id in a payment.
 //! **Promises** that an id is one of the specification's form or the request is refused. **Does not** know what an id stands
-//! for; that is [`super::replay`]'s business.
+//! for; that is the gate's business.
 
 use serde_json::{Map, Value, json};
 
