@@ -1313,3 +1313,53 @@ async fn a_refund_that_is_refused_or_not_confirmed_moves_nothing() {
     assert_eq!(books(&agent), (2_000, 2_000, 10_000));
     assert_eq!(server.count(), 14);
 }
+
+/// The quote of a server that knows payments by their names.
+fn named_unpaid(_: &Seen) -> Reply {
+    let extensions = json!({"payment-identifier": {"info": {"required": false}}});
+    let quote = json!({
+        "x402Version": 2,
+        "error": "Payment required",
+        "resource": {"url": "https://api.example/paid"},
+        "accepts": [offer(PRICE)],
+        "extensions": extensions,
+    });
+    Reply::new(402).with(PAYMENT_REQUIRED, encode(&quote))
+}
+
+fn lost(_: &Seen) -> Reply {
+    Reply::hang_up()
+}
+
+#[tokio::test]
+async fn a_named_payment_whose_answer_is_lost_is_sent_again_as_it_was() {
+    let server = Server::script(vec![named_unpaid, lost, lost, served_in_full, served_in_full]).await;
+    let agent = agent();
+    let answer = pay(&agent, &server).await.unwrap();
+    assert_eq!((answer.status(), charged(&answer)), (StatusCode::OK, PRICE));
+    let header = |number| server.check(number, |seen| seen.headers[PAYMENT_SIGNATURE].clone());
+    assert_eq!(header(1), header(2));
+    assert_eq!(header(1), header(3));
+    let id = |number| {
+        server.check(number, |seen| {
+            let info = seen.paid().extensions["payment-identifier"]["info"].clone();
+            assert_eq!(info["required"], json!(false));
+            info["id"].as_str().unwrap().to_owned()
+        })
+    };
+    assert!((16..=128).contains(&id(1).len()));
+    // Another payment has another name.
+    assert_eq!(charged(&pay(&agent, &server).await.unwrap()), PRICE);
+    assert_ne!(id(4), id(1));
+    assert_eq!(server.count(), 5);
+}
+
+#[tokio::test]
+async fn a_payment_without_a_name_is_not_sent_again() {
+    let server = Server::script(vec![unpaid, lost, served_in_full]).await;
+    assert!(matches!(pay(&agent(), &server).await, Err(AgentError::Http(_))));
+    assert_eq!(server.count(), 2);
+    let server = Server::script(vec![named_unpaid, lost, lost, lost, served_in_full]).await;
+    assert!(matches!(pay(&agent(), &server).await, Err(AgentError::Http(_))));
+    assert_eq!(server.count(), 4, "it gives up");
+}

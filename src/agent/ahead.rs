@@ -179,7 +179,7 @@ impl<R: ChainReader> Agent<R> {
         let _not_alone = Arc::clone(&lane.channel).read_owned().await;
         let Some((sent, payment)) = self.sign_ahead(&lane, target, quoted, channel).await? else { return Ok(None) };
         *attempts = attempts.saturating_add(1);
-        let response = match self.send(request, target, Some(payment)).await {
+        let response = match self.send_named(request, target, payment, quoted).await {
             Ok(response) => response,
             Err(error) => {
                 drop(sent);

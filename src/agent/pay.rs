@@ -1,7 +1,7 @@
 //! The agent: one wallet, its channels, and the act of paying.
 //!
 //! **Owns** the order of things: what is written before it is sent, what is asked again and how often. **Promises**
-//! that a call sends at most six requests: the paid one, the one before it that finds out the price (unpaid, or paid
+//! that a call sends at most six requests, but for those that are sent again as they were because their answer was lost: the paid one, the one before it that finds out the price (unpaid, or paid
 //! by an offer that turned out stale), one signed ahead that was refused, and one more after each of a corrective, a
 //! deposit that is not there yet, and a balance that is lower than we thought. **Does not** decide about money (see [`super::judge`]).
 
@@ -39,6 +39,8 @@ const OFFER_TTL: Duration = Duration::from_secs(300);
 const MAX_OFFERS: usize = 1_024;
 /// Above so many lanes, those nobody is in are dropped.
 const MAX_IDLE_LANES: usize = 1_024;
+/// How long to wait before each time that a payment is sent again as it is, because its answer was lost.
+const RESEND_AFTER: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(2)];
 /// The longest `Retry-After` that is passed on, in seconds.
 const MAX_RETRY_AFTER_S: u64 = 86_400;
 const SECONDS_A_DAY: u64 = 86_400;
@@ -294,7 +296,7 @@ impl<R: ChainReader> Agent<R> {
         tried: &mut Tried,
         attempts: u32,
     ) -> Result<Step, AgentError> {
-        let Inner { config, spending, http, .. } = &*self.0;
+        let Inner { config, spending, .. } = &*self.0;
         let choice = &quoted.choice;
         let now = now_s()?;
         let day = now / SECONDS_A_DAY;
@@ -335,7 +337,7 @@ impl<R: ChainReader> Agent<R> {
         // From here on it counts as sent: what is written down as counted must be, whoever stops waiting for the disk.
         reservation.sent(day);
         slot = self.save(slot).await?;
-        let response = match http.send(request, &target.uri, Some(payment), config.patience).await {
+        let response = match self.send_named(request, target, payment, &quoted).await {
             Ok(response) => response,
             Err(error) => {
                 drop(reservation);
@@ -762,6 +764,27 @@ impl<R: ChainReader> Agent<R> {
         payment: Option<HeaderValue>,
     ) -> Result<Response<Incoming>, AgentError> {
         self.0.http.send(request, &target.uri, payment, self.0.config.patience).await
+    }
+
+    /// Sends a payment, and the very same again where the answer is lost and the server knows it again by its name: then it
+    /// is served and charged once.
+    pub(super) async fn send_named(
+        &self,
+        request: &PayRequest,
+        target: &Target,
+        payment: HeaderValue,
+        quoted: &Quoted,
+    ) -> Result<Response<Incoming>, AgentError> {
+        let mut waits = RESEND_AFTER.iter().filter(|_| payload::is_named(quoted.extensions.as_ref()));
+        loop {
+            match (self.send(request, target, Some(payment.clone())).await, waits.next()) {
+                (Err(AgentError::Http(error)), Some(wait)) => {
+                    tracing::debug!(%error, "the answer to a payment was lost; it is sent again");
+                    tokio::time::sleep(*wait).await;
+                }
+                (result, _) => return result,
+            }
+        }
     }
 
     pub(super) async fn on_chain(&self, record: &Record) -> Result<Option<super::ChainChannel>, AgentError> {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::AgentError;
 use crate::protocol::bytes::encode_decimal;
 use crate::protocol::deposit::{Authorization, EIP2612_SPONSORING, Permission, Permit2Authorization, TokenPermit};
-use crate::protocol::x402::{MAX_PAYMENT_HEADER_BYTES, SIGNED_AHEAD, VERSION, encode};
+use crate::protocol::x402::{MAX_PAYMENT_HEADER_BYTES, PAYMENT_IDENTIFIER, SIGNED_AHEAD, VERSION, encode};
 use crate::protocol::{Amount, ChannelConfig, SignedVoucher};
 
 /// What a payment asks for.
@@ -31,7 +31,24 @@ pub(super) struct Echo<'a> {
     pub(super) extensions: Option<&'a Value>,
 }
 
-/// Makes the header. It is marked sensitive, so that no log shows it.
+/// Whether payments for a quote with these extensions have a name, by which the server knows one that comes again.
+pub(super) fn is_named(extensions: Option<&Value>) -> bool {
+    let pointer = |extensions: &Value| extensions.get(PAYMENT_IDENTIFIER)?.get("info").map(Value::is_object);
+    extensions.and_then(pointer) == Some(true)
+}
+
+fn identifier_info(extensions: &mut Value) -> Option<&mut Map<String, Value>> {
+    extensions.get_mut(PAYMENT_IDENTIFIER)?.get_mut("info")?.as_object_mut()
+}
+
+/// A name that no other payment has.
+fn new_identifier() -> Result<String, AgentError> {
+    let mut random = [0u8; 16];
+    getrandom::fill(&mut random).map_err(|_| AgentError::System("randomness"))?;
+    Ok(format!("pay_{:032x}", u128::from_be_bytes(random)))
+}
+
+/// Makes the header, with a name of its own where the quote takes one. It is marked sensitive, so that no log shows it.
 pub(super) fn header(
     echo: Echo<'_>,
     config: &ChannelConfig,
@@ -75,6 +92,11 @@ pub(super) fn header(
         if let Some(value) = value {
             object.insert(key.to_owned(), value.clone());
         }
+    }
+    if !matches!(kind, Kind::Refund(_))
+        && let Some(info) = object.get_mut("extensions").and_then(identifier_info)
+    {
+        info.insert("id".to_owned(), json!(new_identifier()?));
     }
     if let Some(permit) = permit {
         add_permit(object.entry("extensions").or_insert_with(|| json!({})), permit);

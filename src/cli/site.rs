@@ -147,7 +147,8 @@ impl Site {
         let gate = Gate::with_accounts(policy, desk, accounts)
             .with_limits(limits(config))
             .with_quote_grace(config.server.quote_grace);
-        let mut gate = gate.with_hot_keys(config.limits.hot_keys_bytes);
+        let gate = gate.with_hot_keys(config.limits.hot_keys_bytes);
+        let mut gate = gate.with_idempotency(config.idempotency);
         if let Some(access) = &access {
             gate = gate.with_recorder(access.recorder());
         }

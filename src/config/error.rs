@@ -54,6 +54,12 @@ impl ConfigErrors {
         Self { file: file.to_owned(), errors }
     }
 
+    /// A file that the config names and that cannot be used.
+    pub(super) fn unusable(file: &str, key: &str, named: &std::path::Path, problem: &str) -> Self {
+        let problem = format!("{} cannot be used: {problem}", named.display());
+        Self::new(file, vec![ConfigError { place: None, key: key.to_owned(), problem, fix: None }])
+    }
+
     pub(super) fn unreadable(file: &str, problem: &str) -> Self {
         let error = ConfigError {
             place: None,

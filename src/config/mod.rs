@@ -58,12 +58,17 @@ pub use self::keys::{KEYS, Key, When};
 pub use self::live::{OtherMoney, ReloadFailure, ReloadState, Reloads};
 pub use self::reference::{KeyReference, KeyReferenceError, RpcReference, RpcReferenceError};
 pub use self::size::{SizeError, parse_size};
+use crate::gate::Idempotency;
 use crate::gate::policy::{Ambiguity, Policy, Route, Terms, TokenTerms};
 use crate::gate::quota::Rate;
+use crate::gate::shop::{Storefront, check_openapi};
 use crate::protocol::{Address, Amount};
 
 /// The largest config file that is read, bytes.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// The largest OpenAPI document that is read, bytes.
+pub const MAX_OPENAPI_BYTES: u64 = 4 << 20;
 
 /// Everything an operator can decide, checked.
 #[derive(Debug, Clone)]
@@ -98,6 +103,10 @@ pub struct Config {
     pub log: LogOptions,
     /// `[log] access`: the file with a line for each request; none by default. A relative one is beside the config file.
     pub access_log: Option<PathBuf>,
+    /// What is shown of the price list.
+    pub discovery: Discovery,
+    /// Which answers are kept for payments that come again.
+    pub idempotency: Idempotency,
     /// The price list, in the file's order; at least one, and no two match a request with equal right.
     pub routes: Vec<Route>,
     /// The files with lists of payers that were read, as they were opened.
@@ -396,6 +405,21 @@ pub enum Cors {
     Origins(Vec<HeaderValue>),
 }
 
+/// `[discovery]`: what is shown of the price list.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Discovery {
+    /// Whether anything is.
+    pub enabled: bool,
+    /// The site's name; the public URL's host, if there is none.
+    pub name: Option<String>,
+    /// What it is.
+    pub description: Option<String>,
+    /// The provider's own OpenAPI document, JSON. A relative path is beside the config file.
+    pub openapi: Option<PathBuf>,
+    /// What is in that file, read with the config.
+    pub document: Option<Arc<serde_json::Value>>,
+}
+
 /// `[log]`: what is logged, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogOptions {
@@ -442,13 +466,14 @@ impl Config {
     /// # Errors
     /// It is not there, not text, or too large.
     pub fn read(path: &Path) -> Result<String, ConfigErrors> {
-        read(path).map_err(|problem| ConfigErrors::unreadable(&path.display().to_string(), &problem))
+        read(path, MAX_FILE_BYTES).map_err(|problem| ConfigErrors::unreadable(&path.display().to_string(), &problem))
     }
 
     /// Checks the text of a file that was read already.
     pub fn load_text(path: &Path, text: &str) -> Result<Self, ConfigErrors> {
         let name = path.display().to_string();
-        resolve::resolve(text, &name, path.parent()).map(|config| config.seen_from(path.parent()))
+        let config = resolve::resolve(text, &name, path.parent())?.seen_from(path.parent());
+        config.with_openapi(&name)
     }
 
     fn seen_from(mut self, folder: Option<&Path>) -> Self {
@@ -465,8 +490,23 @@ impl Config {
                 let keys = client.iter_mut().flat_map(|(certificate, key)| [certificate, key]);
                 ca.iter_mut().chain(keys).for_each(|file| *file = folder.join(&*file));
             }
+            self.discovery.openapi = self.discovery.openapi.map(|file| folder.join(file));
         }
         self
+    }
+
+    fn with_openapi(mut self, name: &str) -> Result<Self, ConfigErrors> {
+        let Some(file) = self.discovery.openapi.as_ref().filter(|_| self.discovery.enabled) else { return Ok(self) };
+        let document = read(file, MAX_OPENAPI_BYTES).and_then(|text| {
+            let document = serde_json::from_str(&text).map_err(|error| format!("it is not JSON: {error}"))?;
+            check_openapi(&document).map_err(|error| error.to_string())?;
+            Ok(document)
+        });
+        match document {
+            Ok(document) => self.discovery.document = Some(Arc::new(document)),
+            Err(problem) => return Err(ConfigErrors::unusable(name, "[discovery].openapi", file, &problem)),
+        }
+        Ok(self)
     }
 
     /// Checks a text; `file_name` is what its errors call it. Relative paths in it stay relative.
@@ -498,7 +538,10 @@ impl Config {
     pub fn policy(&self, receiver_authorizer: Address) -> Result<Policy, Vec<Ambiguity>> {
         let terms = self.terms(receiver_authorizer);
         let others = self.chain.other_tokens.iter().map(|token| self.terms_in(token, receiver_authorizer)).collect();
-        Policy::accepting(terms, others, &self.server.public_url, self.routes.clone())
+        let policy = Policy::accepting(terms, others, &self.server.public_url, self.routes.clone())?;
+        let Discovery { enabled, name, description, document, .. } = &self.discovery;
+        let front = || Storefront { name: name.clone(), description: description.clone(), openapi: document.clone() };
+        Ok(if *enabled { policy.with_storefront(&front()) } else { policy })
     }
 }
 
@@ -508,16 +551,16 @@ pub fn known_keys() -> BTreeSet<(String, &'static str)> {
     resolve::known_keys()
 }
 
-fn read(path: &Path) -> Result<String, String> {
+fn read(path: &Path, max_bytes: u64) -> Result<String, String> {
     use std::io::Read as _;
 
     let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
     let mut text = String::new();
     // One byte more than allowed tells a file that is just small enough from one that is too large.
-    file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
-    if u64::try_from(text.len()).is_ok_and(|length| length <= MAX_FILE_BYTES) {
+    file.take(max_bytes + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    if u64::try_from(text.len()).is_ok_and(|length| length <= max_bytes) {
         Ok(text)
     } else {
-        Err(format!("it is larger than {MAX_FILE_BYTES} bytes, which no config file is"))
+        Err(format!("it is larger than {max_bytes} bytes, which no config file is"))
     }
 }

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use serde_json::json;
 
@@ -159,6 +159,16 @@ fn refusal_body(error: &str, message: Option<&str>) -> Bytes {
         None => json!({"error": error}),
     };
     Bytes::from(body.to_string())
+}
+
+/// A quote as people see it: its status and headers, and a page.
+pub(super) fn on_page<B>(quote: Response<B>, page: String) -> Response<Bytes> {
+    let mut response = quote.map(|_| Bytes::from(page));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    headers.append(VARY, HeaderValue::from_static("accept, sec-fetch-mode, user-agent"));
+    super::shop::harden(headers);
+    response
 }
 
 /// A refund that was paid.

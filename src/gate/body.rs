@@ -10,6 +10,7 @@ use pin_project_lite::pin_project;
 use tower::BoxError;
 
 use super::metered::{Collected, MeteredBody};
+use super::replay::{Kept, Tail};
 use super::service::strip_payment_headers;
 
 pin_project! {
@@ -31,12 +32,23 @@ pin_project! {
         // In boxes, so that the others need no room for them.
         Metered { body: Box<MeteredBody<B>> },
         Collected { body: Box<Collected> },
+        // One that may be asked for again, and one that is.
+        Kept { kept: Kept<AnswerBody<B>> },
+        Again { tail: Tail },
     }
 }
 
 impl<B> AnswerBody<B> {
     pub(super) fn upstream(body: B) -> Self {
         Self { inner: Inner::Upstream { body } }
+    }
+
+    pub(super) fn kept(kept: Kept<Self>) -> Self {
+        Self { inner: Inner::Kept { kept } }
+    }
+
+    pub(super) fn again(tail: Tail) -> Self {
+        Self { inner: Inner::Again { tail } }
     }
 
     pub(super) fn own(bytes: Bytes) -> Self {
@@ -74,6 +86,8 @@ where
             InnerProjection::Own { bytes } => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             InnerProjection::Metered { body } => body.poll_frame(context),
             InnerProjection::Collected { body } => Poll::Ready(body.next().map(Ok)),
+            InnerProjection::Kept { kept } => kept.poll_frame(context),
+            InnerProjection::Again { tail } => Poll::Ready(tail.next().map(Ok)),
         }
     }
 
@@ -83,6 +97,8 @@ where
             Inner::Own { bytes } => bytes.is_none(),
             Inner::Metered { body } => body.is_end_stream(),
             Inner::Collected { body } => body.is_empty(),
+            Inner::Kept { kept } => kept.is_end_stream(),
+            Inner::Again { tail } => tail.is_end_stream(),
         }
     }
 
@@ -95,6 +111,8 @@ where
             }
             Inner::Metered { body } => body.size_hint(),
             Inner::Collected { body } => SizeHint::with_exact(body.length()),
+            Inner::Kept { kept } => kept.size_hint(),
+            Inner::Again { tail } => tail.size_hint(),
         }
     }
 }

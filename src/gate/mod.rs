@@ -58,20 +58,24 @@ mod evidence;
 pub mod explain;
 mod former;
 pub mod hot;
+pub mod identifier;
 mod idle;
 mod limits;
 mod look;
 pub mod matching;
 pub mod meter;
 pub mod metered;
+mod once;
 pub mod path;
 mod patience;
 pub mod people;
 pub mod policy;
 pub mod quota;
 pub mod record;
+mod replay;
 mod served;
 mod service;
+pub mod shop;
 pub mod tender;
 mod turns;
 mod way;
@@ -90,6 +94,7 @@ use limits::Budget;
 use patience::Patience;
 use people::Doorkeeper;
 use record::Recorder;
+use replay::Replays;
 
 pub use accounts::{Accounts, Statement};
 pub use answer::refusal;
@@ -102,6 +107,8 @@ pub(crate) use look::BodyWanted;
 pub(crate) use matching::{BodyKind, kind_of_body};
 pub use patience::MAX_DOUBTED;
 pub use policy::Policy;
+pub(crate) use replay::{Content, Heard};
+pub use replay::{Idempotency, MAX_FINISHING, MAX_FINISHING_TIME};
 pub use service::{HoldBack, PaymentLayer, PaymentService};
 pub(crate) use service::{as_variable, strip_ours};
 pub use way::Way;
@@ -123,6 +130,7 @@ pub struct Gate {
     recorder: Option<Recorder>,
     /// For those who read on for the report of an answer whose payer has left.
     reading_on: Arc<Semaphore>,
+    replays: Replays,
 }
 
 impl Gate {
@@ -147,6 +155,7 @@ impl Gate {
             hot_keys: HotKeys::default(),
             recorder: None,
             reading_on: Arc::new(Semaphore::new(metered::MAX_READING_ON)),
+            replays: Replays::default(),
         }
     }
 
@@ -161,6 +170,13 @@ impl Gate {
     #[must_use]
     pub fn with_hot_keys(self, max_bytes: usize) -> Self {
         Self { hot_keys: HotKeys::new(max_bytes), ..self }
+    }
+
+    /// The same gate with another rule for answers that may be asked for again. Layers and clones that were made before
+    /// keep theirs.
+    #[must_use]
+    pub fn with_idempotency(self, rules: Idempotency) -> Self {
+        Self { replays: Replays::new(rules), ..self }
     }
 
     /// The tables of keys that pay often.

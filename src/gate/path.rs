@@ -163,6 +163,11 @@ impl PathPattern {
         Ok(Self { text: text.to_owned(), parts })
     }
 
+    /// The pattern of every path, `/*`.
+    pub fn all() -> Self {
+        Self { text: "/*".to_owned(), parts: vec![Part::Rest] }
+    }
+
     fn part(raw: &str) -> Result<Part, PatternError> {
         if raw == "*" {
             return Ok(Part::Rest);

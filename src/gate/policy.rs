@@ -17,6 +17,7 @@ use super::answer;
 use super::matching::{BodySeen, Conditions, Doubt, HostPattern, Looks, Seen};
 use super::path::{CleanPath, PathError, PathPattern};
 use super::people::Rules;
+use super::shop::{self, QuotePage, Shelf, Shop, Stock, Storefront};
 use super::tender::Tender;
 use super::way::Way;
 use crate::clock;
@@ -252,6 +253,8 @@ pub struct Route {
     pub extensions: Map<String, Value>,
     /// The way of its requests behind the gate; none means the usual one.
     pub way: Option<Arc<Way>>,
+    /// How it stands in the shop window.
+    pub shelf: Shelf,
 }
 
 impl Route {
@@ -271,6 +274,7 @@ impl Route {
             mime_type: None,
             extensions: Map::new(),
             way: None,
+            shelf: Shelf::default(),
         }
     }
 
@@ -320,6 +324,8 @@ pub struct Policy {
     /// See [`Policy::generation`].
     generation: u64,
     digest: String,
+    /// What is shown of it, if anything is.
+    shop: Option<Shop>,
 }
 
 /// A route, and what it is quoted as.
@@ -336,6 +342,10 @@ struct Entry {
 
 /// How much of a digest is shown, hex digits: enough to tell price lists apart.
 const SHOWN_DIGEST: usize = 12;
+
+fn short(digest: Hash) -> String {
+    digest.to_string().chars().skip(2).take(SHOWN_DIGEST).collect()
+}
 
 /// The routes of one host and path. Only they decide about its requests: a method or a condition they do not list must
 /// not fall through to a wider, perhaps cheaper, route.
@@ -470,9 +480,81 @@ impl Policy {
         let index = Index::of(&groups);
         let mut digests = common.into_bytes();
         digests.extend(entries.iter().flat_map(|entry| entry.digest.0));
-        let digest = keccak256(&digests).to_string().chars().skip(2).take(SHOWN_DIGEST).collect();
+        let digest = short(keccak256(&digests));
         let public_url = origin.to_owned();
-        Ok(Self { preferred, tenders, public_url, entries, groups, index, needs_bodies, generation: 1, digest })
+        Ok(Self {
+            preferred,
+            tenders,
+            public_url,
+            entries,
+            groups,
+            index,
+            needs_bodies,
+            generation: 1,
+            digest,
+            shop: None,
+        })
+    }
+
+    /// The same price list, shown to those who look for it.
+    #[must_use]
+    pub fn with_storefront(mut self, front: &Storefront) -> Self {
+        let stock = Stock {
+            front,
+            terms: self.terms(),
+            origin: &self.public_url,
+            listings: &self.listed(),
+            free: &self.listed_free(),
+        };
+        let is_taken = |path: &str| self.routes().any(|route| shop::names(route, path));
+        let headers = HeaderMap::new();
+        let finds = |method: &Method, path: &str| {
+            let asked = Asked { method, path, query: None, host: None, headers: &headers, at: clock::now_s() };
+            match self.judge(&asked) {
+                Verdict::Paid(listing) => Some(listing),
+                _ => None,
+            }
+        };
+        let shop = Shop::new(&stock, is_taken, finds);
+        let page = |listing: &Option<Arc<Listing>>| {
+            listing.as_deref().map(|listing| Arc::new(QuotePage::new(&stock, listing)))
+        };
+        let of_entry = |entry: &Entry| std::iter::once(&entry.listing).chain(&entry.by_window).map(page).collect();
+        let pages: Vec<Vec<_>> = self.entries.iter().map(of_entry).collect();
+        for (entry, pages) in self.entries.iter_mut().zip(pages) {
+            for (listing, page) in std::iter::once(&mut entry.listing).chain(&mut entry.by_window).zip(pages) {
+                if let Some(listing) = listing {
+                    Arc::make_mut(listing).page = page;
+                }
+            }
+        }
+        // Another window of the shop is another price list, and its pages are other pages.
+        let shown = keccak256(format!("{front:?}").as_bytes());
+        for entry in &mut self.entries {
+            entry.digest = keccak256(&[entry.digest.0, shown.0].concat());
+        }
+        self.digest = short(keccak256(&[self.digest.as_bytes(), &shown.0].concat()));
+        Self { shop: Some(shop), ..self }
+    }
+
+    /// What is listed and costs something. Where routes are for some hosts only, those of others are to be left out here.
+    fn listed(&self) -> Vec<&Listing> {
+        self.entries
+            .iter()
+            .filter_map(|entry| entry.listing.as_deref())
+            .filter(|listing| listing.route.shelf.listed)
+            .collect()
+    }
+
+    /// What is listed and free.
+    fn listed_free(&self) -> Vec<&Route> {
+        let free = self.entries.iter().filter(|entry| entry.listing.is_none()).map(|entry| &*entry.route);
+        free.filter(|route| route.shelf.listed).collect()
+    }
+
+    /// What is shown of it, if anything is.
+    pub(super) fn shop(&self) -> Option<&Shop> {
+        self.shop.as_ref()
     }
 
     /// The how-manieth price list of its gate it is, from 1: in receipts and logs, so that a charge can be explained.

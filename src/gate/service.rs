@@ -22,7 +22,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body::Body;
-use tower::{Layer, Service};
+use tower::{BoxError, Layer, Service};
 
 use super::accounts::{Charged, NotWritten, Payer};
 use super::admit::{Admission, Admitted};
@@ -31,13 +31,15 @@ use super::body::AnswerBody;
 use super::look::Looked;
 use super::matching::Doubt;
 use super::metered::{self, Course, Due, Receipts};
+use super::once::Once;
 use super::people::{FreeRequest, Watched};
 use super::policy::{Asked, Listing, Policy, Price, Route, Verdict};
 use super::record::{Draft, Outcome};
+use super::replay::{Content, Unheard};
 use super::served::is_served;
 use super::tender::{Offered, Tender};
 use super::way::Way;
-use super::{Gate, Peer, meter};
+use super::{Gate, Peer, meter, shop};
 use crate::pricing::End;
 use crate::protocol::x402::{self, ChannelState, Payment, PaymentError, Receipt};
 use crate::protocol::{Address, Amount, ChannelId, Code, Hash};
@@ -109,6 +111,7 @@ where
     S::Error: Send,
     B: Send + 'static,
     R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
 {
     type Response = Response<AnswerBody<R>>;
     type Error = S::Error;
@@ -124,7 +127,8 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let gate = self.gate.clone();
         let peer = request.extensions().get::<Peer>().copied();
-        Box::pin(async move { gate.serve(request, peer, None, move |request| inner.call(request)).await })
+        let inner = move |request: Request<Unheard<B>>| inner.call(request.map(|Unheard(body)| body));
+        Box::pin(async move { gate.serve(request.map(Unheard), peer, None, inner).await })
     }
 }
 
@@ -136,11 +140,14 @@ impl Gate {
         mut request: Request<B>,
         peer: Option<Peer>,
         id: Option<&str>,
-        inner: impl FnOnce(Request<B>) -> F,
+        inner: impl FnOnce(Request<B>) -> F + Send + 'static,
     ) -> Result<Response<AnswerBody<R>>, E>
     where
-        F: Future<Output = Result<Response<R>, E>>,
+        B: Content + Send + 'static,
         R: Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+        E: Send + 'static,
+        F: Future<Output = Result<Response<R>, E>> + Send,
     {
         let (current, body) = match request.extensions_mut().remove() {
             None => (self.policy(), None),
@@ -148,9 +155,16 @@ impl Gate {
         };
         let mut draft = self.recorder.as_ref().map(|recorder| recorder.begin(&request));
         let former;
+        let sent = take_payment(request.headers_mut());
+        let is_unpaid = matches!(sent, Sent::Nothing);
+        // Who brings a payment has not come to look.
+        let shop = current.shop().filter(|_| is_unpaid);
+        if let Some(document) = shop.and_then(|shop| shop.document(&request)) {
+            note(&mut draft, Outcome::Free, &document);
+            return Ok(own(&request, document));
+        }
         // What is borrowed here and not needed afterwards must not take room in the future.
-        let (policy, verdict, payment, is_unpaid) = {
-            let sent = take_payment(request.headers_mut());
+        let (policy, verdict, payment) = {
             let mut asked = Asked::of(&request);
             let mut verdict = current.judge_with(&asked, body.as_ref());
             let mut payment = read_payment(&sent, &verdict);
@@ -170,7 +184,7 @@ impl Gate {
             if let Some(way) = way {
                 request.extensions_mut().insert(way);
             }
-            (policy, verdict, payment, matches!(sent, Sent::Nothing))
+            (policy, verdict, payment)
         };
         let refund = matches!(payment, Ok(Payment { action: x402::Action::Refund(_), .. }));
         let listing = match verdict {
@@ -186,8 +200,6 @@ impl Gate {
                 drop(payment);
                 return self.pass(request, inner, draft).await;
             }
-            Verdict::Unknown => return Ok(not_sold(&request, answer::unknown_route(), draft)),
-            Verdict::Unclear(error) => return Ok(not_sold(&request, answer::unclear_path(error), draft)),
             Verdict::NoneMet => return Ok(not_sold(&request, answer::no_condition_met(), draft)),
             Verdict::Doubtful(doubt) => return Ok(not_sold(&request, answer::doubtful(&doubt), draft)),
             Verdict::BodyNeeded => return Ok(not_sold(&request, answer::doubtful(&Doubt::Unread), draft)),
@@ -196,6 +208,11 @@ impl Gate {
                 drop(payment);
                 return Box::pin(self.pass_watched(request, inner, watched, draft)).await;
             }
+            Verdict::Unknown => {
+                let home = shop.and_then(|shop| shop.home(&request));
+                return Ok(not_sold(&request, home.unwrap_or_else(answer::unknown_route), draft));
+            }
+            Verdict::Unclear(error) => return Ok(not_sold(&request, answer::unclear_path(error), draft)),
             // The gate answers OPTIONS itself: a paid route's upstream must not work unpaid.
             Verdict::Paid(..) | Verdict::OtherMethods(_) if request.method() == Method::OPTIONS => {
                 let options = answer::options(&policy.methods_of(&Asked::of(&request)));
@@ -216,7 +233,10 @@ impl Gate {
         let offered = answered.or(listing.map(|listing| &listing.preferred));
         let admission = match (payment, listing.zip(answered)) {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
-            (Ok(payment), Some((listing, offered))) => Box::pin(self.admit(listing, offered, payment, peer, id)).await,
+            (Ok(payment), Some((listing, offered))) => {
+                let visit = Visit { peer, id, draft: None };
+                Box::pin(self.admit_once((listing, offered), payment, &sent, &mut request, visit)).await
+            }
             (Ok(_), None) => Err(Code::NoMatchingRequirements.into()),
             (Err(refusal), _) if is_unpaid && let Some(listing) = listing => {
                 self.within_unpaid_rate(&listing.route, peer).and(Err(refusal))
@@ -224,12 +244,22 @@ impl Gate {
             (Err(refusal), _) => Err(refusal),
         };
         match admission {
-            Ok(Admission::Serve(admitted)) => {
+            Ok(Once::New(Admission::Serve(admitted), serving)) => {
                 let (listing, offered) = listing.zip(offered).expect("without an offer nothing is admitted");
                 let sale = Sale::of(policy, listing, offered);
-                Box::pin(self.serve_paid(sale, request, id, inner, admitted, draft)).await
+                match serving {
+                    None => Box::pin(self.serve_paid(sale, request, id, inner, admitted, draft)).await,
+                    Some(serving) => {
+                        let visit = Visit { peer, id, draft };
+                        Box::pin(self.serve_to_the_end(sale, request, visit, inner, admitted, serving)).await
+                    }
+                }
             }
-            Ok(Admission::Refunded { receipt, state }) => {
+            Ok(Once::Again(answer)) => {
+                note(&mut draft, Outcome::Free, &answer);
+                Ok((*answer).map(AnswerBody::again))
+            }
+            Ok(Once::New(Admission::Refunded { receipt, state }, _)) => {
                 let response = answer::refunded(&receipt, &state);
                 note(&mut draft, Outcome::Refunded, &response);
                 Ok(own(&request, response))
@@ -249,6 +279,11 @@ impl Gate {
                 }
                 note(&mut draft, outcome, &response);
                 let mut response = own(&request, response);
+                if let (true, Some(page)) = (is_unpaid, listing.and_then(|listing| listing.page.as_ref()))
+                    && shop::is_browsing(&request)
+                {
+                    response = own(&request, answer::on_page(response, page.write(target_of(&request))));
+                }
                 if hold_back {
                     response.extensions_mut().insert(HoldBack);
                 }
@@ -387,7 +422,7 @@ impl Gate {
         Ok(response)
     }
 
-    async fn serve_paid<B, R, E, F>(
+    pub(super) async fn serve_paid<B, R, E, F>(
         &self,
         sale: Sale<'_>,
         mut request: Request<B>,
@@ -518,7 +553,28 @@ pub(super) struct Sale<'s> {
     generation: u64,
 }
 
+/// The same, for who outlives the price list.
+#[derive(Debug)]
+pub(super) struct OwnSale {
+    route: Arc<Route>,
+    tender: Arc<Tender>,
+    charged: Price,
+    generation: u64,
+}
+
+impl OwnSale {
+    pub(super) fn as_sale(&self) -> Sale<'_> {
+        let Self { route, tender, charged, generation } = self;
+        Sale { route, tender, charged, generation: *generation }
+    }
+}
+
 impl<'s> Sale<'s> {
+    pub(super) fn to_own(self) -> OwnSale {
+        let Self { route, tender, charged, generation } = self;
+        OwnSale { route: Arc::clone(route), tender: Arc::clone(tender), charged: charged.clone(), generation }
+    }
+
     pub(super) fn of(policy: &Policy, listing: &'s Listing, offered: &'s Offered) -> Self {
         let Offered { tender, charged, .. } = offered;
         Self { route: &listing.route, tender, charged, generation: policy.generation() }
@@ -533,10 +589,10 @@ impl<'s> Sale<'s> {
 }
 
 /// Who asks, and where what becomes of it is noted.
-struct Visit<'v> {
-    peer: Option<Peer>,
-    id: Option<&'v str>,
-    draft: Option<Draft>,
+pub(super) struct Visit<'v> {
+    pub(super) peer: Option<Peer>,
+    pub(super) id: Option<&'v str>,
+    pub(super) draft: Option<Draft>,
 }
 
 /// What tells the payer of a charge that is in the books, as a header's text.
@@ -580,7 +636,7 @@ fn not_charged(
 
 /// What came where a payment would be.
 #[derive(Debug)]
-enum Sent {
+pub(super) enum Sent {
     Nothing,
     Payment(HeaderValue),
     /// One of version 1.

@@ -8,7 +8,9 @@
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 
+use super::identifier::Identifiers;
 use super::policy::{Price, Route, Terms};
+use super::shop::QuotePage;
 use crate::pricing::Measured;
 use crate::protocol::x402::{Echo, Resource, TARIFF, WrittenOffer, WrittenQuote};
 use crate::protocol::{Amount, Domain};
@@ -71,6 +73,10 @@ pub struct Listing {
     pub preferred: Offered,
     /// What is offered in the others, in order.
     pub others: Vec<Offered>,
+    /// Whether its payments have identifiers, as its extensions say.
+    pub identifiers: Identifiers,
+    /// What a browser gets with the quote, if pages are shown.
+    pub(super) page: Option<Arc<QuotePage>>,
 }
 
 /// What a route is offered for in one tender.
@@ -99,7 +105,7 @@ struct Draft<'t> {
 impl Listing {
     /// What a route is offered for at this price; nothing where it is free. `resource` has the origin for its URL.
     pub(super) fn of(route: &Arc<Route>, price: &Price, tenders: &[Arc<Tender>], resource: &Resource) -> Option<Self> {
-        let drafts: Vec<_> = tenders.iter().filter_map(|tender| Draft::of(price, tender)).collect();
+        let drafts: Vec<_> = tenders.iter().filter_map(|tender| Draft::of(route, price, tender)).collect();
         let offered = |place: usize| {
             let others = drafts.iter().enumerate().filter(|(other, _)| *other != place).map(|(_, draft)| &draft.offer);
             let Draft { tender, charged, price, offer } = drafts.get(place)?;
@@ -108,7 +114,9 @@ impl Listing {
             Some(Offered { tender, charged, price: *price, offer, quote })
         };
         let preferred = offered(0)?;
-        Some(Self { route: Arc::clone(route), preferred, others: (1..drafts.len()).filter_map(offered).collect() })
+        let others = (1..drafts.len()).filter_map(offered).collect();
+        let identifiers = Identifiers::of(&route.extensions);
+        Some(Self { route: Arc::clone(route), preferred, others, identifiers, page: None })
     }
 
     /// What an answer is charged that turned out like this, in units of the tender of `offered`: what it costs, as far as its
@@ -139,14 +147,14 @@ impl Listing {
 }
 
 impl<'t> Draft<'t> {
-    fn of(price: &Price, tender: &'t Arc<Tender>) -> Option<Self> {
+    fn of(route: &Route, price: &Price, tender: &'t Arc<Tender>) -> Option<Self> {
         let charged = tender.price(price)?;
         let price = charged.most()?;
         let mut offer = tender.terms.offer(price);
         if let Price::Metered(tariff) = &charged {
             offer.extra.insert(TARIFF.to_owned(), tariff.describe(tender.terms.token.decimals).into());
         }
-        let offer = WrittenOffer::new(offer);
+        let offer = WrittenOffer::new(offer).beside(&route.extensions);
         Some(Self { tender, charged, price, offer })
     }
 }

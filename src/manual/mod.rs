@@ -15,12 +15,14 @@
 //! 13. [`live_prices`]: what a change of the config does, and how to know beforehand
 //! 14. [`at_the_door`]: TLS, load balancers, and a restart that costs no request
 //! 15. [`behind_it`]: upstreams, what happens when one fails, gRPC and WebSocket
+//! 16. [`twice`]: a payment that comes again
 
 pub mod at_the_door;
 pub mod behind_it;
 pub mod live_prices;
 pub mod metering;
 pub mod routes;
+pub mod twice;
 pub mod what_it_costs;
 
 pub mod a_paid_request {
@@ -95,6 +97,7 @@ pub mod when_it_is_refused {
     //! | more requests than are served at once | 503 `overloaded` with `Retry-After` |
     //! | a body that pauses for too long | 408 `body_timeout`, and the connection ends |
     //! | a deposit whose fate is open | 503 `settlement_pending`; it is followed until its fate is known |
+    //! | a payment's name that stands for another one, or whose answer is gone | 409, see [`twice`](super::twice) |
     //! | the books cannot be written | 503 `books_unavailable`, and the proxy ends |
     //!
     //! A corrective shows the channel's last voucher, so it is only given to somebody who just signed for the channel. A
@@ -286,6 +289,7 @@ pub mod what_is_lost {
     //! * **A backup is put back.** It is like losing what came after it: payers are corrected with an older voucher of their
     //!   own or by the chain, whichever is further.
     //! * **The client restarts.** It reads the chain, signs from there, and is corrected with its own last voucher.
-    //! * **The answer is lost.** The charge stands; the client's next voucher is one behind and is corrected.
+    //! * **The answer is lost.** A client that named its payment sends it again and gets the answer ([`twice`](super::twice)).
+    //!   Otherwise the charge stands; the client's next voucher is one behind and is corrected.
     //! * **A deposit's receipt is late.** Nobody says it failed. The client is told to come back, and finds it booked.
 }

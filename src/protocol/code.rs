@@ -136,6 +136,14 @@ codes! {
     PaymentTooLarge => "payment_header_too_large", 431;
     /// The books cannot be written at the moment; nothing was charged.
     BooksUnavailable => "books_unavailable", 503;
+    /// A payment has to carry an identifier, and has none.
+    IdentifierRequired => "payment_identifier_required", 400;
+    /// A payment's identifier is not one of the specification's form.
+    IdentifierInvalid => "payment_identifier_invalid", 400;
+    /// A payment's identifier was sent before with another payment, or for another request.
+    IdentifierConflict => "payment_identifier_conflict", 409;
+    /// The same payment was charged before, and its answer is not here any more.
+    AnswerNotKept => "answer_not_kept", 409;
     /// Refunds of this channel were asked too often.
     RefundTooOften => "refund_rate_limited", 429;
     /// Too many deposits were relayed, for this peer or for all together. Nothing was sent. Not a 402, which would ask for

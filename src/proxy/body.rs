@@ -1,6 +1,7 @@
 //! Bodies of requests that may not be read to their end.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::headers;
 use super::look::Front;
 use super::slow::Pause;
 use crate::gate::metered::Passed;
+use crate::gate::{Content, Heard};
 
 /// How much of an unwanted body is read and thrown away, in bytes. A client that wrote more finds its connection
 /// closed.
@@ -30,6 +32,8 @@ pub struct RequestBody {
     incoming: Option<Incoming>,
     drain: bool,
     pause: Pause,
+    /// Who hears what is read, where the request may come again.
+    heard: Option<Arc<Heard>>,
     /// Counts what is passed on, where that costs something.
     passed: Option<Passed>,
     /// How many bytes of it may still come.
@@ -51,7 +55,8 @@ pub(super) fn guard(request: Request<Incoming>, max_pause: Duration, max_bytes: 
     let drain = !request.headers().contains_key(EXPECT);
     let pause = Pause::up_to(max_pause);
     let room = max_bytes;
-    request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause, room, front: None, passed: None })
+    let (front, passed, heard) = Default::default();
+    request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause, room, front, passed, heard })
 }
 
 /// Lets the body count what is passed on of it, if the gate wants to know.
@@ -65,7 +70,8 @@ pub(super) fn count(request: &mut Request<RequestBody>) {
 /// No body.
 pub(super) fn none() -> RequestBody {
     let pause = Pause::up_to(Duration::MAX);
-    RequestBody { incoming: None, drain: false, pause, room: 0, front: None, passed: None }
+    let (front, passed, heard) = Default::default();
+    RequestBody { incoming: None, drain: false, pause, room: 0, front, passed, heard }
 }
 
 impl RequestBody {
@@ -97,20 +103,25 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
-        let Self { incoming, pause, room, front, passed, .. } = &mut *self;
+        let Self { incoming, pause, room, front, passed, heard, .. } = &mut *self;
         if let Some(read) = front {
             match read.next() {
                 Some(frame) => {
                     if let (Some(passed), Some(data)) = (passed, frame.data_ref()) {
                         passed.add(data.len());
                     }
-                    return Poll::Ready(Some(Ok(frame)));
+                    let frame = Poll::Ready(Some(Ok(frame)));
+                    if let Some(heard) = heard {
+                        let is_last = read.is_over() && incoming.as_ref().is_none_or(Body::is_end_stream);
+                        listen::<BodyBroken>(heard, &frame, is_last);
+                    }
+                    return frame;
                 }
                 None => *front = None,
             }
         }
         let Some(body) = incoming.as_mut() else { return Poll::Ready(None) };
-        let frame = Pin::new(body).poll_frame(context).map_err(BodyBroken::Off);
+        let frame = Pin::new(&mut *body).poll_frame(context).map_err(BodyBroken::Off);
         if frame.is_ready() {
             pause.end();
         } else if pause.poll(context).is_ready() {
@@ -125,6 +136,9 @@ impl Body for RequestBody {
                 Some(rest) => *room = rest,
                 None => return Poll::Ready(Some(Err(BodyBroken::TooLarge))),
             }
+        }
+        if let Some(heard) = heard {
+            listen(heard, &frame, body.is_end_stream());
         }
         frame.map_ok(|mut frame| {
             if let (Some(passed), Some(data)) = (passed, frame.data_ref()) {
@@ -155,6 +169,36 @@ impl Body for RequestBody {
             }
         }
         hint
+    }
+}
+
+/// Lets somebody hear a frame that was read.
+fn listen<E>(heard: &Heard, frame: &Poll<Option<Result<Frame<Bytes>, E>>>, is_last: bool) {
+    if let Poll::Ready(Some(Ok(frame))) = frame
+        && let Some(data) = frame.data_ref()
+    {
+        heard.hear(data);
+    }
+    // Whoever reads need not ask once more where there is nothing more.
+    if matches!(frame, Poll::Ready(None)) || matches!(frame, Poll::Ready(Some(Ok(_))) if is_last) {
+        heard.end();
+    }
+}
+
+impl Content for RequestBody {
+    fn overheard(&mut self, heard: &Arc<Heard>) {
+        if self.is_end_stream() {
+            heard.end();
+        } else {
+            self.heard = Some(Arc::clone(heard));
+        }
+    }
+
+    async fn is(&mut self, heard: &Heard) -> bool {
+        let again = Arc::new(Heard::default());
+        self.overheard(&again);
+        while let Some(Ok(_)) = self.frame().await {}
+        again.same_as(heard)
     }
 }
 

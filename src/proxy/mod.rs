@@ -74,7 +74,7 @@ pub use upstream::{MAX_ANSWER_PAUSE, NoUpstream, TargetState, Upstream, Upstream
 type ResponseBody = Either<Wanted<AnswerBody<UpstreamBody>>, Full<Bytes>>;
 
 /// Who sent a request: the other end of its connection, or whom a trusted proxy there names.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Caller {
     address: IpAddr,
     /// The address as the upstream is told of it.
@@ -249,7 +249,7 @@ impl Stack {
         caller: &Caller,
         id: &HeaderValue,
     ) -> Response<ResponseBody> {
-        let Layers { bounds, crowd, looks, gate, upstream, tunnels, .. } = &*self.layers;
+        let Layers { bounds, crowd, looks, gate, .. } = &*self.layers;
         // What there is no room for is told so before anything is done for it.
         let Some(place) = crowd.enter(|| gate.is_paying(&request)) else {
             record(gate, &request, Outcome::Overloaded, StatusCode::SERVICE_UNAVAILABLE);
@@ -278,11 +278,15 @@ impl Stack {
             request.extensions_mut().insert(TakesTrailers);
         }
         // Nothing below is reached unpaid.
-        let below = |mut request| {
+        // It may outlive the connection: a request that will be asked for again is seen to its end.
+        let (layers, caller, name) = (Arc::clone(&self.layers), caller.clone(), id.clone());
+        let peer = gate::Peer(caller.address);
+        let below = move |mut request| async move {
             body::count(&mut request);
-            upstream.ask(request, caller, id, tunnels).map(Ok::<_, Infallible>)
+            let Layers { upstream, tunnels, .. } = &*layers;
+            Ok::<_, Infallible>(upstream.ask(request, &caller, &name, tunnels).await)
         };
-        let Ok(response) = gate.serve(request, Some(gate::Peer(caller.address)), Some(headers::text(id)), below).await;
+        let Ok(response) = gate.serve(request, Some(peer), Some(headers::text(id)), below).await;
         drop(place);
         if response.extensions().get::<HoldBack>().is_some() {
             Box::pin(crowd.hold_back()).await;

@@ -497,6 +497,13 @@ impl Answered {
         self
     }
 
+    /// The same with this body.
+    #[track_caller]
+    pub fn assert_served_with(&self, body: &str) -> &Self {
+        assert_eq!(self.body, body);
+        self.assert_served()
+    }
+
     /// The receipt of a deposit that landed: `deposited` came in, this request cost `charge`, the channel `charged` in
     /// all.
     #[track_caller]

@@ -16,6 +16,7 @@ mod failure;
 mod identity;
 mod live;
 mod misc;
+mod once;
 mod parallel;
 mod permit2;
 mod redeem;

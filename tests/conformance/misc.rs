@@ -58,7 +58,7 @@ async fn case_46_an_extension_that_is_echoed_must_be_echoed_whole() {
         |_| (),
         |it| it["bazaar"]["info"]["mine"] = json!(1),
         |it| *it = json!({}),
-        |it| *it = json!({"payment-identifier": {"info": {"id": "0123456789abcdef"}}}),
+        |it| *it = json!({"sign-in-with-x": {"info": {"id": "0123456789abcdef"}}}),
     ];
     for (max, change) in (2..).zip(echoes) {
         let answer = world.pay("/extended", &changed(change).voucher(max * PRICE)).await;

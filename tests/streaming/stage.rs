@@ -197,9 +197,9 @@ impl Site {
         let terms = usual_terms();
         let gate = Gate::with_accounts(policy(), Desk::closed(), accounts);
         let upstream = Upstream::new(&UpstreamSettings {
-            url: format!("http://{}", api.address).parse().unwrap(),
             connect_timeout: PATIENCE,
             response_timeout: PATIENCE,
+            ..UpstreamSettings::of(format!("http://{}", api.address).parse().unwrap())
         })
         .unwrap();
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();

@@ -44,6 +44,7 @@ impl Booth {
     ) -> Response<AnswerBody<B>>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<tower::BoxError>,
         F: Future<Output = Response<B>> + Send + 'static,
     {
         let header = self.payer.voucher(self.charged() + MOST).header();

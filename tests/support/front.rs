@@ -59,9 +59,9 @@ impl Setup {
         let policy = Policy::new(terms(), "http://api.example.com", routes).unwrap();
         let gate = Gate::new(policy, Desk::closed()).with_limits(self.limits);
         let upstream = Upstream::new(&UpstreamSettings {
-            url: format!("http://{}", self.upstream).parse().unwrap(),
             connect_timeout: PATIENCE,
             response_timeout: PATIENCE,
+            ..UpstreamSettings::of(format!("http://{}", self.upstream).parse().unwrap())
         })
         .unwrap();
         let address = listener.address().unwrap();

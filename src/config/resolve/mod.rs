@@ -12,6 +12,7 @@ mod receiver;
 mod redeem;
 mod routes;
 mod server;
+mod shop;
 mod statuses;
 mod tokens;
 mod upstream;
@@ -36,6 +37,7 @@ use receiver::receiver;
 use redeem::{facilitator, redeem};
 use routes::{Whose, routes};
 use server::{admin, server};
+use shop::{discovery, idempotency};
 use upstream::{Named, upstream};
 
 /// `folder` is the one that relative files are in.
@@ -82,12 +84,14 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>, folder: Option<&P
     let redeem = redeem(root.section("redeem"), chain.as_ref(), channel.as_ref());
     let cors = cors(root.section("cors"));
     let log = log(root.section("log"));
+    let (discovery, bazaar) = discovery(root.section("discovery"));
+    let (idempotency, usual) = idempotency(root.section("idempotency"), bazaar);
     let (payers, payer_files) = payers(root.section("payers"), folder);
     let rates = limits.as_ref().map(|limits| (limits.per_payer, limits.unpaid)).unwrap_or_default();
     let money = Denomination::of(chain.as_ref());
     let whose = Whose { payers: &payers, rates };
     let way = |route: &mut Section<'_>| upstreams.way(route, upstream.as_ref());
-    let routes = routes(report, &mut root, money, &whose, way);
+    let routes = routes(report, &mut root, money, &whose, usual, way);
     let upstreams = upstreams.whole(channel.as_ref());
     if let (Some(chain), Some(routes)) = (&chain, &routes) {
         tokens::check_prices(report, &mut root, chain, routes);
@@ -109,6 +113,8 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>, folder: Option<&P
         cors: cors?,
         log,
         access_log,
+        discovery: discovery?,
+        idempotency: idempotency?,
         routes: routes?,
         payer_files,
     })

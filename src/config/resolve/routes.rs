@@ -9,6 +9,7 @@ use super::hours::schedule;
 use super::matching::conditions;
 use super::people::{Lists, Rates, rules};
 use super::price::{Denomination, price};
+use super::shop::{Usual, of_route};
 use super::statuses::charge_on;
 use super::values::shown_text;
 use crate::config::reader::{Given, Problem, Report, Section, quoted};
@@ -48,6 +49,7 @@ pub(super) fn routes(
     root: &mut Section<'_>,
     money: Denomination,
     whose: &Whose<'_>,
+    usual: Usual,
     way: impl Fn(&mut Section<'_>) -> Option<Way>,
 ) -> Option<Vec<Route>> {
     let sections = root.sections("route");
@@ -64,7 +66,7 @@ pub(super) fn routes(
         return None;
     }
     let count = sections.len();
-    let read = |section| route(report, section, money, whose, &way);
+    let read = |section| route(report, section, money, whose, usual, &way);
     let drafts: Vec<_> = sections.into_iter().filter_map(read).collect();
     let comparable = drafts.iter().map(|draft| draft.route.clone()).collect();
     if let Err(ambiguities) = Policy::new(placeholder_terms(), "", comparable) {
@@ -112,6 +114,7 @@ fn route(
     mut section: Section<'_>,
     money: Denomination,
     whose: &Whose<'_>,
+    usual: Usual,
     way: impl Fn(&mut Section<'_>) -> Option<Way>,
 ) -> Option<Draft> {
     let host = section.text("host", |text| {
@@ -157,11 +160,16 @@ fn route(
         && extensions.is_some()
         && way.is_some()
         && methods.is_some();
-    // A route whose hosts, methods or conditions are unknown cannot be compared with another.
-    let methods = methods?.into_iter().map(|(method, _)| method).collect();
-    let (host, conditions) = (host.optional()?, conditions?);
-    let route = Route::new(pattern?, price.unwrap_or(Price::Free));
-    let mut route = Route { host, methods, conditions, rules: rules.flatten().map(Arc::new), ..route };
+    // A route whose hosts, methods or conditions are unknown cannot be compared with another. It is read to its end all the
+    // same.
+    let comparable = methods.is_some() && pattern.is_some() && conditions.is_some();
+    let pattern = pattern.unwrap_or_else(PathPattern::all);
+    let methods = methods.unwrap_or_default().into_iter().map(|(method, _)| method).collect();
+    let (host, conditions) = (host.optional(), conditions.unwrap_or_default());
+    let comparable = comparable && host.is_some();
+    let route = Route::new(pattern, price.unwrap_or(Price::Free));
+    let (host, rules) = (host.flatten(), rules.flatten().map(Arc::new));
+    let mut route = Route { host, methods, conditions, rules, ..route };
     route.name = name.flatten().map_or(route.name, Into::into);
     route.schedule = schedule.unwrap_or_default();
     route.status_rule = status_rule.unwrap_or_default();
@@ -169,6 +177,8 @@ fn route(
     route.mime_type = mime_type.flatten();
     route.extensions = extensions.unwrap_or_default();
     route.way = way.and_then(Way::unusual);
+    let whole = of_route(&mut section, &mut route, usual).is_some() && whole;
+    comparable.then_some(())?;
     Some(Draft { route, whole, span: span? })
 }
 

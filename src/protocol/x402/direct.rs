@@ -1,9 +1,9 @@
 //! The payments nearly all requests come with, read in one pass.
 //!
 //! **Owns** the reading of a plain voucher that answers an offer it was asked with, as it stands in the header's JSON.
-//! **Promises** that what it reads, [`super::Payment::read`] reads too, and to the same values: it reads less, namely no
-//! deposits or refunds, no key twice, no escapes where text matters, no signatures of another length than a key's, no
-//! extensions that are no object. **Does not** say why it did not read something; the plain way is asked then, and says.
+//! **Promises** that what it reads, [`super::Payment::read`] reads too, and to the same values: it reads less, namely
+//! nothing of extensions that are just the quoted ones, no deposits or refunds, no key twice, no escapes where text matters,
+//! no signatures of another length than a key's, no extensions that are no object. **Does not** say why it did not read something; the plain way is asked then, and says.
 
 use serde_json::Map;
 
@@ -28,7 +28,7 @@ pub(super) fn read<'o>(json: &[u8], offers: impl IntoIterator<Item = &'o Written
         b"x402Version" => once(&mut version, cursor.number().filter(|version| *version == super::VERSION)),
         b"accepted" => once(&mut accepted, answered(offers.clone(), cursor)),
         b"payload" => once(&mut paid, payload(cursor)),
-        b"extensions" => once(&mut extensions, object(cursor)),
+        b"extensions" => once(&mut extensions, echo(cursor, offers.clone())),
         _ => cursor.skip().map(drop),
     })?;
     cursor.end()?;
@@ -109,7 +109,14 @@ fn voucher(cursor: &mut Cursor<'_>) -> Option<SignedVoucher> {
     Some(SignedVoucher { channel: channel?, max_claimable: max_claimable?, signature })
 }
 
-/// An object of any shape; mostly there is none, or one without keys.
-fn object(cursor: &mut Cursor<'_>) -> Option<Map<String, serde_json::Value>> {
-    serde_json::from_slice(cursor.skip()?).ok()
+/// An object of any shape; mostly there is none, or what was quoted comes back as it was. That says nothing.
+fn echo<'o>(
+    cursor: &mut Cursor<'_>,
+    offers: impl IntoIterator<Item = &'o WrittenOffer>,
+) -> Option<Map<String, serde_json::Value>> {
+    match cursor.skip()? {
+        // The same stand beside all of them.
+        text if offers.into_iter().next().is_some_and(|offer| offer.is_quoted_beside(text)) => Some(Map::new()),
+        text => serde_json::from_slice(text).ok(),
+    }
 }

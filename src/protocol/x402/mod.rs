@@ -22,8 +22,8 @@ pub use header::{
     X_PAYMENT_RESPONSE, decode, encode,
 };
 pub use offer::{
-    Accepted, ChannelState, Echo, MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Quote, Resource, SCHEME, TARIFF,
-    TRANSFER_METHOD, VERSION, VoucherState, WrittenOffer, chain_id_of, network_of,
+    Accepted, ChannelState, Echo, MAX_IN_FLIGHT, Offer, PAYMENT_IDENTIFIER, PERMIT2_METHOD, Quote, Resource, SCHEME,
+    TARIFF, TRANSFER_METHOD, VERSION, VoucherState, WrittenOffer, chain_id_of, network_of,
 };
 pub use payment::{Action, Deposit, Order, Payment, PaymentError, RefundRequest, SIGNED_AHEAD};
 pub use quote::{QuoteDetails, WrittenQuote};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::json::{Cursor, write_number};
 use crate::protocol::amount::Amount;
@@ -24,6 +24,8 @@ pub const MAX_IN_FLIGHT: &str = "maxInFlight";
 /// The key in an offer's `extra` that says in words how the charge of a request is made up, where it is not a fixed price:
 /// the offer's amount is the most it can be. It is ours: clients that do not know it echo it.
 pub const TARIFF: &str = "tariff";
+/// The extension by which a client names a request, so that it is not paid twice.
+pub const PAYMENT_IDENTIFIER: &str = "payment-identifier";
 /// The key in an offer's `extra` that says whose key signs claims and refunds: an address, so its letter case is free.
 const RECEIVER_AUTHORIZER: &str = "receiverAuthorizer";
 /// What the name of an EVM network begins with (CAIP-2); the chain id follows in decimal.
@@ -104,6 +106,8 @@ pub struct WrittenOffer {
     max_timeout_seconds: String,
     /// The key and the value of each of its own terms, as JSON has them.
     extra: Vec<(String, String)>,
+    /// The extensions that are quoted beside it, as JSON.
+    extensions: String,
 }
 
 impl WrittenOffer {
@@ -123,7 +127,20 @@ impl WrittenOffer {
         let sorted = serde_json::to_string(&fields).expect("an offer has string keys");
         let extra = offer.extra.iter().map(|(key, value)| (key.clone(), value.to_string())).collect();
         let (amount, max_timeout_seconds) = (offer.amount.to_string(), offer.max_timeout_seconds.to_string());
-        Self { offer, text, sorted, amount, max_timeout_seconds, extra }
+        let extensions = String::new();
+        Self { offer, text, sorted, amount, max_timeout_seconds, extra, extensions }
+    }
+
+    /// The same offer where these extensions are quoted beside it.
+    #[must_use]
+    pub fn beside(self, extensions: &Map<String, Value>) -> Self {
+        let extensions = if extensions.is_empty() { String::new() } else { json!(extensions).to_string() };
+        Self { extensions, ..self }
+    }
+
+    /// Whether these are the extensions that are quoted beside it, in the very words.
+    pub(super) fn is_quoted_beside(&self, extensions: &[u8]) -> bool {
+        !self.extensions.is_empty() && self.extensions.as_bytes() == extensions
     }
 
     /// The offer.
