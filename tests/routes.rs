@@ -100,9 +100,9 @@ async fn site(routes: &str) -> Site {
     let limits = Limits { max_matched_body: MAX_BODY, ..Limits::default() };
     let gate = Gate::new(config.policy(Address([2; 20])).unwrap(), Desk::closed()).with_limits(limits);
     let upstream = Upstream::new(&UpstreamSettings {
-        url: format!("http://{upstream}").parse().unwrap(),
         connect_timeout: PATIENCE,
         response_timeout: PATIENCE,
+        ..UpstreamSettings::of(format!("http://{upstream}").parse().unwrap())
     })
     .unwrap();
     let listener = Listener::bind_cores("127.0.0.1:0".parse().unwrap(), NonZeroUsize::MIN).await.unwrap();

@@ -105,7 +105,7 @@ async fn a_payer_that_leaves_before_the_head_pays_for_what_can_be_told() {
         let request = site.request(path);
         let asking = site.ask_of(request, "12345");
         tokio::select! {
-            _ = asking => panic!("nobody answers"),
+            answer = asking => panic!("nobody answers: {path} {} {:?}", answer.status, answer.headers),
             () = eventually("the upstream works", || seen() == 1) => {}
         }
         // The upstream has the head; the five bytes after it take a moment.
