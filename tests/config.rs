@@ -779,7 +779,7 @@ fn what_a_token_cannot_express_is_an_error_that_names_it() {
         ),
         (
             with_tokens(&fine) + "[deposits]\ninstant = \"$1\"\n",
-            "17:11 [deposits].instant: cannot be said for tokens with different decimal places; leave instant out, or \
+            "17:11 [deposits].instant: cannot be said for tokens of one chain with different decimal places; leave instant out, or \
              take tokens of one kind",
         ),
         (with_tokens(""), "7:9 [chain].token: names no token; add one, as in [\"usdc\"]"),

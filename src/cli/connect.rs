@@ -83,17 +83,6 @@ pub(super) enum Connection {
     Facilitated(FacilitatedChain),
 }
 
-impl Connection {
-    /// Opens a site on it.
-    pub(super) async fn open_site(self, config: &Config, authorizer: LocalKey, books: Books) -> Result<Site, Failure> {
-        let site = match self {
-            Self::Ours(chain) => Site::open(config, authorizer, Arc::new(chain), books).await,
-            Self::Facilitated(chain) => Site::open(config, authorizer, Arc::new(chain), books).await,
-        };
-        site.map_err(|error| Failure::new(Exit::Failed, error))
-    }
-}
-
 /// What a facilitator of the config is asked with.
 pub(super) fn facilitator_settings(
     facilitator: &config::Facilitator,
@@ -157,6 +146,38 @@ pub(super) async fn open_books(directory: &Path, chain_id: u64) -> Result<Books,
         }
         Err(error) => Err(Failure::new(Exit::Failed, error)),
     }
+}
+
+/// Opens the books of every chain, connects them, and opens a site on them. The books first: who has them belongs to
+/// nobody else.
+pub(super) async fn open_site(config: &Config) -> Result<Site, Failure> {
+    let of_chains = config.of_each_chain();
+    let mut books = Vec::new();
+    for config in &of_chains {
+        books.push(open_books(&config.store.directory, config.chain.chain_id).await?);
+    }
+    let (mut ours, mut facilitated, mut key) = (Vec::new(), Vec::new(), None);
+    for (config, books) in of_chains.iter().zip(books) {
+        let (chain, authorizer) = connect(config).await?;
+        key.get_or_insert(authorizer);
+        match chain {
+            Connection::Ours(chain) => ours.push((Arc::new(chain), books)),
+            Connection::Facilitated(chain) => facilitated.push((Arc::new(chain), books)),
+        }
+    }
+    let authorizer = key.ok_or_else(|| Failure::message(Exit::Config, "the config names no chain"))?;
+    // A facilitator is named for all chains or for none.
+    let site = match (first_of(ours), first_of(facilitated)) {
+        (Some((first, others)), _) => Site::open_on(config, authorizer, first, others).await,
+        (None, Some((first, others))) => Site::open_on(config, authorizer, first, others).await,
+        (None, None) => return Err(Failure::message(Exit::Config, "the config names no chain")),
+    };
+    site.map_err(|error| Failure::new(Exit::Failed, error))
+}
+
+fn first_of<T>(all: Vec<T>) -> Option<(T, Vec<T>)> {
+    let mut all = all.into_iter();
+    Some((all.next()?, all.collect()))
 }
 
 /// Waits until the process is told to stop.

@@ -2,8 +2,9 @@
 
 use clap::Args;
 
-use super::connect::{connect, open_books, told_to_stop};
+use super::connect::{open_site, told_to_stop};
 use super::{ConfigArgs, Exit, Failure, Outcome, Output};
+use crate::protocol::Amount;
 
 const MORE: &str = "\
 Serve reads the config, opens the books, connects to the chain, and listens. It
@@ -53,9 +54,7 @@ async fn outlive_hangups() {
 pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
     let config = args.config.load()?;
     crate::telemetry::init(config.log).map_err(|error| Failure::new(Exit::Usage, error))?;
-    let books = open_books(&config.store.directory, config.chain.chain_id).await?;
-    let (chain, authorizer) = connect(&config).await?;
-    let site = chain.open_site(&config, authorizer, books).await?;
+    let site = open_site(&config).await?;
     let admin = site.admin().map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(
         listen = %site.address(),
@@ -64,7 +63,8 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
         chain = config.chain.chain_id,
         routes = config.routes.len(),
         books = %config.store.directory.display(),
-        channels = site.gate().accounts().len(),
+        chains = site.gate().tills().count(),
+        channels = site.gate().tills().map(|till| till.accounts().len()).sum::<usize>(),
         "open"
     );
     let hangups = tokio::spawn(outlive_hangups());
@@ -78,17 +78,17 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
         }
     }
     hangups.abort();
-    let accounts = site.gate().accounts().clone();
+    let gate = site.gate().clone();
     let closed = tokio::select! {
-        report = site.close() => Some(report),
+        reports = site.close_all() => Some(reports),
         () = told_to_stop() => {
             // What is being served ends with the process: it is we who end it.
-            accounts.abandon();
+            gate.tills().for_each(|till| till.accounts().abandon());
             None
         }
     };
     // However it came to the end: the books may also have failed on the way there.
-    if let Some(latched) = accounts.journal().latch() {
+    if let Some(latched) = gate.tills().find_map(|till| till.accounts().journal().latch()) {
         return Err(Failure::new(Exit::Books, latched.clone()).hint(latched.advice()));
     }
     if broken {
@@ -99,8 +99,9 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
         None => {
             Err(Failure::message(Exit::Failed, "ended at once; unclaimed vouchers are in the books for the next start"))
         }
-        Some(Some(report)) if !report.is_complete() => {
-            let left = report.left.to_price(config.chain.token.decimals);
+        Some(reports) if reports.iter().flatten().any(|report| !report.is_complete()) => {
+            let left = reports.iter().flatten().map(|report| report.left);
+            let left = left.fold(Amount::ZERO, Amount::saturating_add).to_price(config.chain.token.decimals);
             let message = format!("stopped with {left} of vouchers not claimed");
             Err(Failure::message(Exit::Chain, message).hint("they are in the books; the next start claims them"))
         }

@@ -64,13 +64,15 @@ mod patience;
 pub mod policy;
 mod service;
 pub mod tender;
+mod tills;
 mod turns;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 
-use crate::protocol::{ChannelConfig, Hash};
+use crate::protocol::{ChannelConfig, Domain, Hash};
 use desk::DepositPlace;
 use evidence::Evidence;
 use limits::Budget;
@@ -91,6 +93,14 @@ pub(crate) use service::{as_variable, strip_ours};
 #[derive(Debug, Clone)]
 pub struct Gate {
     policy: Arc<ArcSwap<Policy>>,
+    /// The chain that is paid on here.
+    chain_id: u64,
+    /// The domain vouchers are signed under there.
+    settlement: Domain,
+    /// The tills of the other chains.
+    others: Arc<[Gate]>,
+    /// Whether offers of this chain are left out of quotes.
+    withheld: Arc<AtomicBool>,
     accounts: Accounts,
     desk: Desk,
     limits: Limits,
@@ -110,6 +120,10 @@ impl Gate {
     /// A gate that goes on with these accounts.
     pub fn with_accounts(policy: Policy, desk: Desk, accounts: Accounts) -> Self {
         Self {
+            chain_id: policy.terms().chain_id,
+            settlement: *policy.settlement(),
+            others: Arc::default(),
+            withheld: Arc::default(),
             policy: Arc::new(ArcSwap::from_pointee(policy)),
             accounts,
             desk,
@@ -163,7 +177,7 @@ impl Gate {
     /// Takes the place of a deposit that a former process relayed and whose end is not known, so that nobody relays it
     /// again meanwhile. `None` where the channel's place is taken.
     pub(crate) fn deposit_place(&self, config: &ChannelConfig, salt: Hash) -> Option<DepositPlace> {
-        self.desk.take_over(config.id(self.policy().settlement()), config.payer, salt)
+        self.desk.take_over(config.id(&self.settlement), config.payer, salt)
     }
 
     /// The accounts.

@@ -155,15 +155,14 @@ impl Gate {
             Verdict::Paid(..) => unreachable!("a paid route is either offered or an OPTIONS request"),
         };
         let answered = payment.as_ref().ok().and_then(|payment| listing?.answered(&payment.accepted, refund));
-        // Whoever pays with an offer finds it first.
-        let offered = answered.or(listing.map(|listing| &listing.preferred));
-        let admission = match (payment, listing.zip(answered)) {
+        let till = answered.and_then(|offered| self.till_of(offered));
+        let admission = match (payment, listing, answered, till) {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
-            (Ok(payment), Some((listing, offered))) => {
-                Box::pin(self.admit(&listing.route, offered, payment, peer, id)).await
+            (Ok(payment), Some(listing), Some(offered), Some(till)) => {
+                Box::pin(till.admit(&listing.route, offered, payment, peer, id)).await
             }
-            (Ok(_), None) => Err(Code::NoMatchingRequirements.into()),
-            (Err(refusal), _) => Err(refusal),
+            (Ok(_), ..) => Err(Code::NoMatchingRequirements.into()),
+            (Err(refusal), ..) => Err(refusal),
         };
         match admission {
             Ok(Admission::Serve(admitted)) => Box::pin(self.serve_paid(request, id, inner, admitted)).await,
@@ -175,7 +174,8 @@ impl Gate {
                     "refused"
                 );
                 let hold_back = refusal.is_one_of(&[Code::PaymentRateLimited]);
-                let mut response = own(&request, refusal.into_response(offered, target_of(&request)));
+                let quote = listing.map(|listing| self.quote(listing, answered));
+                let mut response = own(&request, refusal.into_response(quote.as_deref(), target_of(&request)));
                 if hold_back {
                     response.extensions_mut().insert(HoldBack);
                 }

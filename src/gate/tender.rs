@@ -58,6 +58,8 @@ impl Price {
 pub struct Listing {
     /// The route.
     pub route: Arc<Route>,
+    /// What is sold, with the origin for its URL.
+    pub resource: Resource,
     /// What is offered in the preferred tender.
     pub preferred: Offered,
     /// What is offered in the others, in order.
@@ -99,7 +101,13 @@ impl Listing {
             Some(Offered { tender, charged, price: *price, offer, quote })
         };
         let preferred = offered(0)?;
-        Some(Self { route: Arc::clone(route), preferred, others: (1..drafts.len()).filter_map(offered).collect() })
+        let resource = resource.clone();
+        Some(Self {
+            route: Arc::clone(route),
+            resource,
+            preferred,
+            others: (1..drafts.len()).filter_map(offered).collect(),
+        })
     }
 
     /// What is offered, in order.
