@@ -1560,7 +1560,7 @@ fn what_a_token_cannot_express_is_an_error_that_names_it() {
         ),
         (
             with_tokens(&fine) + "[deposits]\ninstant = \"$1\"\n",
-            "17:11 [deposits].instant: cannot be said for tokens with different decimal places; leave instant out, or \
+            "17:11 [deposits].instant: cannot be said for tokens of one chain with different decimal places; leave instant out, or \
              take tokens of one kind",
         ),
         (with_tokens(""), "7:9 [chain].token: names no token; add one, as in [\"usdc\"]"),
@@ -1595,6 +1595,61 @@ fn what_a_token_cannot_express_is_an_error_that_names_it() {
     let permit2 = listed(0x11, 6).replace('}', ", transfer = \"permit2\"}");
     let facilitated = with_tokens(&format!("\"usdc\", {permit2}")) + "[facilitator]\nurl = \"https://f.example\"\n";
     assert!(errors(&facilitated)[0].contains("cannot be used with transfer"), "{:?}", errors(&facilitated));
+}
+
+/// The minimal config with another chain behind its own.
+fn with_chain(lines: &str) -> String {
+    changed("[chain]", "[[chain]]").replace("[receiver]", &format!("[[chain]]\n{lines}\n[receiver]"))
+}
+
+#[test]
+fn several_chains_have_what_is_theirs_and_share_the_rest() {
+    let polygon = "network = \"polygon\"\nrpc = \"env:POLYGON\"";
+    let text = with_chain(polygon) + "[redeem]\ncoin_price = \"$3000\"\nmax_fee = \"7 gwei\"\n";
+    let config = Config::parse(&text, "c.toml").unwrap();
+    let chains =
+        |config: &Config| config.of_each_chain().iter().map(|config| config.chain.chain_id).collect::<Vec<_>>();
+    assert_eq!(chains(&config), [84_532, 137]);
+    let each = config.of_each_chain();
+    let books = |config: &Config| config.store.directory.display().to_string();
+    assert_eq!((books(&each[0]), books(&each[1])), ("books".to_owned(), "books/polygon".to_owned()));
+    let fees = |config: &Config| (config.redeem.max_fee_wei, config.redeem.coin_price.map(Amount::units));
+    assert_eq!(fees(&each[0]), (7_000_000_000, Some(3_000_000_000)));
+    assert_eq!(fees(&each[1]), (500_000_000_000, None), "what gas costs on one chain says nothing of another");
+    assert!(each.iter().all(|config| config.receiver.gas_key == each[0].receiver.gas_key));
+    let policy = config.policy(Address([7; 20])).unwrap();
+    let networks: Vec<_> = policy.tenders().iter().map(|tender| tender.network.as_str()).collect();
+    assert_eq!(networks, ["eip155:84532", "eip155:137"]);
+
+    let own = "gas_key = \"env:GAS_2\"\nbooks = \"other\"\ncoin_price = \"$0.5\"\nmax_fee = \"90 gwei\"";
+    let config = Config::parse(&with_chain(&format!("{polygon}\n{own}")), "c.toml").unwrap();
+    let second = config.of_each_chain().remove(1);
+    assert_eq!((books(&second), fees(&second)), ("other".to_owned(), (90_000_000_000, Some(500_000))));
+    assert_eq!(second.redeem.urgent_max_fee_wei, 900_000_000_000);
+    assert_eq!(second.receiver.gas_key.as_str(), "env:GAS_2");
+    assert_ne!(config.of_each_chain()[0].receiver.gas_key, second.receiver.gas_key);
+    // One chain in two brackets is one chain.
+    assert_eq!(chains(&Config::parse(&changed("[chain]", "[[chain]]"), "c.toml").unwrap()), [84_532]);
+}
+
+#[test]
+fn several_chains_are_checked_against_each_other() {
+    let again = errors(&with_chain("network = \"base-sepolia\"\nrpc = \"env:B\""));
+    assert_eq!(again, ["8:1 [chain]: this chain is there already; keep one of the two"], "{again:?}");
+    let coarse = format!("chain_id = 7\nrpc = \"env:B\"\ntoken = {}", listed(0x11, 2));
+    let price = errors(&with_chain(&coarse));
+    assert_eq!(price.len(), 1, "{price:?}");
+    assert!(price[0].contains("[[route]].price: $0.002 is finer than the token T17"), "{price:?}");
+    let missing = errors(&with_chain("network = \"polygon\""));
+    assert!(missing.len() == 1 && missing[0].contains("[chain].rpc: is missing"), "{missing:?}");
+    let slow = errors(
+        &with_chain("network = \"polygon\"\nrpc = \"env:B\"\npoll = \"50m\"")
+            .replace("[receiver]", "[channel]\nwithdraw_delay = \"1h\"\n[receiver]"),
+    );
+    assert!(slow.iter().any(|error| error.contains("too short for [chain].poll")), "{slow:?}");
+    let listed: Vec<_> = (1..=8).map(|byte| listed(byte, 6)).collect();
+    let many = errors(&with_chain(&format!("chain_id = 7\nrpc = \"env:B\"\ntoken = [{}]", listed.join(", "))));
+    assert!(many.len() == 1 && many[0].contains("9 tokens on all chains are more than 8"), "{many:?}");
 }
 
 #[test]

@@ -11,6 +11,8 @@
 //! | `GET /redeem/plan` | a dry run: what a round would do now, cost and leave |
 //! | `POST /redeem` | claims and settles now; the report |
 //!
+//! With several chains the last three are about the preferred one, or the one named with `?chain=` and its id.
+//!
 //! **Owns** what an operator can see and do from outside the process. **Promises** to show no key, signature or payment
 //! header, and that a web page the operator happens to visit cannot order anything here: what changes something needs a
 //! header that a page may not send, and a foreign `Host` is refused. **Does not** authenticate beyond that; whoever can
@@ -18,12 +20,13 @@
 
 use std::future::IntoFuture as _;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::http::header::HOST;
 use axum::http::uri::Authority;
+use axum::http::{StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -63,6 +66,9 @@ pub struct ChannelLine {
     pub channel: ChannelId,
     /// Whose.
     pub payer: Address,
+    /// The id of its chain.
+    #[serde(default)]
+    pub chain: u64,
     /// In what it is paid.
     pub token: Address,
     /// Deposits less refunds and withdrawals, atomic units.
@@ -79,11 +85,12 @@ pub struct ChannelLine {
     pub withdrawing: bool,
 }
 
-impl From<&Statement> for ChannelLine {
-    fn from(statement: &Statement) -> Self {
+impl ChannelLine {
+    fn of(chain: u64, statement: &Statement) -> Self {
         Self {
             channel: statement.id,
             payer: statement.config.payer,
+            chain,
             token: statement.config.token,
             balance: statement.view.balance,
             charged: statement.charged,
@@ -173,11 +180,25 @@ pub struct Status {
 
 #[derive(Clone)]
 struct Operators {
-    gate: Gate,
-    redemption: Redemption,
+    /// One for each chain; the preferred one first.
+    tills: Arc<[(Gate, Redemption)]>,
     reloads: Reloads,
     upstream: Upstream,
     unready: CancellationToken,
+}
+
+impl Operators {
+    /// The till of the chain that a query names by its id, the preferred one where there is no query. Nothing where there
+    /// is none of that chain.
+    fn till(&self, uri: &Uri) -> Option<&(Gate, Redemption)> {
+        let Some(query) = uri.query() else { return self.tills.first() };
+        let chain: u64 = query.strip_prefix("chain=")?.parse().ok()?;
+        self.tills.iter().find(|(gate, _)| gate.chain_id() == chain)
+    }
+}
+
+fn no_such_chain() -> Response {
+    refuse(StatusCode::NOT_FOUND, "unknown_chain", "this proxy is not paid on that chain")
 }
 
 /// Binds the operator's port. Only loopback: it has no password.
@@ -202,6 +223,18 @@ pub async fn serve(
     unready: CancellationToken,
     stop: CancellationToken,
 ) {
+    serve_all(socket, vec![(gate, redemption)], reloads, upstream, unready, stop).await;
+}
+
+/// The same for several chains, the preferred one first.
+pub async fn serve_all(
+    socket: TcpListener,
+    tills: Vec<(Gate, Redemption)>,
+    reloads: Reloads,
+    upstream: Upstream,
+    unready: CancellationToken,
+    stop: CancellationToken,
+) {
     let app = Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
@@ -213,7 +246,7 @@ pub async fn serve(
         .route("/redeem", post(redeem).route_layer(middleware::from_fn(ordered_on_purpose)))
         .fallback(nothing_here)
         .layer(middleware::from_fn(asked_by_name))
-        .with_state(Operators { gate, redemption, reloads, upstream, unready });
+        .with_state(Operators { tills: tills.into(), reloads, upstream, unready });
     let serving = axum::serve(socket, app).with_graceful_shutdown(stop.clone().cancelled_owned()).into_future();
     let out_of_patience = async {
         stop.cancelled().await;
@@ -228,13 +261,21 @@ pub async fn serve(
 }
 
 async fn readyz(State(operators): State<Operators>) -> Response {
-    let journal = operators.gate.accounts().journal();
-    let commit = journal.commit_in_progress().unwrap_or_default();
-    let silence = operators.redemption.chain_silence();
-    let silence = too_long(silence, operators.redemption.settings().poll);
-    let decimals = operators.gate.policy().terms().token.decimals;
-    let stuck = operators.redemption.stuck().map(|vitals| stuck(&vitals, decimals, clock::now_s()));
-    match unreadiness(operators.unready.is_cancelled(), journal.latch(), commit, silence, stuck) {
+    let stopping = operators.unready.is_cancelled();
+    let journals = || operators.tills.iter().map(|(gate, _)| gate.accounts().journal());
+    let latch = journals().find_map(|journal| journal.latch());
+    let commit = journals().filter_map(|journal| journal.commit_in_progress()).max().unwrap_or_default();
+    // While one chain answers it sells, and the offers of the others are not quoted.
+    let silences = operators.tills.iter().map(|(_, redemption)| {
+        let settings = redemption.settings();
+        too_long(redemption.chain_silence(), settings.poll)
+    });
+    let silence = silences.min().flatten();
+    let stuck = operators.tills.iter().find_map(|(gate, redemption)| {
+        let decimals = gate.policy().terms().token.decimals;
+        redemption.stuck().map(|vitals| stuck(&vitals, decimals, clock::now_s()))
+    });
+    match unreadiness(stopping, latch, commit, silence, stuck) {
         None => "ready\n".into_response(),
         Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")).into_response(),
     }
@@ -278,45 +319,55 @@ fn stuck(vitals: &Vitals, decimals: u8, now: u64) -> String {
     )
 }
 
-async fn status(State(operators): State<Operators>) -> Json<Status> {
-    let policy = operators.gate.policy();
+async fn status(State(operators): State<Operators>) -> Response {
+    let Some((gate, _)) = operators.tills.first() else { return no_such_chain() };
+    let policy = gate.policy();
     Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         price_generation: policy.generation(),
         price_digest: policy.digest().to_owned(),
-        former_price_lists: operators.gate.former_policies(),
+        former_price_lists: gate.former_policies(),
         config: operators.reloads.state(),
-        access_log_dropped: operators.gate.recorder().map(Recorder::dropped),
+        access_log_dropped: gate.recorder().map(Recorder::dropped),
     })
+    .into_response()
 }
 
 async fn channels(State(operators): State<Operators>) -> Json<Vec<ChannelLine>> {
-    Json(operators.gate.accounts().statements().iter().map(ChannelLine::from).collect())
+    let lines = operators.tills.iter().flat_map(|(gate, _)| {
+        let line = |statement: &Statement| ChannelLine::of(gate.chain_id(), statement);
+        gate.accounts().statements().iter().map(line).collect::<Vec<_>>()
+    });
+    Json(lines.collect())
 }
 
 async fn upstreams(State(operators): State<Operators>) -> Json<Vec<TargetState>> {
     Json(operators.upstream.targets())
 }
 
-async fn state(State(operators): State<Operators>) -> Json<RedemptionState> {
-    let settings = operators.redemption.settings();
-    let vitals = operators.redemption.vitals();
+async fn state(State(operators): State<Operators>, uri: Uri) -> Response {
+    let Some((gate, redemption)) = operators.till(&uri) else { return no_such_chain() };
+    let settings = redemption.settings();
+    let vitals = redemption.vitals();
     Json(RedemptionState {
         stuck: vitals.is_stuck(clock::now_s(), settings.stuck_after),
-        settings: RedemptionSettings::of(settings, operators.gate.policy().terms().token.decimals),
+        settings: RedemptionSettings::of(settings, gate.policy().terms().token.decimals),
         vitals,
     })
+    .into_response()
 }
 
-async fn plan(State(operators): State<Operators>) -> Response {
-    match operators.redemption.plan().await {
+async fn plan(State(operators): State<Operators>, uri: Uri) -> Response {
+    let Some((_, redemption)) = operators.till(&uri) else { return no_such_chain() };
+    match redemption.plan().await {
         Ok(preview) => Json(preview).into_response(),
         Err(stopped) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"error": stopped.to_string()}))).into_response(),
     }
 }
 
-async fn redeem(State(operators): State<Operators>) -> Response {
-    match operators.redemption.redeem().await {
+async fn redeem(State(operators): State<Operators>, uri: Uri) -> Response {
+    let Some((_, redemption)) = operators.till(&uri) else { return no_such_chain() };
+    match redemption.redeem().await {
         Ok(report) => Json(report).into_response(),
         Err(stopped) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"error": stopped.to_string()}))).into_response(),
     }

@@ -134,7 +134,7 @@ pub async fn run(args: CheckArgs, output: &Output) -> Outcome {
         }
         Err(errors) => return Err(errors.into()),
     };
-    let findings = if args.offline { in_file(&config) } else { findings(&config).await };
+    let findings = if args.offline { in_file(&config) } else { all_findings(&config).await };
     if as_json {
         output.json(&as_json_report(&file, &findings));
     } else {
@@ -146,7 +146,24 @@ pub async fn run(args: CheckArgs, output: &Output) -> Outcome {
     }
 }
 
-/// Everything there is to find, in the order in which it should be repaired.
+/// Everything there is to find on all chains. What is the same for each is said once.
+async fn all_findings(config: &Config) -> Vec<Finding> {
+    let of_chains = config.of_each_chain();
+    let several = of_chains.len() > 1;
+    let mut all: Vec<Finding> = Vec::new();
+    for config in &of_chains {
+        let found = findings(config).await;
+        let new: Vec<_> = found.into_iter().filter(|finding| !all.contains(finding)).collect();
+        if several {
+            let name = chain_name(config);
+            all.push(Finding::fine("network", format!("{name}, books in {}", config.store.directory.display())));
+        }
+        all.extend(new);
+    }
+    all
+}
+
+/// Everything there is to find on one chain, in the order in which it should be repaired.
 pub async fn findings(config: &Config) -> Vec<Finding> {
     let nodes = nodes(config);
     // Where the node is not known, nothing can be said about development keys, so nothing is.

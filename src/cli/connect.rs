@@ -3,17 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::chain::{AlloyChain, Chain, ChainError, ChainSettings, Counting, KeyRef, RpcUrl};
+use crate::chain::{AlloyChain, Chain as _, ChainError, ChainSettings, Counting, KeyRef, RpcUrl};
 use crate::config::{self, Config, KeyReference};
 use crate::facilitator::{DepositTerms, FacilitatedChain, FacilitatorError, FacilitatorSettings, FacilitatorUrlError};
 use crate::protocol::LocalKey;
 use crate::protocol::contracts::SETTLEMENT;
-use crate::proxy::Listener;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Identity, StoreError};
 
-use super::site::{Books, Site, SiteError};
-use super::{Exit, Failure};
+use super::site::{Books, Site};
+use super::{Exit, Failure, succession};
 
 /// The addresses of a chain's nodes.
 #[derive(Debug, Clone)]
@@ -84,36 +83,6 @@ pub(super) enum Connection {
     Facilitated(FacilitatedChain),
 }
 
-impl Connection {
-    /// Opens a site on it; on a port of its own where none is bound yet.
-    pub(super) async fn open_site(
-        self,
-        listener: Option<Listener>,
-        config: &Config,
-        authorizer: LocalKey,
-        books: Books,
-    ) -> Result<Site, Failure> {
-        let site = match self {
-            Self::Ours(chain) => open_site(listener, config, authorizer, Arc::new(chain), books).await,
-            Self::Facilitated(chain) => open_site(listener, config, authorizer, Arc::new(chain), books).await,
-        };
-        site.map_err(|error| Failure::new(Exit::Failed, error))
-    }
-}
-
-async fn open_site<C: Chain>(
-    listener: Option<Listener>,
-    config: &Config,
-    authorizer: LocalKey,
-    chain: Arc<C>,
-    books: Books,
-) -> Result<Site, SiteError> {
-    match listener {
-        Some(listener) => Site::open_on(listener, config, authorizer, chain, books).await,
-        None => Site::open(config, authorizer, chain, books).await,
-    }
-}
-
 /// What a facilitator of the config is asked with.
 pub(super) fn facilitator_settings(
     facilitator: &config::Facilitator,
@@ -178,6 +147,56 @@ pub(super) async fn try_open_books(directory: &Path, chain_id: u64) -> Result<Re
     tokio::task::spawn_blocking(move || SqliteStore::open(&directory, identity).and_then(Books::open))
         .await
         .map_err(|error| Failure::new(Exit::Failed, error))
+}
+
+/// Opens the books of every chain, connects them, and opens a site on them: on sockets that were handed over, or on the
+/// config's port.
+///
+/// With `take_over` another process has books and port: the chains are connected first, because one that cannot be reached
+/// must not stop it. Otherwise the books come first: who has them belongs to nobody else.
+pub(super) async fn open_site(config: &Config, take_over: bool) -> Result<Site, Failure> {
+    let of_chains = config.of_each_chain();
+    let mut listener = succession::inherited(config)?;
+    let (mut books, mut connected) = (Vec::new(), Vec::new());
+    if take_over {
+        for config in &of_chains {
+            connected.push(connect(config).await?);
+        }
+        if listener.is_none() {
+            listener = Some(succession::beside(config).await?);
+        }
+        for config in &of_chains {
+            books.push(succession::books_of_the_former(config).await?);
+        }
+    } else {
+        for config in &of_chains {
+            books.push(open_books(&config.store.directory, config.chain.chain_id).await?);
+        }
+        for config in &of_chains {
+            connected.push(connect(config).await?);
+        }
+    }
+    let (mut ours, mut facilitated, mut key) = (Vec::new(), Vec::new(), None);
+    for ((chain, authorizer), books) in connected.into_iter().zip(books) {
+        key.get_or_insert(authorizer);
+        match chain {
+            Connection::Ours(chain) => ours.push((Arc::new(chain), books)),
+            Connection::Facilitated(chain) => facilitated.push((Arc::new(chain), books)),
+        }
+    }
+    let authorizer = key.ok_or_else(|| Failure::message(Exit::Config, "the config names no chain"))?;
+    // A facilitator is named for all chains or for none.
+    let site = match (first_of(ours), first_of(facilitated)) {
+        (Some((first, others)), _) => Site::open_on_all(listener, config, authorizer, first, others).await,
+        (None, Some((first, others))) => Site::open_on_all(listener, config, authorizer, first, others).await,
+        (None, None) => return Err(Failure::message(Exit::Config, "the config names no chain")),
+    };
+    site.map_err(|error| Failure::new(Exit::Failed, error))
+}
+
+fn first_of<T>(all: Vec<T>) -> Option<(T, Vec<T>)> {
+    let mut all = all.into_iter();
+    Some((all.next()?, all.collect()))
 }
 
 /// Waits until the process is told to stop.

@@ -13,13 +13,13 @@ use tokio::task::JoinSet;
 use serde_json::json;
 
 use super::connect;
-use super::value::{self, AllowedToken, KeyArgument, RpcArgument};
+use super::value::{self, AllowedToken, ChainName, KeyArgument, RpcArgument};
 use super::{Exit, Failure, Outcome, Output};
 use crate::agent::{
     Agent, AgentConfig, AgentError, Answer, Book, Budget, ChainReader, Dollars, KnownToken, MAX_AHEAD, NodeReader,
     PayRequest, Terms,
 };
-use crate::chain::{AlloyChain, RpcUrl};
+use crate::chain::{AlloyChain, Chain as _, RpcUrl};
 use crate::protocol::Amount;
 use crate::telemetry::{LogFormat, LogLevel, LogOptions};
 
@@ -106,6 +106,9 @@ pub struct PayArgs {
     /// The chain's RPC URL, or env:NAME. Only needed to find channels again that were forgotten.
     #[arg(long, value_name = "URL", env = "PEAJE_RPC", hide_env_values = true, help_heading = "Payment")]
     pub rpc: Option<RpcArgument>,
+    /// Only pay on this network, by its name or chain id; can be repeated. The default is that of --rpc, or any.
+    #[arg(long, value_name = "NETWORK", help_heading = "Payment")]
+    pub network: Vec<ChainName>,
     /// Where channels are remembered; by default peaje in the user's state directory.
     #[arg(long, value_name = "DIR", help_heading = "Payment")]
     pub state: Option<PathBuf>,
@@ -276,10 +279,15 @@ async fn agent(args: &PayArgs) -> Result<Agent<Option<NodeReader<AlloyChain>>>, 
     let chain = match rpc {
         Some(url) => {
             let chain = AlloyChain::connect(url, None).await.map_err(|error| Failure::new(Exit::Chain, error))?;
-            Some(NodeReader::new(Arc::new(chain)))
+            Some((chain.chain_id(), NodeReader::new(Arc::new(chain))))
         }
         None => None,
     };
+    let named: Vec<_> = args.network.iter().map(|ChainName(chain_id)| *chain_id).collect();
+    // Elsewhere a channel that was forgotten could not be found again.
+    let of_node = chain.as_ref().map(|(chain_id, _)| *chain_id).into_iter().collect();
+    let chains = if named.is_empty() { of_node } else { named };
+    let chain = chain.map(|(_, reader)| reader);
     let dollars = |amount: Amount| Dollars::from_micros(amount.units());
     let config = AgentConfig {
         voucher_key,
@@ -290,7 +298,7 @@ async fn agent(args: &PayArgs) -> Result<Agent<Option<NodeReader<AlloyChain>>>, 
             max_deposit: dollars(args.max_deposit),
             deposit_multiplier: args.deposit_multiplier,
         },
-        terms: Terms { tokens: args.allow_tokens.iter().map(known_token).collect(), ..Terms::default() },
+        terms: Terms { tokens: args.allow_tokens.iter().map(known_token).collect(), chains, ..Terms::default() },
         ahead: args.parallel,
         book: Book::open(&args.state_dir()?, BOOK_PATIENCE).map_err(|error| Failure::new(Exit::Failed, error))?,
         ..AgentConfig::new(key)

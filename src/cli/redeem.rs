@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use clap::Args;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::ledger::{Side, aligned};
-use super::value::DOLLAR_DECIMALS;
+use super::value::{ChainName, DOLLAR_DECIMALS, chain_name};
 use super::{ConfigArgs, Exit, Failure, Outcome, Output};
 use crate::admin::{ADMIN_HEADER, RedemptionState};
 use crate::chain::NodeHealth;
@@ -50,6 +50,9 @@ pub struct RedeemArgs {
     /// The admin listener's address, instead of the one in the config.
     #[arg(long, value_name = "URL")]
     pub admin: Option<String>,
+    /// Only on this chain, by its name or id. The default is every chain of the config.
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Option<ChainName>,
     /// Show what would be claimed, what it would cost and what it would leave, and do nothing.
     #[arg(long, conflicts_with = "status")]
     pub dry_run: bool,
@@ -69,38 +72,68 @@ const MAX_NAMED: usize = 20;
 
 /// Asks, waits, prints.
 pub async fn run(args: RedeemArgs, output: &Output) -> Outcome {
-    let (admin, decimals) = match &args.admin {
-        Some(url) => (url.trim_end_matches('/').to_owned(), DOLLAR_DECIMALS),
+    let named = args.network.map(|ChainName(chain_id)| chain_id);
+    let (admin, decimals, chains) = match &args.admin {
+        Some(url) => (url.trim_end_matches('/').to_owned(), DOLLAR_DECIMALS, vec![named]),
         None => {
             let config = args.config.load()?;
             let address = config.admin.listen.ok_or_else(|| {
                 Failure::message(Exit::Config, "admin.listen is off, so the running proxy cannot be asked")
             })?;
-            (format!("http://{address}"), config.chain.token.decimals)
+            let all = config.of_each_chain().into_iter().map(|config| config.chain.chain_id);
+            let meant: Vec<_> = all.filter(|chain_id| named.is_none_or(|named| named == *chain_id)).map(Some).collect();
+            (format!("http://{address}"), config.chain.token.decimals, meant)
         }
     };
+    if chains.is_empty() {
+        return Err(Failure::message(Exit::Config, "the config has no such chain").hint("see [chain].network in it"));
+    }
     let client = client(&admin)?;
-    if args.dry_run {
-        let preview: Preview = answer(&admin, client.get(format!("{admin}/redeem/plan"))).await?;
-        return print(&preview, args.json, output, |preview| plan_in_words(preview, decimals));
+    let mut results = Vec::new();
+    let mut complete = true;
+    for chain in chains {
+        let url = |path: &str| match chain {
+            Some(chain_id) => format!("{admin}{path}?chain={chain_id}"),
+            None => format!("{admin}{path}"),
+        };
+        let (json, words) = if args.dry_run {
+            let preview: Preview = answer(&admin, client.get(url("/redeem/plan"))).await?;
+            (serde_json::to_value(&preview), plan_in_words(&preview, decimals))
+        } else if args.status {
+            let state: RedemptionState = answer(&admin, client.get(url("/redemption"))).await?;
+            (serde_json::to_value(&state), state_in_words(&state, clock::now_s()))
+        } else {
+            let order = client.post(url("/redeem")).header(ADMIN_HEADER, "1");
+            let report: Report = answer(&admin, order).await?;
+            complete &= report.is_complete();
+            (serde_json::to_value(&report), in_words(&report, decimals))
+        };
+        results.push((chain, json.map_err(|error| Failure::new(Exit::Failed, error))?, words));
     }
-    if args.status {
-        let state: RedemptionState = answer(&admin, client.get(format!("{admin}/redemption"))).await?;
-        return print(&state, args.json, output, |state| state_in_words(state, clock::now_s()));
-    }
-    let order = client.post(format!("{admin}/redeem")).header(ADMIN_HEADER, "1");
-    let report: Report = answer(&admin, order).await?;
-    print(&report, args.json, output, |report| in_words(report, decimals))?;
-    if report.is_complete() { Ok(()) } else { Err(Failure::reported(Exit::Chain)) }
+    print(results, args.json, output);
+    if complete { Ok(()) } else { Err(Failure::reported(Exit::Chain)) }
 }
 
-fn print<T: Serialize>(result: &T, as_json: bool, output: &Output, in_words: impl FnOnce(&T) -> String) -> Outcome {
-    if output.json_result(as_json) {
-        output.json(&serde_json::to_value(result).map_err(|error| Failure::new(Exit::Failed, error))?);
-    } else {
-        output.text(&in_words(result));
+/// What one chain answered, or each of several under its id.
+fn print(mut results: Vec<(Option<u64>, Value, String)>, as_json: bool, output: &Output) {
+    let as_json = output.json_result(as_json);
+    if results.len() == 1 {
+        for (_, json, words) in results {
+            if as_json { output.json(&json) } else { output.text(&words) }
+        }
+        return;
     }
-    Ok(())
+    if as_json {
+        let each = results.iter_mut().map(|(chain, json, _)| {
+            let id = chain.map(|id| id.to_string()).unwrap_or_default();
+            (id, json.take())
+        });
+        output.json(&Value::Object(each.collect()));
+    } else {
+        for (chain, _, words) in results {
+            output.text(&format!("{}:\n{words}", chain.map(chain_name).unwrap_or_default()));
+        }
+    }
 }
 
 fn nobody(admin: &str, error: reqwest::Error) -> Failure {

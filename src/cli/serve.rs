@@ -2,9 +2,10 @@
 
 use clap::Args;
 
-use super::connect::{connect, open_books, told_to_stop};
-use super::{ConfigArgs, Exit, Failure, Outcome, Output, succession, supervisor};
+use super::connect::{open_site, told_to_stop};
+use super::{ConfigArgs, Exit, Failure, Outcome, Output, supervisor};
 use crate::config::Config;
+use crate::protocol::Amount;
 
 const MORE: &str = "\
 Serve reads the config, opens the books, connects to the chain, and listens. It
@@ -62,18 +63,7 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
     let text = Config::read(&file)?;
     let config = Config::load_text(&file, &text)?;
     crate::telemetry::init(config.log).map_err(|error| Failure::new(Exit::Usage, error))?;
-    let mut listener = succession::inherited(&config)?;
-    let (books, (chain, authorizer)) = if args.take_over {
-        // Last, what stops the other one: a chain that cannot be reached must not.
-        let connected = connect(&config).await?;
-        if listener.is_none() {
-            listener = Some(succession::beside(&config).await?);
-        }
-        (succession::books_of_the_former(&config).await?, connected)
-    } else {
-        (open_books(&config.store.directory, config.chain.chain_id).await?, connect(&config).await?)
-    };
-    let site = chain.open_site(listener, &config, authorizer, books).await?;
+    let site = open_site(&config, args.take_over).await?;
     let admin = site.admin().map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(
         listen = %site.address(),
@@ -83,7 +73,8 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
         routes = config.routes.len(),
         prices = site.gate().policy().digest(),
         books = %config.store.directory.display(),
-        channels = site.gate().accounts().len(),
+        chains = site.gate().tills().count(),
+        channels = site.gate().tills().map(|till| till.accounts().len()).sum::<usize>(),
         "open"
     );
     let reloads = tokio::spawn(site.live().clone().follow(file, text));
@@ -99,17 +90,17 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
     }
     supervisor::stopping();
     reloads.abort();
-    let accounts = site.gate().accounts().clone();
+    let gate = site.gate().clone();
     let closed = tokio::select! {
-        report = site.close() => Some(report),
+        reports = site.close_all() => Some(reports),
         () = told_to_stop() => {
             // What is being served ends with the process: it is we who end it.
-            accounts.abandon();
+            gate.tills().for_each(|till| till.accounts().abandon());
             None
         }
     };
     // However it came to the end: the books may also have failed on the way there.
-    if let Some(latched) = accounts.journal().latch() {
+    if let Some(latched) = gate.tills().find_map(|till| till.accounts().journal().latch()) {
         return Err(Failure::new(Exit::Books, latched.clone()).hint(latched.advice()));
     }
     if broken {
@@ -120,8 +111,9 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
         None => {
             Err(Failure::message(Exit::Failed, "ended at once; unclaimed vouchers are in the books for the next start"))
         }
-        Some(Some(report)) if !report.is_complete() => {
-            let left = report.left.to_price(config.chain.token.decimals);
+        Some(reports) if reports.iter().flatten().any(|report| !report.is_complete()) => {
+            let left = reports.iter().flatten().map(|report| report.left);
+            let left = left.fold(Amount::ZERO, Amount::saturating_add).to_price(config.chain.token.decimals);
             let message = format!("stopped with {left} of vouchers not claimed");
             Err(Failure::message(Exit::Chain, message).hint("they are in the books; the next start claims them"))
         }

@@ -91,6 +91,8 @@ pub struct Site {
     live: Live,
     access: Option<Arc<AccessLog>>,
     redemption: Redemption,
+    /// Those of the other chains, in the order of the gate's tills.
+    other_redemptions: Vec<Redemption>,
     redeem_at_end: bool,
     /// Whether a supervisor holds the port.
     inherited: bool,
@@ -111,13 +113,10 @@ impl Site {
         chain: Arc<C>,
         books: Books,
     ) -> Result<Self, SiteError> {
-        let listener = Listener::bind_cores(config.server.listen, cores(config))
-            .await
-            .map_err(|source| SiteError::Listen { address: config.server.listen, source })?;
-        Self::open_on(listener, config, authorizer, chain, books).await
+        Self::open_on_all(None, config, authorizer, (chain, books), Vec::new()).await
     }
 
-    /// The same, on a port that is bound already.
+    /// The same on a port that is bound already.
     ///
     /// # Errors
     /// See [`SiteError`]; nothing is left running.
@@ -128,6 +127,29 @@ impl Site {
         chain: Arc<C>,
         books: Books,
     ) -> Result<Self, SiteError> {
+        Self::open_on_all(Some(listener), config, authorizer, (chain, books), Vec::new()).await
+    }
+
+    /// The same on several chains: `first` is the preferred one, and `others` are in the order of the config; on a port of
+    /// its own, if none is bound already.
+    ///
+    /// # Errors
+    /// See [`SiteError`]; nothing is left running.
+    pub async fn open_on_all<C: Chain>(
+        listener: Option<Listener>,
+        config: &Config,
+        authorizer: LocalKey,
+        (chain, books): (Arc<C>, Books),
+        others: Vec<(Arc<C>, Books)>,
+    ) -> Result<Self, SiteError> {
+        let listener = match listener {
+            Some(listener) => listener,
+            None => Listener::bind_cores(config.server.listen, cores(config))
+                .await
+                .map_err(|source| SiteError::Listen { address: config.server.listen, source })?,
+        };
+        let of_chains = config.of_each_chain();
+        let mut of_chains = of_chains.iter();
         let policy = config.policy(authorizer.address()).map_err(|_| SiteError::Routes)?;
         let upstream = upstream(config)?;
         let inherited = listener.is_inherited();
@@ -153,21 +175,38 @@ impl Site {
             gate = gate.with_recorder(access.recorder());
         }
         let receiver_authorizer = authorizer.address();
-        let redemption = Redemption::start(gate.clone(), questions, chain, authorizer, settings(config), opening);
+        let settings_here = settings(of_chains.next().unwrap_or(config));
+        let start = |gate: &Gate, questions, chain, settings, opening| {
+            Redemption::start(gate.clone(), questions, chain, authorizer.clone(), settings, opening)
+        };
+        let redemption = start(&gate, questions, chain, settings_here, opening);
+        let (mut tills, mut other_redemptions) = (Vec::new(), Vec::new());
+        for (config, (chain, Books { accounts, opening })) in of_chains.zip(others) {
+            let (desk, questions) = Desk::new();
+            let till = gate.beside(config.chain.chain_id, desk, accounts);
+            other_redemptions.push(start(&till, questions, chain, settings(config), opening));
+            tills.push(till);
+        }
+        let gate = gate.with_tills(tills);
         let stack = crate::proxy::stack(&gate, upstream.clone(), cors(&config.cors), bounds(config));
         let live = Live::new(config, gate.clone(), stack.clone(), receiver_authorizer, access.clone());
         let unready = CancellationToken::new();
         let stop_admin = CancellationToken::new();
         let operators = operators.map(|socket| {
-            let (gate, redemption, reloads) = (gate.clone(), redemption.clone(), live.reloads().clone());
-            let (upstream, unready, stop) = (upstream.clone(), unready.clone(), stop_admin.clone());
-            tokio::spawn(admin::serve(socket, gate, redemption, reloads, upstream, unready, stop))
+            let redemptions = std::iter::once(&redemption).chain(&other_redemptions);
+            let tills = gate.tills().cloned().zip(redemptions.cloned()).collect();
+            let (reloads, upstream) = (live.reloads().clone(), upstream.clone());
+            tokio::spawn(admin::serve_all(socket, tills, reloads, upstream, unready.clone(), stop_admin.clone()))
         });
-        let accounts = gate.accounts().clone();
+        if !other_redemptions.is_empty() {
+            let redemptions = std::iter::once(&redemption).chain(&other_redemptions).cloned();
+            tokio::spawn(withhold(gate.tills().cloned().zip(redemptions).collect(), stop_admin.clone()));
+        }
+        let tills = gate.clone();
         let drain = config.server.shutdown_timeout;
         let listener = tokio::spawn(listener.serve(stack, unready.clone(), drain, move || {
             tracing::warn!("the drain deadline passed; requests in progress are cut off and not charged");
-            accounts.abandon();
+            tills.tills().for_each(|till| till.accounts().abandon());
         }));
         Ok(Self {
             address,
@@ -176,6 +215,7 @@ impl Site {
             live,
             access,
             redemption,
+            other_redemptions,
             redeem_at_end: config.redeem.on_shutdown,
             inherited,
             unready,
@@ -205,7 +245,7 @@ impl Site {
         &self.live
     }
 
-    /// Redemption.
+    /// Redemption on the preferred chain.
     pub fn redemption(&self) -> &Redemption {
         &self.redemption
     }
@@ -213,7 +253,8 @@ impl Site {
     /// Waits until the books cannot be written any more; for ever, if all goes well. What is left to do then is
     /// [`Site::close`].
     pub async fn latched(&self) -> Latched {
-        self.gate.accounts().journal().latched().await
+        let latched = self.gate.tills().map(|till| Box::pin(till.accounts().journal().latched()));
+        futures_util::future::select_all(latched).await.0
     }
 
     /// Waits until a thread that serves has broken and the rest are stopping for it; for ever, if all goes well. What is
@@ -222,9 +263,13 @@ impl Site {
         self.unready.cancelled().await;
     }
 
-    /// Stops in order. The report of the last redemption, if there was one.
+    /// Stops in order. The report of the last redemption on the preferred chain, if there was one.
     pub async fn close(self) -> Option<Report> {
-        let journal = self.gate.accounts().journal().clone();
+        self.close_all().await.into_iter().next().flatten()
+    }
+
+    /// The same with the reports of all chains, in their order.
+    pub async fn close_all(self) -> Vec<Option<Report>> {
         self.unready.cancel();
         if let Err(error) = self.listener.await {
             tracing::error!(%error, "the listener did not end well");
@@ -237,34 +282,77 @@ impl Site {
         if followed {
             tracing::info!("another process has taken over the port; redemption is left to it");
         }
-        let report = if self.redeem_at_end && !followed && journal.latch().is_none() {
-            tokio::time::timeout(MAX_LAST_REDEMPTION, self.redemption.redeem()).await.ok().and_then(Result::ok)
-        } else {
-            None
-        };
-        let left = report.as_ref().map_or_else(|| unclaimed(&self.gate), |report| report.left);
-        if !left.is_zero() && journal.is_volatile() {
-            tracing::error!(%left, "stopping with vouchers that are not claimed; they are in memory only and will be lost");
-        } else if !left.is_zero() {
-            tracing::info!(%left, "stopping with vouchers that are not claimed; they are in the books for the next start");
-        }
-        self.redemption.stop().await;
+        let redeem = self.redeem_at_end && !followed;
+        let redemptions = std::iter::once(&self.redemption).chain(&self.other_redemptions);
+        let ends = self.gate.tills().zip(redemptions).map(|(till, redemption)| close(till, redemption, redeem));
+        // Side by side: a chain that does not answer must not take the time of the others.
+        let reports = futures_util::future::join_all(ends).await;
         self.stop_admin.cancel();
         if let Some(operators) = self.operators {
             let _ = operators.await;
         }
-        if tokio::task::spawn_blocking(move || journal.close()).await.is_err() {
-            tracing::error!("the books were not closed well; what was acknowledged is in them all the same");
+        for till in self.gate.tills() {
+            let journal = till.accounts().journal().clone();
+            if tokio::task::spawn_blocking(move || journal.close()).await.is_err() {
+                tracing::error!("the books were not closed well; what was acknowledged is in them all the same");
+            }
         }
-        report
+        reports
     }
 }
+
+/// The last redemption of a chain, if there is to be one, and its end.
+async fn close(till: &Gate, redemption: &Redemption, redeem: bool) -> Option<Report> {
+    let journal = till.accounts().journal();
+    let report = if redeem && journal.latch().is_none() {
+        tokio::time::timeout(MAX_LAST_REDEMPTION, redemption.redeem()).await.ok().and_then(Result::ok)
+    } else {
+        None
+    };
+    let left = report.as_ref().map_or_else(|| unclaimed(till), |report| report.left);
+    let chain = till.chain_id();
+    if !left.is_zero() && journal.is_volatile() {
+        tracing::error!(chain, %left, "stopping with vouchers that are not claimed; they are in memory only and will be lost");
+    } else if !left.is_zero() {
+        tracing::info!(chain, %left, "stopping with vouchers that are not claimed; they are in the books for the next start");
+    }
+    redemption.stop().await;
+    report
+}
+
+/// Leaves out of quotes what is on a chain that does not answer, until told to stop. With none that answers, all are
+/// quoted: vouchers are good without a chain for a while.
+async fn withhold(tills: Vec<(Gate, Redemption)>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        for (till, redemption) in &tills {
+            let silence = redemption.chain_silence();
+            let silent = silence > MAX_SILENCE.saturating_add(redemption.settings().poll);
+            if till.withhold(silent) {
+                let (chain, silence_s) = (till.chain_id(), silence.as_secs());
+                match silent {
+                    true => tracing::warn!(chain, silence_s, "a chain does not answer; its offers are not quoted"),
+                    false => tracing::info!(chain, "a chain answers again; its offers are quoted"),
+                }
+            }
+        }
+    }
+}
+
+/// How often it is looked whether the chains answer.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How long a chain may not answer before another one is offered in its place. A payer would wait for it with its deposit.
+const MAX_SILENCE: Duration = Duration::from_secs(10);
 
 /// How long the last redemption may take.
 const MAX_LAST_REDEMPTION: Duration = Duration::from_secs(300);
 
 fn unclaimed(gate: &Gate) -> Amount {
-    let (statements, dollars) = (gate.accounts().claimable(), gate.policy().dollars());
+    let (statements, dollars) = (gate.accounts().claimable(), gate.dollars());
     let each = statements.iter().map(|statement| dollars.of(statement.config.token, statement.unclaimed));
     each.fold(Amount::ZERO, Amount::saturating_add)
 }

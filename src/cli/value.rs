@@ -11,7 +11,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::exit::{Exit, Failure};
 use crate::config::{KeyReference, RpcReference, parse_duration};
-use crate::protocol::{Address, Amount};
+use crate::protocol::x402::chain_id_of;
+use crate::protocol::{Address, Amount, Network};
 
 /// Decimal places of the dollars on the command line.
 pub const DOLLAR_DECIMALS: u8 = 6;
@@ -34,6 +35,25 @@ pub(super) fn some_dollars(text: &str) -> Result<Amount, String> {
 /// Reads a duration such as `2s`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map_err(|error| error.to_string())
+}
+
+/// A chain on the command line, as its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChainName(pub u64);
+
+impl FromStr for ChainName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let named = Network::by_name(text).map(|network| network.chain_id);
+        let id = named.or_else(|| chain_id_of(text)).or_else(|| text.parse().ok()).filter(|id| *id > 0);
+        id.map(Self).ok_or_else(|| "expected a network such as base, or a chain's id".to_owned())
+    }
+}
+
+/// What people call a chain.
+pub(super) fn chain_name(chain_id: u64) -> String {
+    Network::by_chain_id(chain_id).map_or_else(|| format!("chain {chain_id}"), |network| network.name.to_owned())
 }
 
 /// A key reference that was not read yet.

@@ -62,7 +62,7 @@ use crate::gate::Idempotency;
 use crate::gate::policy::{Ambiguity, Policy, Route, Terms, TokenTerms};
 use crate::gate::quota::Rate;
 use crate::gate::shop::{Storefront, check_openapi};
-use crate::protocol::{Address, Amount};
+use crate::protocol::{Address, Amount, Network};
 
 /// The largest config file that is read, bytes.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -81,8 +81,10 @@ pub struct Config {
     pub upstream: Upstream,
     /// What else is sold: upstreams that routes choose by name. All that routes choose are here.
     pub upstreams: Vec<(Arc<str>, Upstream)>,
-    /// Where it is paid.
+    /// Where it is paid, by preference.
     pub chain: Chain,
+    /// Where else it may be paid, in order.
+    pub other_chains: Vec<Chain>,
     /// Who is paid.
     pub receiver: Receiver,
     /// What every channel must agree to.
@@ -230,6 +232,14 @@ pub struct Chain {
     pub confirmations: u64,
     /// How far behind the clock a node's newest block may be.
     pub max_lag: MaxLag,
+    /// The key that pays for transactions here, if it is another than [`Receiver::gas_key`].
+    pub gas_key: Option<KeyReference>,
+    /// The directory of its books, if it is said.
+    pub books: Option<PathBuf>,
+    /// What one of its own coins is worth, if it is said here; in units of the preferred chain's preferred token.
+    pub coin_price: Option<Amount>,
+    /// The most that is paid for a unit of gas, wei, if it is said here.
+    pub max_fee_wei: Option<u128>,
 }
 
 impl Chain {
@@ -491,6 +501,9 @@ impl Config {
                 ca.iter_mut().chain(keys).for_each(|file| *file = folder.join(&*file));
             }
             self.discovery.openapi = self.discovery.openapi.map(|file| folder.join(file));
+            for chain in std::iter::once(&mut self.chain).chain(&mut self.other_chains) {
+                chain.books = chain.books.take().map(|books| folder.join(books));
+            }
         }
         self
     }
@@ -516,13 +529,49 @@ impl Config {
 
     /// The terms of channels in the preferred token, once the authorizer's key is known.
     pub fn terms(&self, receiver_authorizer: Address) -> Terms {
-        self.terms_in(&self.chain.token, receiver_authorizer)
+        self.terms_in(&self.chain, &self.chain.token, receiver_authorizer)
     }
 
-    fn terms_in(&self, token: &TokenTerms, receiver_authorizer: Address) -> Terms {
+    /// One config for each chain, the preferred one first, as if it were the only one there is. Dollars stay in units of
+    /// the preferred chain's preferred token, but for [`Deposits::instant`], which a chain counts in its own.
+    pub fn of_each_chain(&self) -> Vec<Self> {
+        let others = self.other_chains.iter().map(|chain| {
+            let mut config = self.of_chain(chain);
+            let name = chain.network.map_or_else(|| chain.chain_id.to_string(), str::to_owned);
+            config.store.directory = chain.books.clone().unwrap_or_else(|| self.store.directory.join(name));
+            let preset = Network::by_chain_id(chain.chain_id).map(|network| network.max_fee_wei);
+            config.redeem.coin_price = chain.coin_price;
+            config.bid(chain.max_fee_wei.or(preset).unwrap_or(resolve::DEFAULT_MAX_FEE_WEI));
+            config
+        });
+        let mut first = self.of_chain(&self.chain);
+        first.redeem.coin_price = self.chain.coin_price.or(self.redeem.coin_price);
+        first.store.directory = self.chain.books.clone().unwrap_or(first.store.directory);
+        if let Some(max_fee_wei) = self.chain.max_fee_wei {
+            first.bid(max_fee_wei);
+        }
+        std::iter::once(first).chain(others).collect()
+    }
+
+    fn of_chain(&self, chain: &Chain) -> Self {
+        let mut config = Self { chain: chain.clone(), other_chains: Vec::new(), ..self.clone() };
+        if let Some(gas_key) = &chain.gas_key {
+            config.receiver.gas_key = gas_key.clone();
+        }
+        let (from, to) = (self.chain.token.decimals, chain.token.decimals);
+        config.deposits.instant = self.deposits.instant.about_in_decimals(from, to);
+        config
+    }
+
+    fn bid(&mut self, max_fee_wei: u128) {
+        self.redeem.max_fee_wei = max_fee_wei;
+        self.redeem.urgent_max_fee_wei = max_fee_wei.saturating_mul(resolve::URGENT_TIMES);
+    }
+
+    fn terms_in(&self, chain: &Chain, token: &TokenTerms, receiver_authorizer: Address) -> Terms {
         let (from, to) = (self.chain.token.decimals, token.decimals);
         Terms {
-            chain_id: self.chain.chain_id,
+            chain_id: chain.chain_id,
             token: token.clone(),
             pay_to: self.receiver.pay_to,
             receiver_authorizer,
@@ -537,7 +586,9 @@ impl Config {
     /// changed by hand does not fail here.
     pub fn policy(&self, receiver_authorizer: Address) -> Result<Policy, Vec<Ambiguity>> {
         let terms = self.terms(receiver_authorizer);
-        let others = self.chain.other_tokens.iter().map(|token| self.terms_in(token, receiver_authorizer)).collect();
+        let chains = std::iter::once(&self.chain).chain(&self.other_chains);
+        let tokens = chains.flat_map(|chain| chain.tokens().map(move |token| (chain, token))).skip(1);
+        let others = tokens.map(|(chain, token)| self.terms_in(chain, token, receiver_authorizer)).collect();
         let policy = Policy::accepting(terms, others, &self.server.public_url, self.routes.clone())?;
         let Discovery { enabled, name, description, document, .. } = &self.discovery;
         let front = || Storefront { name: name.clone(), description: description.clone(), openapi: document.clone() };

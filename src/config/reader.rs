@@ -244,6 +244,35 @@ impl<'a> Section<'a> {
         sections
     }
 
+    /// The section of this name, or the several of it where it is a list of sections.
+    pub(super) fn one_or_more(&mut self, name: &'static str) -> Vec<Section<'a>> {
+        let heading = nested(&self.heading, name);
+        let tables: Option<Vec<_>> = self.entry(name).and_then(|entry| entry.items()).map(|items| {
+            let table = |entry: &Entry<'a>| match entry.value {
+                DeValue::Table(table) => Some((table, entry.span.clone())),
+                _ => None,
+            };
+            items.iter().filter_map(table).collect()
+        });
+        match tables {
+            // A list of something else is refused as what it is.
+            Some(tables) if !tables.is_empty() => {
+                let section = |(table, span)| Section {
+                    report: self.report,
+                    heading: heading.clone(),
+                    known_as: heading.clone(),
+                    table: Some(table),
+                    span: Some(span),
+                    spoilt: false,
+                    asked: BTreeSet::new(),
+                    is_open: false,
+                };
+                tables.into_iter().map(section).collect()
+            }
+            _ => vec![self.section(name)],
+        }
+    }
+
     /// The sections of this repeated name.
     pub(super) fn sections(&mut self, name: &'static str) -> Vec<Section<'a>> {
         let heading = format!("[{}]", nested(&self.heading, name));
@@ -325,6 +354,16 @@ impl<'a> Section<'a> {
             });
         }
         Given::Value(sections, entry.span)
+    }
+
+    /// Where it stands.
+    pub(super) fn place(&self) -> Option<Range<usize>> {
+        self.span.clone()
+    }
+
+    /// Where its errors go.
+    pub(super) fn report(&self) -> &'a Report<'a> {
+        self.report
     }
 
     /// Whether the document has it.

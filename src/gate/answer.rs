@@ -10,9 +10,8 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use serde_json::json;
 
-use super::policy::Offered;
 use crate::protocol::Code;
-use crate::protocol::x402::{self, ChannelState, QuoteDetails, Receipt, VoucherState};
+use crate::protocol::x402::{self, ChannelState, QuoteDetails, Receipt, VoucherState, WrittenQuote};
 
 /// The error text of a quote nobody tried to pay yet; the official servers say the same.
 pub(super) const PAYMENT_REQUIRED: &str = "Payment required";
@@ -119,15 +118,15 @@ impl Refusal {
 
     /// The answer. A 402 carries the quote, so that the client can try again at once, except where a receipt already
     /// says that the settlement failed.
-    pub(super) fn into_response(self, offer: Option<&Offered>, path_and_query: &str) -> Response<Bytes> {
+    pub(super) fn into_response(self, offer: Option<&WrittenQuote>, path_and_query: &str) -> Response<Bytes> {
         let Self { status, code: _, error, detail, retry_after_s, corrective, receipt } = self;
         let failed_for_good = receipt.as_ref().is_some_and(|receipt| !receipt.success);
         let offer = offer.filter(|_| status == StatusCode::PAYMENT_REQUIRED && !failed_for_good);
         let (quote, body) = match offer {
-            Some(offered) => {
+            Some(quote) => {
                 let corrective = corrective.as_deref().map(|(state, voucher)| (state, voucher.as_ref()));
                 let details = QuoteDetails { error: &error, path_and_query, corrective };
-                let (header, body) = offered.quote.write(details, detail.as_deref());
+                let (header, body) = quote.write(details, detail.as_deref());
                 (Some(header), Bytes::from(body))
             }
             None => (None, refusal_body(&error, detail.as_deref())),

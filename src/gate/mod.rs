@@ -77,16 +77,18 @@ mod served;
 mod service;
 pub mod shop;
 pub mod tender;
+mod tills;
 mod turns;
 mod way;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
-use crate::protocol::{ChannelConfig, Hash};
+use crate::protocol::{ChannelConfig, Domain, Hash};
 use desk::DepositPlace;
 use evidence::Evidence;
 use former::Former;
@@ -117,6 +119,14 @@ pub use way::Way;
 #[derive(Debug, Clone)]
 pub struct Gate {
     policy: Arc<ArcSwap<Policy>>,
+    /// The chain that is paid on here.
+    chain_id: u64,
+    /// The domain vouchers are signed under there.
+    settlement: Domain,
+    /// The tills of the other chains.
+    others: Arc<[Gate]>,
+    /// Whether offers of this chain are left out of quotes.
+    withheld: Arc<AtomicBool>,
     former: Arc<Former>,
     accounts: Accounts,
     desk: Desk,
@@ -142,6 +152,10 @@ impl Gate {
     /// A gate that goes on with these accounts.
     pub fn with_accounts(policy: Policy, desk: Desk, accounts: Accounts) -> Self {
         Self {
+            chain_id: policy.terms().chain_id,
+            settlement: *policy.settlement(),
+            others: Arc::default(),
+            withheld: Arc::default(),
             policy: Arc::new(ArcSwap::from_pointee(policy)),
             former: Arc::default(),
             accounts,
@@ -251,7 +265,7 @@ impl Gate {
     /// Takes the place of a deposit that a former process relayed and whose end is not known, so that nobody relays it
     /// again meanwhile. `None` where the channel's place is taken.
     pub(crate) fn deposit_place(&self, config: &ChannelConfig, salt: Hash) -> Option<DepositPlace> {
-        self.desk.take_over(config.id(self.policy().settlement()), config.payer, salt)
+        self.desk.take_over(config.id(&self.settlement), config.payer, salt)
     }
 
     /// The accounts.

@@ -589,11 +589,12 @@ impl Policy {
         &self.tenders
     }
 
-    /// How the tokens are counted together: in units of the preferred one.
-    pub fn dollars(&self) -> Dollars {
-        let taken = self.tenders.iter().map(|tender| (tender.terms.token.address, tender.terms.token.decimals));
+    /// How the tokens of a chain are counted together: in units of the preferred one, whichever chain that is on.
+    pub fn dollars_on(&self, chain_id: u64) -> Dollars {
+        let here = self.tenders.iter().map(|tender| &tender.terms).filter(|terms| terms.chain_id == chain_id);
+        let taken = here.map(|terms| (terms.token.address, terms.token.decimals));
         // Books outlive the config they were begun under, so that what was taken once is counted too.
-        let known = Network::by_chain_id(self.terms().chain_id).map_or(&[][..], |network| network.tokens);
+        let known = Network::by_chain_id(chain_id).map_or(&[][..], |network| network.tokens);
         let known = known.iter().map(|token| (token.address(), token.decimals));
         Dollars::new(self.terms().token.decimals, taken.chain(known))
     }

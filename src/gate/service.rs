@@ -229,23 +229,22 @@ impl Gate {
             return Box::pin(self.give(request, inner, given, draft)).await;
         }
         let answered = payment.as_ref().ok().and_then(|payment| listing?.answered(&payment.accepted, refund));
-        // Whoever pays with an offer finds it first.
-        let offered = answered.or(listing.map(|listing| &listing.preferred));
-        let admission = match (payment, listing.zip(answered)) {
+        let till = answered.and_then(|offered| self.till_of(offered));
+        let admission = match (payment, listing, answered, till) {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
-            (Ok(payment), Some((listing, offered))) => {
+            (Ok(payment), Some(listing), Some(offered), Some(till)) => {
                 let visit = Visit { peer, id, draft: None };
-                Box::pin(self.admit_once((listing, offered), payment, &sent, &mut request, visit)).await
+                Box::pin(till.admit_once((listing, offered), payment, &sent, &mut request, visit)).await
             }
-            (Ok(_), None) => Err(Code::NoMatchingRequirements.into()),
-            (Err(refusal), _) if is_unpaid && let Some(listing) = listing => {
+            (Ok(_), ..) => Err(Code::NoMatchingRequirements.into()),
+            (Err(refusal), Some(listing), ..) if is_unpaid => {
                 self.within_unpaid_rate(&listing.route, peer).and(Err(refusal))
             }
-            (Err(refusal), _) => Err(refusal),
+            (Err(refusal), ..) => Err(refusal),
         };
         match admission {
             Ok(Once::New(Admission::Serve(admitted), serving)) => {
-                let (listing, offered) = listing.zip(offered).expect("without an offer nothing is admitted");
+                let (listing, offered) = listing.zip(answered).expect("without an offer nothing is admitted");
                 let sale = Sale::of(policy, listing, offered);
                 match serving {
                     None => Box::pin(self.serve_paid(sale, request, id, inner, admitted, draft)).await,
@@ -273,7 +272,8 @@ impl Gate {
                 let route = listing.map(|listing| &*listing.route.name);
                 tracing::debug!(route, error = refusal.error(), "refused");
                 let hold_back = refusal.is_one_of(&[Code::PaymentRateLimited]);
-                let response = refusal.into_response(offered, target_of(&request));
+                let quote = listing.map(|listing| self.quote(listing, answered));
+                let response = refusal.into_response(quote.as_deref(), target_of(&request));
                 if let Some(draft) = &mut draft {
                     draft.record().code = code;
                 }
@@ -391,7 +391,8 @@ impl Gate {
             Ok(payment) => match listing.answered(&payment.accepted, false) {
                 None => Refusal::from(Code::NoMatchingRequirements).into_error(),
                 Some(offered) => {
-                    let admitted = self.admit(listing, offered, payment, peer, id);
+                    let till = self.till_of(offered).unwrap_or(self);
+                    let admitted = till.admit(listing, offered, payment, peer, id);
                     match tokio::time::timeout(MAX_WATCHED_WAIT, admitted).await {
                         Ok(Ok(_hold)) => Watched::PAID.into(),
                         Ok(Err(refusal)) => refusal.into_error(),

@@ -69,6 +69,8 @@ impl Price {
 pub struct Listing {
     /// The route.
     pub route: Arc<Route>,
+    /// What is sold, with the origin for its URL.
+    pub resource: Resource,
     /// What is offered in the preferred tender.
     pub preferred: Offered,
     /// What is offered in the others, in order.
@@ -116,7 +118,8 @@ impl Listing {
         let preferred = offered(0)?;
         let others = (1..drafts.len()).filter_map(offered).collect();
         let identifiers = Identifiers::of(&route.extensions);
-        Some(Self { route: Arc::clone(route), preferred, others, identifiers, page: None })
+        let (route, resource) = (Arc::clone(route), resource.clone());
+        Some(Self { route, resource, preferred, others, identifiers, page: None })
     }
 
     /// What an answer is charged that turned out like this, in units of the tender of `offered`: what it costs, as far as its

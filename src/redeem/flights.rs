@@ -449,9 +449,7 @@ impl<C: Chain> Office<C> {
 
     /// Fills the gap between the nonces that blocks have and a flight, whoever left it.
     pub(super) async fn fill_gap(&self, mined: u64, slot: Slot) {
-        let policy = self.gate.policy();
-        let terms = policy.terms();
-        let (receiver, token) = (terms.pay_to, terms.token.address);
+        let Some((receiver, token)) = self.gate.payees().first().copied() else { return };
         self.flights.unlearn();
         for nonce in (mined..slot.nonce).take(usize::try_from(MAX_GAP).unwrap_or(usize::MAX)) {
             let _sending = self.flights.0.sending.lock().await;

@@ -171,7 +171,7 @@ impl<C: Chain> Office<C> {
 
     /// The domain claims and refunds are signed under.
     pub(crate) fn settlement(&self) -> Domain {
-        *self.gate.policy().settlement()
+        *self.gate.settlement()
     }
 
     /// Reads channels at `block` or later and books what the chain says. A node that lags behind the transaction we just
@@ -250,7 +250,7 @@ impl Redemption {
         opening: Opening,
     ) -> Self {
         settings.rules.max_wallet_exposure = gate.limits().max_wallet_exposure;
-        settings.rules.dollars = gate.policy().dollars();
+        settings.rules.dollars = gate.dollars();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (flights, last_run, notes) = (Flights::default(), LastRun::new(), Notes::default());
         let (accounts, kept) = (gate.accounts().clone(), Arc::new(settings.clone()));

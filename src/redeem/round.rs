@@ -302,9 +302,8 @@ async fn refresh_claimable<C: Chain>(office: &Office<C>) -> Result<(), ChainErro
 /// no transaction. A receiver that cannot be paid does not hold up the others.
 async fn settle<C: Chain>(office: &Office<C>, work: &mut Work<'_>) -> Result<(), CallError> {
     reaches(office, work.block).await?;
-    let policy = office.gate.policy();
     let mut payees = office.accounts().payees();
-    payees.extend(policy.tenders().iter().map(|tender| (tender.terms.pay_to, tender.terms.token.address)));
+    payees.extend(office.gate.payees());
     let mut problem = None;
     for (receiver, token) in payees {
         if let Err(error) = settle_with(office, receiver, token, &mut work.report).await {

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::cli::output::Paint;
+use crate::cli::value::{ChainName, chain_name};
 use crate::cli::{ConfigArgs, Exit, Failure, Output};
 use crate::config::Config;
 use crate::protocol::{Address, Amount, ChannelId, Domain, Network};
@@ -19,6 +20,9 @@ pub struct BooksArgs {
     #[command(flatten)]
     /// Where the config is, which names the books.
     pub config: ConfigArgs,
+    /// Which chain's books, by its name or id, where the config has several.
+    #[arg(long, value_name = "NETWORK", conflicts_with_all = ["directory", "file"])]
+    pub network: Option<ChainName>,
     /// The directory of the books, instead of store.directory in the config; no config is needed then.
     #[arg(long, value_name = "DIR", conflicts_with = "file")]
     pub directory: Option<PathBuf>,
@@ -45,14 +49,15 @@ impl BooksArgs {
             (Some(file), _) => (Source::File(file.clone()), self.config.load().ok()),
             (None, Some(directory)) => (Source::Directory(directory.clone()), self.config.load().ok()),
             (None, None) => {
-                let config = self.config.load()?;
+                let config = only_one(self.config.load()?, self.network)?;
                 (Source::Directory(config.store.directory.clone()), Some(config))
             }
         };
         let reader = source.open().map_err(|error| self.not_opened(error))?;
         let identity = reader.identity().map_err(damaged)?;
         // A config of another chain says nothing about these books.
-        let config = config.filter(|config| config.chain.chain_id == identity.chain_id);
+        let of_chains = config.map(|config| config.of_each_chain()).unwrap_or_default();
+        let config = of_chains.into_iter().find(|config| config.chain.chain_id == identity.chain_id);
         Ok(Books { reader, identity, source, config })
     }
 
@@ -69,6 +74,21 @@ impl BooksArgs {
             }
             (None, None) => failure.hint("peaje serve opens them when it first starts; is this its config?"),
         }
+    }
+}
+
+/// The config of one of its chains.
+fn only_one(config: Config, named: Option<ChainName>) -> Result<Config, Failure> {
+    let mut of_chains = config.of_each_chain();
+    let names: Vec<_> = of_chains.iter().map(|config| chain_name(config.chain.chain_id)).collect();
+    if let Some(ChainName(chain_id)) = named {
+        of_chains.retain(|config| config.chain.chain_id == chain_id);
+    }
+    match (of_chains.len(), of_chains.pop()) {
+        (1, Some(config)) => Ok(config),
+        (0, _) | (_, None) => Err(Failure::message(Exit::Config, "the config has no such chain")),
+        _ => Err(Failure::message(Exit::Usage, "the config has several chains, each with books of its own")
+            .hint(format!("--network {}", names.join(", or --network ")))),
     }
 }
 
@@ -125,8 +145,7 @@ impl Books {
 
     /// The chain's name, if it has one.
     fn chain_name(&self) -> String {
-        let id = self.identity.chain_id;
-        Network::by_chain_id(id).map_or_else(|| format!("chain {id}"), |network| network.name.to_owned())
+        chain_name(self.identity.chain_id)
     }
 
     pub(super) fn identity_json(&self) -> Value {

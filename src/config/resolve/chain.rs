@@ -2,12 +2,18 @@
 
 use std::time::Duration;
 
+use super::other::directory;
+use super::receiver::key_reference;
+use super::redeem::{coin_price, fee};
 use super::tokens::tokens;
 use super::values::{HOUR, SECOND, counted, duration, names, read_duration};
 use crate::config::reader::{Given, Problem, Section, closest, quoted};
 use crate::config::{Chain, MaxLag, RpcReference};
 use crate::protocol::Network;
 use crate::protocol::networks::NETWORKS;
+
+/// Each is followed all the time, and its offers are in every quote.
+const MAX_CHAINS: usize = 8;
 
 /// Nodes of one chain. Each is asked what the others say, so more only cost.
 const MAX_ENDPOINTS: usize = 5;
@@ -18,7 +24,32 @@ const MAX_CONFIRMATIONS: u64 = 120;
 /// Confirmations on a chain without a preset.
 const DEFAULT_CONFIRMATIONS: u64 = 1;
 
-pub(super) fn chain(mut section: Section<'_>) -> Option<Chain> {
+/// The chains, the preferred one first.
+pub(super) fn chains(sections: Vec<Section<'_>>) -> Vec<Option<Chain>> {
+    let mut chains: Vec<Option<Chain>> = Vec::new();
+    for section in sections {
+        let place = section.place();
+        let decimals = chains.first().and_then(Option::as_ref).map(|chain| chain.token.decimals);
+        let (report, chain) = (section.report(), chain(section, decimals));
+        let is_again = |other: &Chain| chain.as_ref().is_some_and(|chain| chain.chain_id == other.chain_id);
+        if chains.iter().flatten().any(is_again) {
+            report.error(
+                place.clone(),
+                "[chain]",
+                Problem::new("this chain is there already").fix("keep one of the two"),
+            );
+        }
+        if chains.len() == MAX_CHAINS {
+            let problem = Problem::new(format!("more than {MAX_CHAINS} chains are too many"));
+            report.error(place, "[chain]", problem.fix("each is watched all the time"));
+        }
+        chains.push(chain);
+    }
+    chains
+}
+
+/// `decimals` are those of the preferred token, where that is on another chain.
+fn chain(mut section: Section<'_>, decimals: Option<u8>) -> Option<Chain> {
     let network = section.text("network", network);
     let chain_id =
         section.number("chain_id", |id| if id == 0 { Err(Problem::new("no chain has the id 0")) } else { Ok(id) });
@@ -36,6 +67,11 @@ pub(super) fn chain(mut section: Section<'_>) -> Option<Chain> {
     });
     let chain = which_chain(&section, network, chain_id);
     let tokens = tokens(&mut section, chain.as_ref());
+    let decimals = decimals.or(tokens.as_ref().and_then(|tokens| tokens.first()).map(|token| token.decimals));
+    let gas_key = section.text("gas_key", |text| key_reference(text, "PEAJE_GAS_KEY")).optional();
+    let books = section.text("books", directory).optional();
+    let coin_price = section.text("coin_price", |text| coin_price(text, decimals)).optional();
+    let max_fee_wei = section.text("max_fee", fee).optional();
     let Which { chain_id, preset } = chain?;
     let mut tokens = tokens?.into_iter();
     let network = preset.map(|preset| preset.name);
@@ -49,6 +85,10 @@ pub(super) fn chain(mut section: Section<'_>) -> Option<Chain> {
         poll: poll?,
         confirmations: confirmations?,
         max_lag: max_lag.or(MaxLag::Unsaid)?,
+        gas_key: gas_key?,
+        books: books?,
+        coin_price: coin_price?,
+        max_fee_wei: max_fee_wei?,
     })
 }
 

@@ -21,13 +21,14 @@ const MIN_MAX_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests of one channel at once, or waiting for it. What one payer keeps open is bounded by this.
 const MAX_AT_ONCE: u64 = 1_024;
 
-pub(super) fn channel(mut section: Section<'_>, chain: Option<&Chain>, upstream: Option<&Upstream>) -> Option<Channel> {
-    let decimals = chain.map(|chain| chain.token.decimals);
+pub(super) fn channel(mut section: Section<'_>, chains: &[Chain], upstream: Option<&Upstream>) -> Option<Channel> {
+    let decimals = chains.first().map(|chain| chain.token.decimals);
     let delays = Duration::from_secs(MIN_WITHDRAW_DELAY_S)..=Duration::from_secs(MAX_WITHDRAW_DELAY_S);
     let withdraw_delay = whole_seconds(&mut section, "withdraw_delay", delays);
     let span = withdraw_delay.span();
     let withdraw_delay = withdraw_delay.or(DAY);
-    if let (Some(delay), Some(chain)) = (withdraw_delay, chain)
+    let slowest = chains.iter().max_by_key(|chain| chain.poll);
+    if let (Some(delay), Some(chain)) = (withdraw_delay, slowest)
         && chain.poll > delay / LOOKS_IN_A_DELAY
     {
         let (mine, theirs) = (write_duration(delay), write_duration(chain.poll));
@@ -41,8 +42,8 @@ pub(super) fn channel(mut section: Section<'_>, chain: Option<&Chain>, upstream:
         }
         amount => Ok(amount),
     });
-    if let (Given::Value(amount, span), Some(chain)) = (&min_deposit, chain)
-        && let Some(problem) = inexact(chain, *amount)
+    if let Given::Value(amount, span) = &min_deposit
+        && let Some(problem) = inexact(chains.iter().flat_map(Chain::tokens), *amount)
     {
         section.error("min_deposit", Some(span.clone()), problem);
     }
@@ -87,14 +88,15 @@ pub(super) fn channel(mut section: Section<'_>, chain: Option<&Chain>, upstream:
     })
 }
 
-pub(super) fn deposits(mut section: Section<'_>, chain: Option<&Chain>) -> Option<Deposits> {
-    let decimals = chain.map(|chain| chain.token.decimals);
+pub(super) fn deposits(mut section: Section<'_>, chains: &[Chain]) -> Option<Deposits> {
+    let decimals = chains.first().map(|chain| chain.token.decimals);
     let instant = section.text("instant", |text| amount(text, decimals));
-    let differ = chain.is_some_and(|chain| chain.tokens().any(|token| token.decimals != chain.token.decimals));
+    let mixed = |chain: &Chain| chain.tokens().any(|token| token.decimals != chain.token.decimals);
+    let differ = chains.iter().any(mixed);
     if let (Given::Value(amount, span), true) = (&instant, differ)
         && !amount.is_zero()
     {
-        let problem = Problem::new("cannot be said for tokens with different decimal places");
+        let problem = Problem::new("cannot be said for tokens of one chain with different decimal places");
         section.error("instant", Some(span.clone()), problem.fix("leave instant out, or take tokens of one kind"));
     }
     let instant = instant.or(Amount::ZERO);

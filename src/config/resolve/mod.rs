@@ -27,13 +27,14 @@ use super::error::ConfigErrors;
 use super::reader::{Report, Section};
 use super::{Chain, Config};
 use crate::gate::policy::Transfer;
-use chain::chain;
+use chain::chains;
 use channel::{channel, deposits};
 use limits::limits;
 use other::{cors, log, store};
 use people::payers;
 use price::Denomination;
 use receiver::receiver;
+pub(super) use redeem::{DEFAULT_MAX_FEE_WEI, URGENT_TIMES};
 use redeem::{facilitator, redeem};
 use routes::{Whose, routes};
 use server::{admin, server};
@@ -71,14 +72,18 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>, folder: Option<&P
     let admin = admin(root.section("admin"), server_listen);
     let upstream = upstream(&mut root.section("upstream"), server_listen);
     let upstreams = Named::read(&mut root, server_listen);
-    let chain = chain(root.section("chain"));
-    let permit2 = chain.as_ref().is_some_and(|chain| chain.tokens().any(|token| token.transfer == Transfer::Permit2));
+    let chains = chains(root.one_or_more("chain"));
+    let chain = chains.first().cloned().flatten();
+    let taken: Vec<_> = chains.iter().flatten().flat_map(Chain::tokens).cloned().collect();
+    tokens::check_count(report, &taken);
+    let permit2 = taken.iter().any(|token| token.transfer == Transfer::Permit2);
     let facilitator = facilitator(root.section("facilitator"), permit2);
     let in_our_place = !matches!(facilitator, Some(None));
-    let tokens: Vec<_> = chain.iter().flat_map(Chain::tokens).map(|token| token.address).collect();
+    let tokens: Vec<_> = taken.iter().map(|token| token.address).collect();
     let receiver = receiver(root.section("receiver"), &tokens, in_our_place);
-    let channel = channel(root.section("channel"), chain.as_ref(), upstream.as_ref());
-    let deposits = deposits(root.section("deposits"), chain.as_ref());
+    let whole: Vec<_> = chains.iter().flatten().cloned().collect();
+    let channel = channel(root.section("channel"), &whole, upstream.as_ref());
+    let deposits = deposits(root.section("deposits"), &whole);
     let limits = limits(root.section("limits"));
     let store = store(root.section("store"));
     let redeem = redeem(root.section("redeem"), chain.as_ref(), channel.as_ref());
@@ -93,16 +98,18 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>, folder: Option<&P
     let way = |route: &mut Section<'_>| upstreams.way(route, upstream.as_ref());
     let routes = routes(report, &mut root, money, &whose, usual, way);
     let upstreams = upstreams.whole(channel.as_ref());
-    if let (Some(chain), Some(routes)) = (&chain, &routes) {
-        tokens::check_prices(report, &mut root, chain, routes);
+    if let Some(routes) = &routes {
+        tokens::check_prices(report, &mut root, &taken, routes);
     }
     let (log, access_log) = log?;
+    let mut chains = chains.into_iter().collect::<Option<Vec<_>>>()?.into_iter();
     Some(Config {
         server: server?,
         admin: admin?,
         upstream: upstream?,
         upstreams: upstreams?,
-        chain: chain?,
+        chain: chains.next()?,
+        other_chains: chains.collect(),
         receiver: receiver?,
         channel: channel?,
         deposits: deposits?,

@@ -12,13 +12,15 @@ use crate::config::{Cors, LogFormat, LogLevel, LogOptions, Store};
 const DEFAULT_STORE: &str = "books";
 
 pub(super) fn store(mut section: Section<'_>) -> Option<Store> {
-    let directory = section.text("directory", |text| {
-        if text.trim().is_empty() || text.contains('\0') {
-            return Err(Problem::new("is no directory").fix(format!("write a path such as \"{DEFAULT_STORE}\"")));
-        }
-        Ok(PathBuf::from(text))
-    });
+    let directory = section.text("directory", directory);
     Some(Store { directory: directory.or(PathBuf::from(DEFAULT_STORE))? })
+}
+
+pub(super) fn directory(text: &str) -> Result<PathBuf, Problem> {
+    if text.trim().is_empty() || text.contains('\0') {
+        return Err(Problem::new("is no directory").fix(format!("write a path such as \"{DEFAULT_STORE}\"")));
+    }
+    Ok(PathBuf::from(text))
 }
 
 pub(super) fn cors(mut section: Section<'_>) -> Option<Cors> {

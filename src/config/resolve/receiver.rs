@@ -39,7 +39,7 @@ pub(super) fn receiver(
     })
 }
 
-fn key_reference(text: &str, variable: &str) -> Result<KeyReference, Problem> {
+pub(super) fn key_reference(text: &str, variable: &str) -> Result<KeyReference, Problem> {
     text.parse().map_err(|error: crate::config::KeyReferenceError| {
         Problem::new(error).fix(format!("write \"env:{variable}\" and set that variable"))
     })

@@ -11,10 +11,10 @@ use crate::protocol::{Amount, Network};
 const MAX_CLAIM_ROWS: u64 = 272;
 
 /// The most that is paid for a unit of gas on a chain without a preset, wei.
-const DEFAULT_MAX_FEE_WEI: u128 = 50 * WEI_PER_GWEI;
+pub(in crate::config) const DEFAULT_MAX_FEE_WEI: u128 = 50 * WEI_PER_GWEI;
 
 /// How many times as much is paid for what is urgent, where nothing is said.
-const URGENT_TIMES: u128 = 10;
+pub(in crate::config) const URGENT_TIMES: u128 = 10;
 
 /// A whole coin for a unit of gas is certainly a mistake.
 const MAX_FEE_WEI: u128 = 1_000_000_000_000_000_000;
@@ -57,10 +57,7 @@ pub(super) fn redeem(mut section: Section<'_>, chain: Option<&Chain>, channel: O
     let max_unclaimed_per_payer = threshold("max_unclaimed_per_payer");
     let max_age = duration(&mut section, "max_age", SECOND..=30 * DAY).optional();
     let share = section.text("max_gas_share", percent);
-    let coin_price = section.text("coin_price", |text| match amount(text, decimals)? {
-        Amount::ZERO => Err(Problem::new("a coin that is worth nothing makes gas free").fix("leave coin_price out")),
-        price => Ok(price),
-    });
+    let coin_price = section.text("coin_price", |text| coin_price(text, decimals));
     if let (Given::Value(_, span), Given::Absent) = (&share, &coin_price) {
         let problem = Problem::new("says nothing while nobody knows what gas costs in dollars");
         let fix = "add coin_price = \"$3000\", what one of the chain's own coins is worth";
@@ -108,6 +105,14 @@ pub(super) fn redeem(mut section: Section<'_>, chain: Option<&Chain>, channel: O
     })
 }
 
+/// What a coin is worth.
+pub(super) fn coin_price(text: &str, decimals: Option<u8>) -> Result<Amount, Problem> {
+    match amount(text, decimals)? {
+        Amount::ZERO => Err(Problem::new("a coin that is worth nothing makes gas free").fix("leave coin_price out")),
+        price => Ok(price),
+    }
+}
+
 /// A sum above which something happens.
 fn threshold(text: &str, decimals: Option<u8>) -> Result<Amount, Problem> {
     match amount(text, decimals)? {
@@ -130,7 +135,7 @@ fn percent(text: &str) -> Result<u32, Problem> {
 }
 
 /// The price of a unit of gas, in wei.
-fn fee(text: &str) -> Result<u128, Problem> {
+pub(super) fn fee(text: &str) -> Result<u128, Problem> {
     let problem = |what: &str| {
         Problem::new(format!("{} {what}", quoted(text))).fix("write it like \"50 gwei\", \"0.05 gwei\" or \"1000 wei\"")
     };

@@ -2,7 +2,6 @@
 
 use super::chain::Which;
 use super::values::{address, names, one_of, some_text};
-use crate::config::Chain;
 use crate::config::reader::{Entry, Given, Problem, Report, Section, quoted};
 use crate::gate::policy::{Price, Route, TokenTerms, Transfer};
 use crate::protocol::Amount;
@@ -101,9 +100,9 @@ fn token_table(mut section: Section<'_>) -> Option<TokenTerms> {
 }
 
 /// Whether an amount in units of the preferred token is as many dollars in every other one; if not, what to say.
-pub(super) fn inexact(chain: &Chain, amount: Amount) -> Option<Problem> {
-    let from = chain.token.decimals;
-    let coarse = chain.other_tokens.iter().find(|token| amount.in_decimals(from, token.decimals).is_none())?;
+pub(super) fn inexact<'t>(mut tokens: impl Iterator<Item = &'t TokenTerms>, amount: Amount) -> Option<Problem> {
+    let from = tokens.next()?.decimals;
+    let coarse = tokens.find(|token| amount.in_decimals(from, token.decimals).is_none())?;
     Some(cannot_express(&amount.to_price(from), coarse))
 }
 
@@ -114,14 +113,22 @@ fn cannot_express(dollars: &str, token: &TokenTerms) -> Problem {
     Problem::new(what).fix(format!("use a multiple of {}, or leave that token out", Amount::new(1).to_price(*decimals)))
 }
 
+/// Refuses more than there is room for in a quote.
+pub(super) fn check_count(report: &Report<'_>, tokens: &[TokenTerms]) {
+    if tokens.len() > MAX_TOKENS {
+        let problem = Problem::new(format!("{} tokens on all chains are more than {MAX_TOKENS}", tokens.len()));
+        report.error(None, "[chain].token", problem.fix("keep those that agents have: each makes every quote longer"));
+    }
+}
+
 /// Refuses prices that one of the tokens cannot express. The price list is the whole one, in the file's order.
-pub(super) fn check_prices(report: &Report<'_>, root: &mut Section<'_>, chain: &Chain, routes: &[Route]) {
-    let from = chain.token.decimals;
+pub(super) fn check_prices(report: &Report<'_>, root: &mut Section<'_>, tokens: &[TokenTerms], routes: &[Route]) {
+    let Some(from) = tokens.first().map(|token| token.decimals) else { return };
     let places = root.entry("route").and_then(|entry| entry.items()).unwrap_or_default();
     for (number, route) in routes.iter().enumerate() {
         let prices = std::iter::once(&route.price).chain(route.schedule.windows().iter().map(|(_, price)| price));
         let coarse = |price: &Price| {
-            let token = chain.other_tokens.iter().find(|token| price.in_decimals(from, token.decimals).is_none())?;
+            let token = tokens.iter().find(|token| price.in_decimals(from, token.decimals).is_none())?;
             Some((price.most().unwrap_or_default().to_price(from), token))
         };
         if let Some((dollars, token)) = prices.into_iter().find_map(coarse) {
