@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use crate::config::diff::{Diff, KeyChange};
-use crate::config::{Config, ConfigErrors, OtherMoney, Reloads};
+use crate::config::{Config, ConfigErrors, NotNow, Reloads};
 use crate::gate::Gate;
 use crate::protocol::Address;
 use crate::proxy::Stack;
@@ -54,7 +54,7 @@ struct Parts {
 pub enum NotTaken {
     /// Its amounts are of another token.
     #[error(transparent)]
-    OtherMoney(#[from] OtherMoney),
+    NotNow(#[from] NotNow),
     /// Two routes are equal; the config's own check finds that first.
     #[error("two routes match the same requests")]
     Routes,
@@ -159,6 +159,7 @@ impl Live {
             tracing::warn!(%error, every_s, "nobody tells of changes of the config file, so it is looked at now and then");
         }
         let mut hangups = Hangups::listen();
+        let mut beside = self.beside();
         let mut stamp = stamp(&path);
         loop {
             let ordered = tokio::select! {
@@ -169,7 +170,7 @@ impl Live {
                 },
                 () = tokio::time::sleep(LOOK_EVERY) => {
                     let looked = self::stamp(&path);
-                    if looked == stamp {
+                    if looked == stamp && self.beside() == beside {
                         continue;
                     }
                     // Somebody may be writing it just now.
@@ -186,19 +187,29 @@ impl Live {
                 access.reopen();
             }
             stamp = self::stamp(&path);
+            let found = self.beside();
+            let is_new = ordered || found != beside;
             let (live, file, last) = (self.clone(), path.clone(), text.clone());
-            match tokio::task::spawn_blocking(move || live.reload(&file, &last, ordered)).await {
+            match tokio::task::spawn_blocking(move || live.reload(&file, &last, is_new)).await {
                 Ok(read) => text = read,
                 Err(error) => tracing::error!(%error, "a reload broke; what was in force stays so"),
             }
+            // Of the files that are named now.
+            beside = self.beside();
         }
     }
 
-    /// Reads the file if it says something else than last time, or somebody ordered it. What it says.
-    fn reload(&self, path: &Path, last: &str, ordered: bool) -> String {
+    /// What tells changes of the files that the config names and that are read with it: lists of payers, an OpenAPI document.
+    fn beside(&self) -> Vec<Option<Stamp>> {
+        let running = self.parts.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.payer_files.iter().chain(&running.discovery.openapi).map(|file| stamp(file)).collect()
+    }
+
+    /// Reads the file if it says something else than last time, or if it has to be read anyway. What it says.
+    fn reload(&self, path: &Path, last: &str, anyway: bool) -> String {
         let read = Config::read(path);
         let text = read.as_deref().unwrap_or_default().to_owned();
-        if ordered || text != last {
+        if anyway || text != last {
             super::supervisor::reloading();
             self.take(path, read.as_deref().map_err(Clone::clone));
             super::supervisor::ready();
@@ -256,7 +267,9 @@ async fn settle(changes: &mut mpsc::Receiver<()>) {
 }
 
 /// What tells a changed file from one that was not, without reading it.
-fn stamp(path: &Path) -> Option<(Option<SystemTime>, u64, u64)> {
+type Stamp = (Option<SystemTime>, u64, u64);
+
+fn stamp(path: &Path) -> Option<Stamp> {
     let metadata = std::fs::metadata(path).ok()?;
     #[cfg(unix)]
     let inode = std::os::unix::fs::MetadataExt::ino(&metadata);

@@ -7,8 +7,8 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Config, Cors, LogFormat, LogLevel, MaxLag, Upstream, write_duration};
-use crate::gate::policy::Transfer;
+use super::{Chain, Config, Cors, LogFormat, LogLevel, MaxLag, RpcReference, Upstream, write_duration};
+use crate::gate::policy::{TokenTerms, Transfer};
 use crate::protocol::Amount;
 
 /// When a change of a key takes effect.
@@ -58,6 +58,11 @@ const fn live(section: &'static str, name: &'static str, show: fn(&Config) -> St
     Key { section, name, when: When::Live, show: Some(show), differs: None }
 }
 
+/// What routes have that say nothing of their own: compared with them.
+const fn of_routes(section: &'static str, name: &'static str) -> Key {
+    Key { section, name, when: When::Live, show: None, differs: None }
+}
+
 /// Every key there is, but for those of routes and the lists of payers that routes name: they are all
 /// live, and compared route by route.
 pub const KEYS: &[Key] = &[
@@ -95,29 +100,37 @@ pub const KEYS: &[Key] = &[
     }),
     start("[upstream.breaker]", "failures", |c| each(c, |u| some(u.breaker.as_ref().map(|b| b.failures), "off"))),
     start("[upstream.breaker]", "open_for", |c| each(c, |u| age(u.breaker.as_ref().map(|b| b.open_for)))),
-    start("[chain]", "network", |c| some(c.chain.network, "none")),
-    start("[chain]", "chain_id", |c| c.chain.chain_id.to_string()),
+    start("[chain]", "network", |c| chains(c, |x| some(x.network, "none"))),
+    start("[chain]", "chain_id", |c| chains(c, |x| x.chain_id.to_string())),
     Key {
-        differs: Some(|one, other| one.chain.rpc != other.chain.rpc),
-        ..start("[chain]", "rpc", |c| c.chain.rpc.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+        differs: Some(|one, other| rpc(one).ne(rpc(other))),
+        ..start("[chain]", "rpc", |c| chains(c, |x| list(&x.rpc)))
     },
-    start("[chain]", "token", |c| c.chain.token.address.to_string()),
-    start("[chain]", "poll", |c| write_duration(c.chain.poll)),
-    start("[chain]", "confirmations", |c| c.chain.confirmations.to_string()),
-    start("[chain]", "max_lag", |c| match c.chain.max_lag {
-        MaxLag::Unsaid => "as usual".to_owned(),
-        MaxLag::Off => "off".to_owned(),
-        MaxLag::Of(lag) => write_duration(lag),
+    start("[chain]", "token", |c| tokens(c, |token| token.address.to_string())),
+    start("[chain]", "poll", |c| chains(c, |x| write_duration(x.poll))),
+    start("[chain]", "confirmations", |c| chains(c, |x| x.confirmations.to_string())),
+    start("[chain]", "max_lag", |c| {
+        chains(c, |x| match x.max_lag {
+            MaxLag::Unsaid => "as usual".to_owned(),
+            MaxLag::Off => "off".to_owned(),
+            MaxLag::Of(lag) => write_duration(lag),
+        })
     }),
-    start("[chain.token]", "address", |c| c.chain.token.address.to_string()),
-    start("[chain.token]", "decimals", |c| c.chain.token.decimals.to_string()),
-    start("[chain.token]", "domain_name", |c| c.chain.token.domain_name.clone()),
-    start("[chain.token]", "domain_version", |c| c.chain.token.domain_version.clone()),
-    start("[chain.token]", "transfer", |c| match c.chain.token.transfer {
-        Transfer::Eip3009 => "eip3009".to_owned(),
-        Transfer::Permit2 => "permit2".to_owned(),
+    start("[chain]", "gas_key", |c| chains(c, |x| some(x.gas_key.as_ref(), "the receiver's"))),
+    start("[chain]", "books", |c| chains(c, |x| file(x.books.as_ref()))),
+    start("[chain]", "coin_price", |c| chains(c, |x| money(c, x.coin_price))),
+    start("[chain]", "max_fee", |c| chains(c, |x| some(x.max_fee_wei.map(|wei| format!("{wei} wei")), "as usual"))),
+    start("[chain.token]", "address", |c| tokens(c, |token| token.address.to_string())),
+    start("[chain.token]", "decimals", |c| tokens(c, |token| token.decimals.to_string())),
+    start("[chain.token]", "domain_name", |c| tokens(c, |token| token.domain_name.clone())),
+    start("[chain.token]", "domain_version", |c| tokens(c, |token| token.domain_version.clone())),
+    start("[chain.token]", "transfer", |c| {
+        tokens(c, |token| match token.transfer {
+            Transfer::Eip3009 => "eip3009".to_owned(),
+            Transfer::Permit2 => "permit2".to_owned(),
+        })
     }),
-    start("[chain.token]", "sponsored", |c| c.chain.token.sponsored.to_string()),
+    start("[chain.token]", "sponsored", |c| tokens(c, |token| token.sponsored.to_string())),
     start("[receiver]", "pay_to", |c| c.receiver.pay_to.to_string()),
     start("[receiver]", "authorizer_key", |c| c.receiver.authorizer_key.to_string()),
     start("[receiver]", "gas_key", |c| c.receiver.gas_key.to_string()),
@@ -174,6 +187,16 @@ pub const KEYS: &[Key] = &[
             origins.iter().map(|origin| String::from_utf8_lossy(origin.as_bytes())).collect::<Vec<_>>().join(", ")
         }
     }),
+    live("[discovery]", "enabled", |c| c.discovery.enabled.to_string()),
+    live("[discovery]", "name", |c| some(c.discovery.name.as_ref(), "the host")),
+    live("[discovery]", "description", |c| some(c.discovery.description.as_ref(), "none")),
+    live("[discovery]", "openapi", |c| file(c.discovery.openapi.as_ref())),
+    of_routes("[discovery]", "bazaar"),
+    of_routes("[idempotency]", "identifier"),
+    start("[idempotency]", "window", |c| write_duration(c.idempotency.window)),
+    start("[idempotency]", "memory", |c| c.idempotency.memory.to_string()),
+    start("[idempotency]", "max_answer", |c| c.idempotency.max_answer.to_string()),
+    start("[idempotency]", "unidentified", |c| c.idempotency.unidentified.to_string()),
     live("[log]", "level", |c| {
         let level = match c.log.level {
             LogLevel::Error => "error",
@@ -194,6 +217,20 @@ pub const KEYS: &[Key] = &[
     }),
     start("[log]", "access", |c| some(c.access_log.as_ref().map(|file| file.display()), "none")),
 ];
+
+/// What each chain has, the preferred one first.
+fn chains(config: &Config, show: impl Fn(&Chain) -> String) -> String {
+    std::iter::once(&config.chain).chain(&config.other_chains).map(show).collect::<Vec<_>>().join("; ")
+}
+
+/// What each token has that is taken, in order.
+fn tokens(config: &Config, show: impl Fn(&TokenTerms) -> String) -> String {
+    chains(config, |chain| chain.tokens().map(&show).collect::<Vec<_>>().join(", "))
+}
+
+fn rpc(config: &Config) -> impl Iterator<Item = &[RpcReference]> {
+    std::iter::once(&config.chain).chain(&config.other_chains).map(|chain| &*chain.rpc)
+}
 
 /// What the upstream without a name has, and what those with names have.
 fn each(config: &Config, show: impl Fn(&Upstream) -> String) -> String {

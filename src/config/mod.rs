@@ -55,7 +55,7 @@ use ipnet::IpNet;
 pub use self::duration::{DurationError, parse_duration, write_duration};
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::keys::{KEYS, Key, When};
-pub use self::live::{OtherMoney, ReloadFailure, ReloadState, Reloads};
+pub use self::live::{NotNow, ReloadFailure, ReloadState, Reloads};
 pub use self::reference::{KeyReference, KeyReferenceError, RpcReference, RpcReferenceError};
 pub use self::size::{SizeError, parse_size};
 use crate::gate::Idempotency;
