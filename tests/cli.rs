@@ -151,25 +151,69 @@ mod prices {
             (output.status.code(), told)
         };
         let (code, told) = explain("POST /v1/chat?x=1");
-        assert_eq!((code, &told["verdict"], &told["quote"]), (Some(0), &json!("paid"), &json!("10000")));
-        assert_eq!(told["route"], "POST /v1/chat (chat)");
-        assert_eq!(told["charges"][0], json!({"answer": "an answer below status 400", "charge": "10000"}));
-        let others = json!([
-            {"route": "/health", "why_not": "another path"},
-            {"route": "/v1/*", "why_not": "matches too, and is less specific"},
-        ]);
-        assert_eq!(told["other_routes"], others);
+        assert_eq!((code, &told["decision"], &told["quote"]), (Some(0), &json!("paid"), &json!("10000")));
+        assert_eq!(told["route"], "chat");
+        let charges = [(200, "10000"), (302, "10000"), (404, "0"), (500, "0")]
+            .map(|(status, charge)| json!({"answer": format!("at most, with status {status}"), "charge": charge}));
+        assert_eq!(told["charges"], json!(charges));
+        let why = |told: &Value| -> Vec<(String, String)> {
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            let routes = told["routes"].as_array().unwrap().iter();
+            routes.map(|route| (text(&route["route"]), text(&route["why"]))).collect()
+        };
+        let mut whys = why(&told);
+        whys.sort();
+        let expected = [
+            ("/health", "its path does not match"),
+            ("/v1/*", "another route's host or path is more specific"),
+            ("chat", "the most specific that matches"),
+        ];
+        assert_eq!(whys, expected.map(|(route, why)| (route.to_owned(), why.to_owned())));
         // Without a method it is GET, which this path is not sold for: that does not fall through to a wider route.
         let (code, told) = explain("/v1/chat");
-        assert_eq!((code, &told["served"], &told["quote"]), (Some(1), &json!(false), &Value::Null));
-        assert!(told["verdict"].as_str().unwrap().starts_with("405"), "{told}");
-        assert_eq!(explain("/health").1["verdict"], "free");
+        assert_eq!((code, &told["decision"], &told["quote"]), (Some(1), &json!("refused"), &Value::Null));
+        assert_eq!(told["status"], 405);
+        assert_eq!(explain("/health").1["decision"], "free");
         let (code, told) = explain("GET /nothing");
-        assert_eq!((code, told["verdict"].as_str().unwrap().starts_with("404")), (Some(1), true));
+        assert_eq!((code, &told["status"]), (Some(1), &json!(404)));
         assert_eq!(explain("GET /v1/../x").0, Some(1));
         for wrong in ["", "chat", "GET chat", "G{T /x", "GET /a b"] {
             assert_eq!(explain(wrong).0, Some(2), "{wrong}");
         }
+    }
+
+    #[test]
+    fn explain_reads_a_body_where_the_price_depends_on_it_and_knows_who_pays_less() {
+        let directory = tempfile::tempdir().unwrap();
+        let (partner, stranger) = (format!("0x{}", "11".repeat(20)), format!("0x{}", "22".repeat(20)));
+        let more = format!(
+            "[payers]\npartners = [\"{partner}\"]\n\
+             [[route]]\npath = \"/v1/chat\"\nname = \"large\"\nprice = \"$0.01\"\nmatch = {{ body = {{ model = \"large\" }} }}\n\
+             [[route.for]]\npayers = [\"partners\"]\nprice = \"$0.004\"\n\
+             [[route]]\npath = \"/v1/chat\"\nname = \"small\"\nprice = \"$0.001\"\nallow = [\"partners\"]\n"
+        );
+        let [config] = files(directory.path(), [&format!("{MINIMAL}{more}")]);
+        let explain = |more: &[&str]| {
+            let output = peaje(&[&["explain", "POST /v1/chat", "--config", &config], more].concat());
+            let told: Value = serde_json::from_str(&stdout(&output)).unwrap_or_default();
+            (output.status.code(), told)
+        };
+        let (code, told) = explain(&[]);
+        assert_eq!((code, &told["code"]), (Some(1), &json!("body_needed")), "{told}");
+        let large = ["--body", r#"{"model": "large"}"#];
+        let told = explain(&large).1;
+        assert_eq!(
+            (&told["route"], &told["quote"], &told["price"]),
+            (&json!("large"), &json!("10000"), &json!("$0.01"))
+        );
+        // The quote is the same for all; what is charged is not.
+        let told = explain(&[&large[..], &["--payer", &partner]].concat()).1;
+        assert_eq!((&told["quote"], &told["price"]), (&json!("10000"), &json!("$0.004")));
+        assert_eq!(told["charges"][0]["charge"], "4000");
+        let small = ["--body", "{}", "--payer"];
+        let (code, told) = explain(&[&small[..], &[&stranger]].concat());
+        assert_eq!((code, &told["route"], &told["payer_may_pay"]), (Some(1), &json!("small"), &json!(false)));
+        assert_eq!(explain(&[&small[..], &[&partner]].concat()).0, Some(0));
     }
 
     #[test]

@@ -11,10 +11,10 @@ use super::ledger::{Moment, Side, aligned};
 use super::{ConfigArgs, Exit, Failure, Outcome, Output};
 use crate::clock;
 use crate::config::Config;
-use crate::config::diff::{price_in_words, requests, unit_in_words};
-use crate::gate::path::CleanPath;
-use crate::gate::policy::{Asked, Policy, Price, Route, Verdict};
-use crate::pricing::{End, Measured, Tariff, Tokens, Unit};
+use crate::config::diff::{price_in_words, unit_in_words};
+use crate::gate::explain::Explanation;
+use crate::gate::policy::{Asked, Policy, Price, Verdict};
+use crate::pricing::{End, Measured, StatusRule, Tariff, Tokens, Unit};
 use crate::protocol::{Address, Amount};
 
 const MORE: &str = "\
@@ -31,6 +31,8 @@ Examples:
       A request is its target, its host and its headers.
   peaje explain /report --at 2026-12-24T23:30:00Z --config new.toml
       At another time, by another price list. Without a method it is GET.
+  peaje explain \"POST /v1/chat\" --body '{\"model\": \"large\"}' --payer 0x…
+      With the body, where the price depends on it, and for one payer.
   peaje explain \"POST /v1/chat\" --json | jq .quote
       For programs; stdout is JSON whenever it is no terminal.
 
@@ -57,6 +59,12 @@ pub struct ExplainArgs {
     /// A header of it, as in "x-tier: gold"; as often as you like.
     #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Its body, where the price depends on it.
+    #[arg(long, value_name = "TEXT")]
+    pub body: Option<String>,
+    /// Who pays, where that decides what is charged.
+    #[arg(long, value_name = "ADDRESS")]
+    pub payer: Option<Address>,
     /// When it comes: a date, a time, how long ago, or Unix seconds. Now, if nothing is said.
     #[arg(long, value_name = "TIME")]
     pub at: Option<Moment>,
@@ -75,21 +83,17 @@ fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
 
 /// What there is to say about a request.
 #[derive(Debug)]
-struct Explanation {
+struct Told {
     request: String,
-    /// The route that decides.
-    decides: Option<String>,
-    /// `paid`, `free`, or why it is refused.
-    verdict: String,
-    served: bool,
-    /// In words.
+    why: Explanation,
+    /// What the request costs, in words.
     price: Option<String>,
     quote: Option<Amount>,
     decimals: u8,
     /// What an answer would be charged.
     examples: Vec<(String, Amount)>,
-    /// The other routes, and why they do not decide.
-    others: Vec<(String, &'static str)>,
+    /// Whether the payer that was named may pay.
+    may_pay: Option<bool>,
 }
 
 /// Judges and prints.
@@ -99,16 +103,17 @@ pub fn run(args: &ExplainArgs, output: &Output) -> Outcome {
     let policy = config
         .policy(Address::ZERO)
         .map_err(|_| Failure::message(Exit::Config, "two routes of the config match the same requests"))?;
-    let explanation = explain(args, &config, &policy)?;
+    let told = explain(args, &config, &policy)?;
     if output.json_result(args.json) {
-        output.json(&as_json(&explanation));
+        output.json(&as_json(&told));
     } else {
-        output.text(&as_text(&explanation, output));
+        output.text(&as_text(&told, output));
     }
-    if explanation.served { Ok(()) } else { Err(Failure::reported(Exit::Failed)) }
+    let served = told.why.decision != "refused" && told.may_pay != Some(false);
+    if served { Ok(()) } else { Err(Failure::reported(Exit::Failed)) }
 }
 
-fn explain(args: &ExplainArgs, config: &Config, policy: &Policy) -> Result<Explanation, Failure> {
+fn explain(args: &ExplainArgs, config: &Config, policy: &Policy) -> Result<Told, Failure> {
     let wrong = |what: &str| Failure::message(Exit::Usage, what).hint("peaje explain \"POST /v1/chat\"");
     let text = args.request.trim();
     let (method, target) = text.split_once(char::is_whitespace).unwrap_or(("GET", text));
@@ -122,79 +127,54 @@ fn explain(args: &ExplainArgs, config: &Config, policy: &Policy) -> Result<Expla
     let now = clock::now_s();
     let at = args.at.map_or(now, |at| at.unix(now));
     let asked = Asked { method: &method, path, query, host: args.host.as_deref(), headers: &headers, at };
+    let body = args.body.as_deref().map(str::as_bytes);
     let decimals = config.chain.token.decimals;
-    let verdict = policy.judge(&asked);
-    let decider: Option<&Route> = match &verdict {
-        Verdict::Paid(listing) => Some(&listing.route),
-        Verdict::Free(route) => Some(route),
+    let listing = match policy.judge_whole(&asked, body) {
+        Verdict::Paid(listing) => Some(listing),
         _ => None,
     };
-    let (told, quote) = match &verdict {
-        Verdict::Paid(listing) => ("paid".to_owned(), Some(listing.preferred.price)),
-        Verdict::Free(_) => ("free".to_owned(), None),
-        Verdict::OtherMethods(methods) => {
-            let methods: Vec<_> = methods.iter().map(Method::as_str).collect();
-            (format!("405: the path is sold for {} only", methods.join(", ")), None)
-        }
-        Verdict::Unknown => ("404: no route names the path".to_owned(), None),
-        Verdict::Unclear(error) => (format!("400: {error}"), None),
-        Verdict::NoneMet => ("404: the path is sold on conditions that the request does not meet".to_owned(), None),
-        Verdict::Doubtful(doubt) => (format!("{}: {doubt}", doubt.code().0.as_u16()), None),
-        Verdict::BodyNeeded => ("the price depends on the body: say it with --body".to_owned(), None),
-        Verdict::Watched(_, code) => (format!("served for nothing, because its route only watches: {code}"), None),
-    };
-    Ok(Explanation {
+    let rules = listing.and_then(|listing| listing.route.rules.as_deref());
+    let own = args.payer.zip(rules).and_then(|(payer, rules)| rules.price_for(&payer));
+    let price = own.or(listing.map(|listing| &listing.preferred.charged));
+    let rule = listing.map(|listing| &listing.route.status_rule);
+    Ok(Told {
         request: format!("{method} {target}"),
-        decides: decider.map(named),
-        verdict: told,
-        served: decider.is_some(),
-        price: decider.map(|route| price_in_words(&route.price, decimals)),
-        quote,
+        why: policy.explain(&asked, body),
+        price: price.map(|price| price_in_words(price, decimals)),
+        quote: listing.map(|listing| listing.preferred.price),
         decimals,
-        examples: decider.map(|route| examples(&route.price)).unwrap_or_default(),
-        others: policy
-            .routes()
-            .filter(|route| !decider.is_some_and(|decider| std::ptr::eq(decider, &***route)))
-            .map(|route| (named(route), why_not(route, decider.is_some(), &asked)))
-            .collect(),
+        examples: price.zip(rule).map(|(price, rule)| examples(price, rule)).unwrap_or_default(),
+        may_pay: args.payer.map(|payer| rules.is_none_or(|rules| rules.admit(&payer))),
     })
 }
 
-fn named(route: &Route) -> String {
-    let requests = requests(route);
-    if requests == *route.name { requests } else { format!("{requests} ({})", route.name) }
-}
-
-/// Why a route does not decide.
-fn why_not(route: &Route, decided: bool, asked: &Asked<'_>) -> &'static str {
-    let Ok(path) = CleanPath::parse(asked.path) else { return "the path cannot be read" };
-    if !route.pattern.matches(&path) {
-        return "another path";
-    }
-    let method = if asked.method == Method::HEAD { &Method::GET } else { asked.method };
-    if !route.methods.is_empty() && !route.methods.contains(method) {
-        return "another method";
-    }
-    if decided { "matches too, and is less specific" } else { "matches, but a more specific path decides" }
-}
-
 /// What answers of several kinds would be charged.
-fn examples(price: &Price) -> Vec<(String, Amount)> {
-    let failed = ("an answer with status 400 or above".to_owned(), Amount::ZERO);
-    match price {
-        Price::Free => Vec::new(),
-        Price::Fixed(amount) => vec![("an answer below status 400".to_owned(), *amount), failed],
+fn examples(price: &Price, rule: &StatusRule) -> Vec<(String, Amount)> {
+    let (mut examples, most) = match price {
+        Price::Free => return Vec::new(),
+        Price::Fixed(amount) => (Vec::new(), *amount),
         Price::Metered(tariff) => {
             let mut examples = vec![("an answer that used nothing".to_owned(), tariff.charge(&used(tariff, None)))];
             for (index, rate) in tariff.rates.iter().enumerate() {
                 let what = format!("one with {EXAMPLE_COUNT} {}", unit_in_words(&rate.unit));
                 examples.push((what, tariff.charge(&used(tariff, Some(index)))));
             }
-            examples.extend([("the most".to_owned(), tariff.most()), failed]);
-            examples
+            (examples, tariff.most())
         }
+    };
+    for (_, charge) in &mut examples {
+        *charge = rule.charge(OK, *charge);
     }
+    let of_status = |status: u16| (format!("at most, with status {status}"), rule.charge(status, most));
+    examples.extend(EXAMPLE_STATUSES.map(of_status));
+    examples
 }
+
+/// The status of examples that say nothing of one.
+const OK: u16 = 200;
+
+/// Of these it is told what they cost.
+const EXAMPLE_STATUSES: [u16; 4] = [OK, 302, 404, 500];
 
 /// An answer that used some of what the rate of this index counts, and of all others nothing.
 fn used(tariff: &Tariff, index: Option<usize>) -> Measured {
@@ -227,26 +207,32 @@ fn used(tariff: &Tariff, index: Option<usize>) -> Measured {
     measured
 }
 
-fn as_json(explanation: &Explanation) -> Value {
-    let Explanation { request, decides, verdict, served, price, quote, decimals: _, examples, others } = explanation;
+fn as_json(Told { request, why, price, quote, decimals: _, examples, may_pay }: &Told) -> Value {
     let examples: Vec<_> = examples.iter().map(|(what, charge)| json!({"answer": what, "charge": charge})).collect();
-    let others: Vec<_> = others.iter().map(|(route, why)| json!({"route": route, "why_not": why})).collect();
     json!({
-        "request": request, "verdict": verdict, "served": served, "route": decides, "price": price, "quote": quote,
-        "who_may_pay": served.then_some("anybody"), "charges": examples, "other_routes": others,
+        "request": request, "decision": why.decision, "status": why.status, "code": why.code, "message": why.message,
+        "route": why.route, "price": price, "quote": quote, "rules": why.rules, "payer_may_pay": may_pay,
+        "charges": examples, "routes": why.considered,
     })
 }
 
-fn as_text(explanation: &Explanation, output: &Output) -> String {
-    let Explanation { request, decides, verdict, price, quote, decimals, examples, others, .. } = explanation;
+fn as_text(told: &Told, output: &Output) -> String {
+    let Told { request, why, price, quote, decimals, examples, may_pay } = told;
     let paint = output.paint();
     let row = |name: &str, value: String| vec![name.to_owned(), value];
-    let mut rows = vec![row("verdict", verdict.clone())];
-    rows.extend(decides.clone().map(|route| row("route", route)));
+    let verdict = match (why.status, &why.message) {
+        (Some(status), Some(message)) => format!("{}: {status}, {message}", why.decision),
+        _ => why.decision.to_owned(),
+    };
+    let mut rows = vec![row("verdict", verdict)];
+    rows.extend(why.route.clone().map(|route| row("route", route)));
     rows.extend(price.clone().map(|price| row("price", price)));
-    rows.extend(quote.map(|quote| row("quote", format!("{} at most, from anybody", quote.to_price(*decimals)))));
+    rows.extend(quote.map(|quote| row("quote", format!("{} at most", quote.to_price(*decimals)))));
+    rows.extend(why.rules.iter().map(|rule| row("rule", rule.clone())));
+    rows.extend(may_pay.map(|may| row("payer", if may { "may pay" } else { "may not pay" }.to_owned())));
     let charges = examples.iter().map(|(what, charge)| vec![what.clone(), charge.to_price(*decimals)]).collect();
-    let others = others.iter().map(|(route, why)| row(route, (*why).to_owned())).collect();
+    let others = why.considered.iter().filter(|route| !route.decides);
+    let others = others.map(|route| row(&route.route, route.why.clone())).collect();
     let mut text = format!("{}\n", paint.bold(request));
     for (heading, rows) in [("", rows), ("charged", charges), ("other routes", others)] {
         if !heading.is_empty() && !rows.is_empty() {
@@ -281,7 +267,10 @@ mod tests {
         let measured = used(&tariff, Some(1));
         assert_eq!((measured.response_bytes, measured.tokens.unwrap().output), (0, EXAMPLE_COUNT));
         assert_eq!(measured.reported, vec![(Arc::from("x-units"), 0)]);
-        let told: Vec<_> = examples(&Price::Metered(Arc::new(tariff))).into_iter().map(|(what, _)| what).collect();
-        assert_eq!(told.len(), 1 + 3 + 2, "{told:?}");
+        let told: Vec<_> = examples(&Price::Metered(Arc::new(tariff)), &StatusRule::default())
+            .into_iter()
+            .map(|(what, _)| what)
+            .collect();
+        assert_eq!(told.len(), 1 + 3 + EXAMPLE_STATUSES.len(), "{told:?}");
     }
 }

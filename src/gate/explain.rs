@@ -6,7 +6,7 @@
 use http::Method;
 use serde::Serialize;
 
-use super::matching::{Doubt, HostPattern, Place, Seen};
+use super::matching::{BodySeen, Doubt, HostPattern, Place, Seen};
 use super::path::CleanPath;
 use super::people::{By, Cap, Free, OwnPrice, Payers, Rules};
 use super::policy::{Asked, Policy, Price, Route, Verdict};
@@ -56,9 +56,18 @@ pub struct Considered {
 }
 
 impl Policy {
+    /// What the price list says of a request with this body.
+    pub fn judge_whole(&self, asked: &Asked<'_>, body: Option<&[u8]>) -> Verdict<'_> {
+        self.judge_with(asked, self.seen(asked, body).as_ref())
+    }
+
+    fn seen(&self, asked: &Asked<'_>, body: Option<&[u8]>) -> Option<Result<BodySeen, Doubt>> {
+        body.and_then(|body| Some(self.body_looks(asked)?.in_the_body(asked.headers, body)))
+    }
+
     /// What becomes of a request, and why. Without a body, one whose price depends on it is not decided.
     pub fn explain(&self, asked: &Asked<'_>, body: Option<&[u8]>) -> Explanation {
-        let seen = body.and_then(|body| Some(self.body_looks(asked)?.in_the_body(asked.headers, body)));
+        let seen = self.seen(asked, body);
         let verdict = self.judge_with(asked, seen.as_ref());
         let deciding = match &verdict {
             Verdict::Paid(listing) => Some(&*listing.route),
