@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::ledger::{Side, aligned};
 use super::{ConfigArgs, Exit, Failure, Outcome as Done, Output};
@@ -171,7 +171,7 @@ impl Replay {
         let Ok(method) = Method::from_bytes(record.method.as_bytes()) else {
             return (NO_ROUTE.to_owned(), Judged::Refused);
         };
-        let (headers, query) = (headers(record), query(record));
+        let (headers, query, body) = (headers(record), query(record), body(record));
         let asked = Asked {
             method: &method,
             path: &record.path,
@@ -180,7 +180,7 @@ impl Replay {
             headers: &headers,
             at: record.time_ms / 1_000,
         };
-        match policy.judge(&asked) {
+        match policy.judge_whole(&asked, Some(body.as_bytes())) {
             Verdict::Free(route) => (route.name.to_string(), Judged::Served(Amount::ZERO)),
             Verdict::Paid(listing) => (listing.route.name.to_string(), self.paid(record, listing)),
             _ => (NO_ROUTE.to_owned(), Judged::Refused),
@@ -288,9 +288,39 @@ fn headers(record: &AccessRecord) -> HeaderMap {
 
 /// The part of the query that was recorded because a route matches on it.
 fn query(record: &AccessRecord) -> Option<String> {
-    let named = |(name, value): (&String, &String)| Some(format!("{}={value}", name.strip_prefix("query ")?));
+    let named = |(name, value): (&String, &String)| {
+        Some(format!("{}={}", escaped(name.strip_prefix("query ")?), escaped(value)))
+    };
     let parts: Vec<_> = record.matched.iter().filter_map(named).collect();
     (!parts.is_empty()).then(|| parts.join("&"))
+}
+
+/// A text as it stands in a query.
+fn escaped(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
+/// The part of the body that was recorded because a route matches on it.
+fn body(record: &AccessRecord) -> String {
+    let mut body = Value::Object(Map::new());
+    for (name, value) in &record.matched {
+        let keys = name.strip_prefix("body ").and_then(|keys| serde_json::from_str::<Vec<String>>(keys).ok());
+        let (Some(keys), Ok(value)) = (keys, serde_json::from_str::<Value>(value)) else { continue };
+        let mut place = &mut body;
+        for key in keys {
+            if !place.is_object() {
+                *place = Value::Object(Map::new());
+            }
+            let Value::Object(object) = place else { break };
+            place = object.entry(key).or_insert(Value::Null);
+        }
+        *place = value;
+    }
+    body.to_string()
 }
 
 #[cfg(test)]
@@ -370,5 +400,13 @@ mod tests {
         record.matched.insert("query model".to_owned(), "big".to_owned());
         assert_eq!(headers(&record).get("x-tier").unwrap(), "gold");
         assert_eq!(query(&record).as_deref(), Some("model=big"));
+        record.matched.insert("query model".to_owned(), "a b&c".to_owned());
+        assert_eq!(query(&record).as_deref(), Some("model=a%20b%26c"));
+        assert_eq!(body(&record), "{}");
+        record.matched.insert(r#"body ["a","b"]"#.to_owned(), "1.5".to_owned());
+        record.matched.insert(r#"body ["a","c"]"#.to_owned(), r#""x""#.to_owned());
+        record.matched.insert(r#"body ["model"]"#.to_owned(), "null".to_owned());
+        let expected = serde_json::json!({"a": {"b": 1.5, "c": "x"}, "model": null});
+        assert_eq!(serde_json::from_str::<Value>(&body(&record)).unwrap(), expected);
     }
 }

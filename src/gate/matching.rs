@@ -8,11 +8,13 @@
 
 use std::borrow::Cow;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, StatusCode};
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::json;
 
 use super::service::as_variable;
 
@@ -573,6 +575,9 @@ enum Value<'r> {
     Other,
 }
 
+/// What is told of a text that was seen, at most.
+const MAX_TOLD_CHARS: usize = 1_024;
+
 /// What was seen of a request at the places that are looked at.
 #[derive(Debug)]
 pub(super) struct Seen<'r> {
@@ -593,6 +598,29 @@ impl<'r> Seen<'r> {
 
     pub(super) fn has_body(&self) -> bool {
         self.body.is_some()
+    }
+
+    /// What was seen, by kind and name: texts of headers and parameters as they are, values of the body as JSON.
+    pub(super) fn told(&self) -> BTreeMap<String, String> {
+        let Looks { headers, query, body_places, .. } = self.looks;
+        let headers = headers.iter().map(|name| format!("header {name}")).zip(&self.headers);
+        let query = query.iter().map(|(name, _)| format!("query {name}")).zip(&self.query);
+        let plain = headers.chain(query).filter_map(|(name, value)| match value {
+            Value::Text(text) => Some((name, text.chars().take(MAX_TOLD_CHARS).collect())),
+            _ => None,
+        });
+        let body = self.body.map(|body| &*body.0).unwrap_or_default();
+        let body = body_places.iter().zip(body).filter_map(|(keys, value)| {
+            let value = match value {
+                Value::Absent | Value::Other => return None,
+                Value::Null => json!(null),
+                Value::Flag(flag) => json!(flag),
+                Value::Number(number) => json!(number),
+                Value::Text(text) => json!(text.chars().take(MAX_TOLD_CHARS).collect::<String>()),
+            };
+            Some((format!("body {}", json!(keys)), value.to_string()))
+        });
+        plain.chain(body).collect()
     }
 
     fn at(&self, place: &Place) -> Option<&Value<'r>> {

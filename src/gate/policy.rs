@@ -5,7 +5,7 @@
 //! pays; that is the accounts' business.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -724,6 +724,22 @@ impl Policy {
         self.group(asked).ok().flatten().and_then(|group| group.looks.as_ref())
     }
 
+    /// What was seen of a request at the places that its routes look at, by kind and name.
+    pub(super) fn matched(
+        &self,
+        asked: &Asked<'_>,
+        body: Option<&Result<BodySeen, Doubt>>,
+    ) -> BTreeMap<String, String> {
+        let looks = self.group(asked).ok().flatten().and_then(|group| group.looks.as_ref());
+        let seen = looks.and_then(|looks| looks.at_the_head(asked.headers, asked.query).ok());
+        let body = body.and_then(|body| body.as_ref().ok());
+        let seen = seen.map(|seen| match body {
+            Some(body) => seen.with_body(body),
+            None => seen,
+        });
+        seen.map(|seen| seen.told()).unwrap_or_default()
+    }
+
     /// How each route takes a request, the most specific first, as an operator asks for it: whether it is of the group that
     /// decides, and what was seen for that.
     pub(super) fn explained<R>(
@@ -872,7 +888,7 @@ fn ambiguities(routes: &[Route]) -> Vec<Ambiguity> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gate::matching::{Pattern, Place};
+    use crate::gate::matching::{HeaderText, Pattern, Place};
     use crate::pricing::{Days, End, Rate, Tier, Unit, Window};
     use crate::protocol::x402::{Quote, QuoteDetails};
 
@@ -1235,5 +1251,30 @@ mod tests {
         let quote = quote(listing, "/v1/x?q=1");
         assert_eq!(quote.resource.url, "https://api.example/v1/x?q=1");
         assert_eq!(quote.accepts.len(), 1);
+    }
+
+    #[test]
+    fn what_routes_look_at_is_told_and_nothing_else() {
+        let conditions = Conditions::new(vec![
+            (Place::Header(HeaderText("x-tier".parse().unwrap())), Pattern::parse("gold").unwrap()),
+            (Place::Query("model".to_owned()), Pattern::parse("*").unwrap()),
+            (Place::Body(vec!["a".to_owned(), "b".to_owned()]), Pattern::Flag(true)),
+        ]);
+        let policy = policy(vec![Route { conditions, ..route("/a", &[], 3) }, route("/b", &[], 4)]);
+        let request = |path: &str| {
+            let request = Request::get(format!("http://h{path}?model=big%20one&secret=x"));
+            request.header("x-tier", "silver").header("authorization", "s3cret").body(()).unwrap()
+        };
+        let told = |path: &str| {
+            let request = request(path);
+            let asked = Asked::of(&request);
+            let body = br#"{"a": {"b": true, "c": 1}, "d": "s3cret"}"#;
+            let seen = policy.body_looks(&asked).map(|looks| looks.in_the_body(asked.headers, body));
+            policy.matched(&asked, seen.as_ref())
+        };
+        let expected = [(r#"body ["a","b"]"#, "true"), ("header x-tier", "silver"), ("query model", "big one")];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(told("/a").into_iter().collect::<Vec<_>>(), expected);
+        assert!(told("/b").is_empty());
     }
 }

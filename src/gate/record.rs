@@ -38,7 +38,8 @@ pub struct AccessRecord {
     pub host: Option<String>,
     /// Its path, without the query.
     pub path: String,
-    /// What else its route matched on, by kind and name: `query model`, `header x-tier`, `body /model`.
+    /// What else its route matched on, by kind and name: `query model` and
+    /// `header x-tier` with their texts, `body ["model"]` (the keys on the way to it) with its JSON.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub matched: BTreeMap<String, String>,
     /// The route that decided, by name.

@@ -179,6 +179,7 @@ impl Gate {
             }
             if let Some(draft) = &mut draft {
                 draft.judged(policy, &verdict);
+                draft.record().matched = policy.matched(&asked, body.as_ref());
             }
             let way = Way::of(&verdict).cloned();
             if let Some(way) = way {
