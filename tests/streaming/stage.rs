@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, Version};
+use http::{HeaderMap, Method, Request, Response, Version};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -19,7 +19,7 @@ use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use peaje::gate::path::PathPattern;
-use peaje::gate::policy::{Policy, Price, Route};
+use peaje::gate::policy::{Asked, Policy, Price, Route, Verdict};
 use peaje::gate::{Accounts, Desk, Gate};
 use peaje::ledger::View;
 use peaje::pricing::{Rate, Tariff, Tier, Unit};
@@ -27,7 +27,7 @@ use peaje::protocol::Amount;
 use peaje::protocol::x402::{self, PAYMENT_RESPONSE, PAYMENT_SIGNATURE};
 use peaje::proxy::{Bounds, Cors, Listener, Upstream, UpstreamSettings};
 use peaje::store::{ChannelRow, Cursor, Entry, LedgerStore, StoreError, Transaction};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -225,13 +225,13 @@ impl Site {
         self.charged()
     }
 
-    /// The payment header of the next request.
-    pub(crate) fn header(&self) -> String {
-        self.payer.voucher(self.charged() + MOST).header()
+    /// The payment header of the next request for this path: it echoes the offer of its route.
+    pub(crate) fn header(&self, path: &str) -> String {
+        paying(&self.gate, &self.payer, path).voucher(self.charged() + MOST).header()
     }
 
     pub(crate) fn request(&self, path: &str) -> http::request::Builder {
-        Request::post(path).header("host", "api.example").header(PAYMENT_SIGNATURE, self.header())
+        Request::post(path).header("host", "api.example").header(PAYMENT_SIGNATURE, self.header(path))
     }
 
     /// Sends a paid request over HTTP/1.1, on a connection of its own.
@@ -271,7 +271,7 @@ impl Site {
         stream.set_nodelay(true).unwrap();
         let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
         let connection = tokio::spawn(async move { drop(connection.await) });
-        let request = Request::post(format!("http://api.example{path}")).header(PAYMENT_SIGNATURE, self.header());
+        let request = Request::post(format!("http://api.example{path}")).header(PAYMENT_SIGNATURE, self.header(path));
         let request = request.version(Version::HTTP_2).body(Full::<Bytes>::default()).unwrap();
         let response = soon(sender.send_request(request)).await.unwrap();
         Answer::of(response, connection)
@@ -287,6 +287,14 @@ impl Site {
         self.stop.cancel();
         soon(&mut self.task).await.unwrap();
     }
+}
+
+/// The same payer, answering the offer of this path.
+pub(crate) fn paying(gate: &Gate, payer: &payer::Payer, path: &str) -> payer::Payer {
+    let (policy, headers, path) = (gate.policy(), HeaderMap::new(), path.split('?').next().unwrap());
+    let asked = Asked { method: &Method::POST, path, query: None, host: None, headers: &headers, at: payer::now_s() };
+    let Verdict::Paid(listing) = policy.judge(&asked) else { panic!("{path} costs nothing") };
+    payer::Payer { offer: json!(listing.preferred.offer.offer()), ..payer.clone() }
 }
 
 pub(crate) fn policy() -> Policy {
