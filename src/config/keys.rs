@@ -29,19 +29,19 @@ pub struct Key {
     pub name: &'static str,
     /// When a change takes effect.
     pub when: When,
-    /// What it is set to, in words. Nothing for keys of routes, which are compared route by route.
+    /// What it is set to, in words. Nothing for keys that only say what routes have, which are compared route by route.
     show: Option<fn(&Config) -> String>,
     /// Whether two configs differ in it, where the words hide something.
     differs: Option<fn(&Config, &Config) -> bool>,
 }
 
 impl Key {
-    /// What it is set to, in words; nothing for keys of routes.
+    /// What it is set to, in words; nothing for keys that only say what routes have.
     pub fn shown(&self, config: &Config) -> Option<String> {
         self.show.map(|show| show(config))
     }
 
-    /// Whether two configs differ in it. Never so for keys of routes.
+    /// Whether two configs differ in it. Never so for keys that only say what routes have.
     pub fn differs(&self, one: &Config, other: &Config) -> bool {
         match self.differs {
             Some(differs) => differs(one, other),
@@ -56,6 +56,11 @@ const fn start(section: &'static str, name: &'static str, show: fn(&Config) -> S
 
 const fn live(section: &'static str, name: &'static str, show: fn(&Config) -> String) -> Key {
     Key { section, name, when: When::Live, show: Some(show), differs: None }
+}
+
+/// What routes have that do not say.
+const fn of_routes(section: &'static str, name: &'static str) -> Key {
+    Key { section, name, when: When::Live, show: None, differs: Some(|_, _| false) }
 }
 
 /// Every key there is, but for those of routes and the lists of payers that routes name: they are all
@@ -174,6 +179,23 @@ pub const KEYS: &[Key] = &[
             origins.iter().map(|origin| String::from_utf8_lossy(origin.as_bytes())).collect::<Vec<_>>().join(", ")
         }
     }),
+    live("[discovery]", "enabled", |c| c.discovery.enabled.to_string()),
+    live("[discovery]", "name", |c| some(c.discovery.name.as_ref(), "the host's")),
+    live("[discovery]", "description", |c| some(c.discovery.description.as_ref(), "none")),
+    Key {
+        // What is in the file may be new.
+        differs: Some(|one, other| {
+            let (one, other) = (&one.discovery, &other.discovery);
+            (&one.openapi, &one.document) != (&other.openapi, &other.document)
+        }),
+        ..live("[discovery]", "openapi", |c| file(c.discovery.openapi.as_ref()))
+    },
+    of_routes("[discovery]", "bazaar"),
+    of_routes("[idempotency]", "identifier"),
+    start("[idempotency]", "window", |c| write_duration(c.idempotency.window)),
+    start("[idempotency]", "memory", |c| format!("{} bytes", c.idempotency.memory)),
+    start("[idempotency]", "max_answer", |c| format!("{} bytes", c.idempotency.max_answer)),
+    start("[idempotency]", "unidentified", |c| c.idempotency.unidentified.to_string()),
     live("[log]", "level", |c| {
         let level = match c.log.level {
             LogLevel::Error => "error",
