@@ -1910,7 +1910,8 @@ mod operators {
         office.gate.accounts().observe(config.id(&terms.settlement()), &config, view).unwrap();
         let books = office.ask("GET /channels", local).await.json();
         let names: Vec<_> = books[0].as_object().unwrap().keys().map(String::as_str).collect();
-        let expected = ["balance", "channel", "charged", "claimed", "payer", "shortfall", "unclaimed", "withdrawing"];
+        let expected =
+            ["balance", "channel", "charged", "claimed", "payer", "shortfall", "token", "unclaimed", "withdrawing"];
         let mut sorted = names.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, expected);
