@@ -193,9 +193,18 @@ impl Site {
     }
 
     pub(crate) async fn with(accounts: Accounts) -> Self {
+        Self::of(policy(), accounts).await
+    }
+
+    /// With this price list.
+    pub(crate) async fn selling(policy: Policy) -> Self {
+        Self::of(policy, Accounts::in_memory()).await
+    }
+
+    async fn of(policy: Policy, accounts: Accounts) -> Self {
         let api = Api::start().await;
-        let terms = usual_terms();
-        let gate = Gate::with_accounts(policy(), Desk::closed(), accounts);
+        let terms = policy.terms().clone();
+        let gate = Gate::with_accounts(policy, Desk::closed(), accounts);
         let upstream = Upstream::new(&UpstreamSettings {
             connect_timeout: PATIENCE,
             response_timeout: PATIENCE,
@@ -210,9 +219,16 @@ impl Site {
         let drain = Duration::from_millis(300);
         let task = tokio::spawn(listener.serve(stack, stop.clone(), drain, move || accounts.abandon()));
         let payer = payer::Payer::new(7, &terms, MOST);
-        let view = View { block: 1, balance: Amount::new(1_000 * MOST), ..View::default() };
-        gate.accounts().observe(payer.id(), &payer.config, view).unwrap();
+        fund(&gate, &payer);
         Self { address, gate, api, payer, stop, task }
+    }
+
+    /// From now on this one pays, on a channel of its own.
+    pub(crate) fn is_paid_by(&mut self, number: u8) {
+        self.payer = payer::Payer::new(number, self.gate.policy().terms(), MOST);
+        if self.gate.accounts().statement(&self.payer.id()).is_none() {
+            fund(&self.gate, &self.payer);
+        }
     }
 
     pub(crate) fn charged(&self) -> u128 {
@@ -225,9 +241,9 @@ impl Site {
         self.charged()
     }
 
-    /// The payment header of the next request for this path: it echoes the offer of its route.
+    /// The payment header of the next request for this path.
     pub(crate) fn header(&self, path: &str) -> String {
-        paying(&self.gate, &self.payer, path).voucher(self.charged() + MOST).header()
+        next_payment(&self.gate, &self.payer, path)
     }
 
     pub(crate) fn request(&self, path: &str) -> http::request::Builder {
@@ -289,12 +305,20 @@ impl Site {
     }
 }
 
-/// The same payer, answering the offer of this path.
-pub(crate) fn paying(gate: &Gate, payer: &payer::Payer, path: &str) -> payer::Payer {
-    let (policy, headers, path) = (gate.policy(), HeaderMap::new(), path.split('?').next().unwrap());
+/// A payer's channel is on chain, with more than any test spends.
+fn fund(gate: &Gate, payer: &payer::Payer) {
+    let view = View { block: 1, balance: Amount::new(1_000 * MOST), ..View::default() };
+    gate.accounts().observe(payer.id(), &payer.config, view).unwrap();
+}
+
+/// The payment header of a payer's next request for this path: it answers its offer.
+pub(crate) fn next_payment(gate: &Gate, payer: &payer::Payer, path: &str) -> String {
+    let (policy, headers) = (gate.policy(), HeaderMap::new());
     let asked = Asked { method: &Method::POST, path, query: None, host: None, headers: &headers, at: payer::now_s() };
     let Verdict::Paid(listing) = policy.judge(&asked) else { panic!("{path} costs nothing") };
-    payer::Payer { offer: json!(listing.preferred.offer.offer()), ..payer.clone() }
+    let (offer, price) = (json!(listing.preferred.offer.offer()), listing.preferred.price.units());
+    let charged = gate.accounts().statement(&payer.id()).unwrap().charged.units();
+    payer::Payer { offer, ..payer.clone() }.voucher(charged + price).header()
 }
 
 pub(crate) fn policy() -> Policy {
