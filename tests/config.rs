@@ -163,12 +163,6 @@ fn the_example_is_complete() {
                 shown.insert((outer.clone(), key.to_owned()));
             }
             heading = line.to_owned();
-            // A list of sections in a section is a key of it.
-            let (open, close) = if line.starts_with("[[") { ("[[", "]]") } else { ("[", "]") };
-            let name = line.trim_start_matches('[').trim_end_matches(']');
-            if let Some((outer, inner)) = name.split_once('.') {
-                shown.insert((format!("{open}{outer}{close}"), inner.to_owned()));
-            }
             continue;
         }
         let Some((key, value)) = line.split_once(" = ") else { continue };
@@ -865,7 +859,7 @@ fn what_a_route_asks_of_requests_and_payers_is_checked() {
         ),
         (
             with("[limits]\nmax_matched_body = \"17 MiB\""),
-            "16:20 [limits].max_matched_body: \"17 MiB\" is more than 16 MiB",
+            "16:20 [limits].max_matched_body: \"17 MiB\" is not between 0 KiB and 16384 KiB",
         ),
         (
             own_price("payers = [\"partners\"]\nprice = \"$0.0021\""),

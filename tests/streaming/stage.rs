@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, Version};
+use http::{HeaderMap, Method, Request, Response, Version};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -19,7 +19,7 @@ use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use peaje::gate::path::PathPattern;
-use peaje::gate::policy::{Policy, Price, Route};
+use peaje::gate::policy::{Asked, Policy, Price, Route, Verdict};
 use peaje::gate::{Accounts, Desk, Gate};
 use peaje::ledger::View;
 use peaje::pricing::{Rate, Tariff, Tier, Unit};
@@ -27,7 +27,7 @@ use peaje::protocol::Amount;
 use peaje::protocol::x402::{self, PAYMENT_RESPONSE, PAYMENT_SIGNATURE};
 use peaje::proxy::{Bounds, Cors, Listener, Upstream, UpstreamSettings};
 use peaje::store::{ChannelRow, Cursor, Entry, LedgerStore, StoreError, Transaction};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -193,9 +193,18 @@ impl Site {
     }
 
     pub(crate) async fn with(accounts: Accounts) -> Self {
+        Self::of(policy(), accounts).await
+    }
+
+    /// With this price list.
+    pub(crate) async fn selling(policy: Policy) -> Self {
+        Self::of(policy, Accounts::in_memory()).await
+    }
+
+    async fn of(policy: Policy, accounts: Accounts) -> Self {
         let api = Api::start().await;
-        let terms = usual_terms();
-        let gate = Gate::with_accounts(policy(), Desk::closed(), accounts);
+        let terms = policy.terms().clone();
+        let gate = Gate::with_accounts(policy, Desk::closed(), accounts);
         let upstream = Upstream::new(&UpstreamSettings {
             connect_timeout: PATIENCE,
             response_timeout: PATIENCE,
@@ -210,9 +219,16 @@ impl Site {
         let drain = Duration::from_millis(300);
         let task = tokio::spawn(listener.serve(stack, stop.clone(), drain, move || accounts.abandon()));
         let payer = payer::Payer::new(7, &terms, MOST);
-        let view = View { block: 1, balance: Amount::new(1_000 * MOST), ..View::default() };
-        gate.accounts().observe(payer.id(), &payer.config, view).unwrap();
+        fund(&gate, &payer);
         Self { address, gate, api, payer, stop, task }
+    }
+
+    /// From now on this one pays, on a channel of its own.
+    pub(crate) fn is_paid_by(&mut self, number: u8) {
+        self.payer = payer::Payer::new(number, self.gate.policy().terms(), MOST);
+        if self.gate.accounts().statement(&self.payer.id()).is_none() {
+            fund(&self.gate, &self.payer);
+        }
     }
 
     pub(crate) fn charged(&self) -> u128 {
@@ -225,13 +241,13 @@ impl Site {
         self.charged()
     }
 
-    /// The payment header of the next request.
-    pub(crate) fn header(&self) -> String {
-        self.payer.voucher(self.charged() + MOST).header()
+    /// The payment header of the next request for this path.
+    pub(crate) fn header(&self, path: &str) -> String {
+        next_payment(&self.gate, &self.payer, path)
     }
 
     pub(crate) fn request(&self, path: &str) -> http::request::Builder {
-        Request::post(path).header("host", "api.example").header(PAYMENT_SIGNATURE, self.header())
+        Request::post(path).header("host", "api.example").header(PAYMENT_SIGNATURE, self.header(path))
     }
 
     /// Sends a paid request over HTTP/1.1, on a connection of its own.
@@ -271,7 +287,7 @@ impl Site {
         stream.set_nodelay(true).unwrap();
         let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
         let connection = tokio::spawn(async move { drop(connection.await) });
-        let request = Request::post(format!("http://api.example{path}")).header(PAYMENT_SIGNATURE, self.header());
+        let request = Request::post(format!("http://api.example{path}")).header(PAYMENT_SIGNATURE, self.header(path));
         let request = request.version(Version::HTTP_2).body(Full::<Bytes>::default()).unwrap();
         let response = soon(sender.send_request(request)).await.unwrap();
         Answer::of(response, connection)
@@ -287,6 +303,22 @@ impl Site {
         self.stop.cancel();
         soon(&mut self.task).await.unwrap();
     }
+}
+
+/// A payer's channel is on chain, with more than any test spends.
+fn fund(gate: &Gate, payer: &payer::Payer) {
+    let view = View { block: 1, balance: Amount::new(1_000 * MOST), ..View::default() };
+    gate.accounts().observe(payer.id(), &payer.config, view).unwrap();
+}
+
+/// The payment header of a payer's next request for this path: it answers its offer.
+pub(crate) fn next_payment(gate: &Gate, payer: &payer::Payer, path: &str) -> String {
+    let (policy, headers) = (gate.policy(), HeaderMap::new());
+    let asked = Asked { method: &Method::POST, path, query: None, host: None, headers: &headers, at: payer::now_s() };
+    let Verdict::Paid(listing) = policy.judge(&asked) else { panic!("{path} costs nothing") };
+    let (offer, price) = (json!(listing.preferred.offer.offer()), listing.preferred.price.units());
+    let charged = gate.accounts().statement(&payer.id()).unwrap().charged.units();
+    payer::Payer { offer, ..payer.clone() }.voucher(charged + price).header()
 }
 
 pub(crate) fn policy() -> Policy {

@@ -17,7 +17,7 @@ use peaje::protocol::x402::PAYMENT_SIGNATURE;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use super::payer::{Payer, usual_terms};
-use super::stage::{MOST, policy};
+use super::stage::{MOST, next_payment, policy};
 
 struct Booth {
     gate: Gate,
@@ -47,7 +47,7 @@ impl Booth {
         B::Error: Into<tower::BoxError>,
         F: Future<Output = Response<B>> + Send + 'static,
     {
-        let header = self.payer.voucher(self.charged() + MOST).header();
+        let header = next_payment(&self.gate, &self.payer, path);
         let request = Request::get(path).header(PAYMENT_SIGNATURE, header).body(()).unwrap();
         let service = service_fn(move |request| {
             let answer = serve(request);
@@ -177,7 +177,7 @@ async fn a_body_that_nobody_asks_for_its_end_is_charged_when_its_last_piece_is_g
 #[tokio::test]
 async fn where_nobody_counts_what_is_passed_on_the_length_of_the_request_counts() {
     let booth = Booth::open();
-    let payment = booth.payer.voucher(MOST).header();
+    let payment = next_payment(&booth.gate, &booth.payer, "/upload");
     let request = Request::post("/upload").header(PAYMENT_SIGNATURE, payment).header("content-length", "12");
     let service = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) });
     booth.gate.layer().layer(service).oneshot(request.body(()).unwrap()).await.unwrap();
