@@ -21,12 +21,16 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt as _, stream};
 use http::uri::PathAndQuery;
 use peaje::gate::Way;
+use peaje::pricing::{Tariff, Unit};
+use peaje::protocol::x402::{self, PAYMENT_RESPONSE};
 use peaje::proxy::UpstreamSettings;
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tonic::body::Body;
 use tonic::client::Grpc as Client;
 use tonic::codegen::{BoxFuture, Service, StdError, http};
+use tonic::metadata::MetadataMap;
 use tonic::server::{
     ClientStreamingService, Grpc as Server, NamedService, ServerStreamingService, StreamingService, UnaryService,
 };
@@ -35,7 +39,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use stand::{PATIENCE, Setup, Stand, until, upstream_of};
+use stand::{PATIENCE, Setup, Stand, tariff, until, upstream_of};
 
 /// What is said, in both directions.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -51,6 +55,9 @@ fn say(text: &str, times: u32) -> Say {
 }
 
 // ---- the server
+
+/// The metadata of a call that says what the server is to report of its cost.
+const COSTS: &str = "x-costs";
 
 type Answers = Pin<Box<dyn Stream<Item = Result<Say, Status>> + Send>>;
 
@@ -105,16 +112,31 @@ impl UnaryService<Say> for Echo {
     }
 }
 
-/// `Many`: one message, as many answers, and then an error if it is told to. For ever where it is zero.
+/// `Many`: one message, as many answers, and then an error if it is told to. For ever where it is zero. What its call has in
+/// [`COSTS`] it reports of itself in its trailers.
 impl ServerStreamingService<Say> for Echo {
     type Response = Say;
     type ResponseStream = Answers;
     type Future = Ready<Result<Response<Answers>, Status>>;
 
     fn call(&mut self, request: Request<Say>) -> Self::Future {
+        let costs = request.metadata().get(COSTS).cloned();
         let Say { text, times } = request.into_inner();
+        if text == "refuse" {
+            return ready(Err(Status::not_found("there is no such thing")));
+        }
         let open = Open::of(self);
-        let end = (text == "fail").then(|| Err(Status::new(Code::DataLoss, "half of it is gone")));
+        let end = (text == "fail").then(|| Status::new(Code::DataLoss, "half of it is gone"));
+        let end = match (end, costs) {
+            (end, None) => end.map(Err),
+            // A status of success is the end of a stream too, and has the trailers.
+            (end, Some(costs)) => {
+                let mut end = end.unwrap_or_else(|| Status::new(Code::Ok, ""));
+                end.metadata_mut().insert("settlement-overrides", costs);
+                end.metadata_mut().insert("x-other", "kept".parse().unwrap());
+                Some(Err(end))
+            }
+        };
         let count = if times == 0 { usize::MAX } else { usize::try_from(times).unwrap() };
         let answers = stream::iter(0..count).then(move |n| {
             let (text, _open) = (text.clone(), &open);
@@ -365,4 +387,159 @@ async fn a_method_that_is_not_there_costs_nothing() {
     client.ready().await.unwrap();
     let asked: Result<Response<Say>, _> = client.unary(stand.paid(say("hello", 1)), path("None"), codec()).await;
     assert_eq!((asked.unwrap_err().code(), stand.charges()), (Code::Unimplemented, 0));
+}
+
+// ---- calls that cost what they use
+
+/// The most that any of them costs, atomic units.
+const MOST: u128 = 1_000_000;
+
+/// A proxy whose calls cost this.
+async fn metered(tariff: Tariff) -> (Stand, Client<Channel>, Echo) {
+    shop_with(|setup| {
+        // Before the route of all methods, which is for others.
+        setup.metered.push(("/test.Echo/Many", tariff, Way::default()));
+    })
+    .await
+}
+
+/// What a stream was, from its first message to its trailers.
+struct Streamed {
+    messages: Vec<Say>,
+    end: Option<Status>,
+    /// Without those of gRPC itself.
+    trailers: MetadataMap,
+}
+
+impl Streamed {
+    /// What its receipt says that it cost.
+    fn receipt(&self) -> u128 {
+        let receipt = self.trailers.get(PAYMENT_RESPONSE).unwrap_or_else(|| panic!("{:?}", self.trailers));
+        let receipt: Value = x402::decode(receipt.as_bytes()).unwrap();
+        receipt["extra"]["chargedAmount"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// The bytes of its messages on the wire: each has a head of five.
+    fn bytes(&self) -> u128 {
+        let each = |message: &Say| 5 + prost::Message::encoded_len(message);
+        u128::try_from(self.messages.iter().map(each).sum::<usize>()).unwrap()
+    }
+}
+
+impl Stand {
+    fn metered(&self, message: Say, costs: Option<&str>) -> Request<Say> {
+        let mut request = Request::new(message);
+        let payment = self.payment_for(&http::Method::POST, "/test.Echo/Many");
+        request.metadata_mut().insert("payment-signature", payment.parse().unwrap());
+        if let Some(costs) = costs {
+            request.metadata_mut().insert(COSTS, costs.parse().unwrap());
+        }
+        request
+    }
+
+    async fn stream(&self, client: &mut Client<Channel>, message: Say, costs: Option<&str>) -> Streamed {
+        client.ready().await.unwrap();
+        let answer = client.server_streaming(self.metered(message, costs), path("Many"), codec()).await.unwrap();
+        let mut answers: Streaming<Say> = answer.into_inner();
+        let (mut messages, mut end) = (Vec::new(), None);
+        loop {
+            match tokio::time::timeout(PATIENCE, answers.message()).await.expect("it goes on") {
+                Ok(Some(message)) => messages.push(message),
+                Ok(None) => break,
+                Err(status) => {
+                    end = Some(status);
+                    break;
+                }
+            }
+        }
+        let trailers = match &end {
+            Some(status) => status.metadata().clone(),
+            None => answers.trailers().await.unwrap().unwrap_or_default(),
+        };
+        Streamed { messages, end, trailers }
+    }
+}
+
+#[tokio::test]
+async fn a_metered_stream_is_charged_what_its_trailer_says_and_its_receipt_is_a_trailer() {
+    let (stand, mut client, _) = metered(tariff(Unit::ResponseBytes, 3, MOST)).await;
+    let mut charged = 0;
+    for (costs, expected) in [
+        (r#"{"amount":"1234"}"#, 1_234),
+        (r#"{"amount":"50%"}"#, MOST / 2),
+        (r#"{"amount":"0"}"#, 0),
+        (r#"{"amount":"1000000"}"#, MOST),
+        // Never more than was quoted; and the quote, where it cannot be read.
+        (r#"{"amount":"1000001"}"#, MOST),
+        ("as much as it was", MOST),
+    ] {
+        let streamed = stand.stream(&mut client, say("again", 100), Some(costs)).await;
+        assert!(streamed.end.is_none(), "{costs}: {:?}", streamed.end);
+        let texts: Vec<_> = (0..100).map(|n| say("again", n)).collect();
+        assert_eq!(streamed.messages, texts, "{costs}");
+        charged += expected;
+        assert_eq!((streamed.receipt(), stand.charged()), (expected, charged), "{costs}");
+        assert_eq!(streamed.trailers.get("x-other").unwrap(), "kept", "{costs}");
+        assert!(!streamed.trailers.contains_key("settlement-overrides"), "{costs}");
+    }
+}
+
+#[tokio::test]
+async fn a_metered_stream_whose_trailer_says_nothing_costs_its_bytes() {
+    let (stand, mut client, echo) = metered(tariff(Unit::ResponseBytes, 3, MOST)).await;
+    let streamed = stand.stream(&mut client, say("again", 300), None).await;
+    assert_eq!((streamed.messages.len(), streamed.end.is_none()), (300, true));
+    assert_eq!((streamed.receipt(), stand.charged()), (3 * streamed.bytes(), 3 * streamed.bytes()));
+    until(|| echo.open.load(Ordering::SeqCst) == 0).await;
+}
+
+#[tokio::test]
+async fn a_count_that_a_trailer_does_not_report_costs_the_most() {
+    let (stand, mut client, _) = metered(tariff(Unit::Reported("x-units".into()), 3, MOST)).await;
+    let streamed = stand.stream(&mut client, say("again", 3), None).await;
+    assert_eq!((streamed.messages.len(), streamed.receipt(), stand.charged()), (3, MOST, MOST));
+    // One that says what it costs needs no count.
+    let streamed = stand.stream(&mut client, say("again", 3), Some(r#"{"amount":"7"}"#)).await;
+    assert_eq!((streamed.receipt(), stand.charged()), (7, MOST + 7));
+}
+
+#[tokio::test]
+async fn a_metered_stream_that_ends_in_an_error_keeps_its_words_and_costs_what_its_trailer_says() {
+    let (stand, mut client, _) = metered(tariff(Unit::ResponseBytes, 3, MOST)).await;
+    let streamed = stand.stream(&mut client, say("fail", 2), Some(r#"{"amount":"21"}"#)).await;
+    let status = streamed.end.as_ref().unwrap();
+    assert_eq!((status.code(), status.message()), (Code::DataLoss, "half of it is gone"));
+    assert_eq!((streamed.messages.len(), streamed.receipt(), stand.charged()), (2, 21, 21));
+}
+
+#[tokio::test]
+async fn a_metered_call_that_fails_at_once_costs_nothing() {
+    let (stand, mut client, _) = metered(tariff(Unit::ResponseBytes, 3, MOST)).await;
+    client.ready().await.unwrap();
+    let request = stand.metered(say("refuse", 1), None);
+    let answer: Result<Response<Streaming<Say>>, _> = client.server_streaming(request, path("Many"), codec()).await;
+    let status = answer.err().unwrap();
+    assert_eq!((status.code(), stand.charged()), (Code::NotFound, 0));
+    // The same voucher is good again.
+    let streamed = stand.stream(&mut client, say("again", 1), Some(r#"{"amount":"5"}"#)).await;
+    assert_eq!((streamed.receipt(), stand.charged()), (5, 5));
+}
+
+#[tokio::test]
+async fn a_client_that_cancels_a_metered_stream_pays_for_what_it_had() {
+    let (stand, mut client, echo) = metered(tariff(Unit::ResponseBytes, 3, MOST)).await;
+    client.ready().await.unwrap();
+    let request = stand.metered(say("for ever", 0), None);
+    let answer = client.server_streaming(request, path("Many"), codec()).await.unwrap();
+    let mut answers: Streaming<Say> = answer.into_inner();
+    let mut had = Streamed { messages: Vec::new(), end: None, trailers: MetadataMap::new() };
+    for _ in 0..20 {
+        had.messages.push(answers.message().await.unwrap().unwrap());
+    }
+    assert_eq!(stand.charged(), 0, "it goes on");
+    drop(answers);
+    until(|| stand.charged() > 0).await;
+    until(|| echo.open.load(Ordering::SeqCst) == 0).await;
+    let charged = stand.charged();
+    assert!(3 * had.bytes() <= charged && charged < MOST && charged % 3 == 0, "{charged}");
 }

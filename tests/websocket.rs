@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use http::Method;
 use peaje::gate::Way;
+use peaje::pricing::{Tariff, Unit};
 use peaje::proxy::{Bounds, UpstreamSettings};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,7 +25,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use stand::{PATIENCE, Setup, Stand, until, upstream_of};
+use stand::{PATIENCE, Setup, Stand, tariff, until, upstream_of};
 
 /// Larger than any buffer on the way.
 const LARGE: usize = 8 << 20;
@@ -345,4 +347,176 @@ async fn a_server_that_goes_ends_the_clients_socket() {
     let mut socket = stand.paid().await;
     assert_eq!(next(&mut socket).await, Message::text("bye"));
     assert!(!matches!(tokio::time::timeout(PATIENCE, socket.next()).await.unwrap(), Some(Ok(_))));
+}
+
+// ---- sockets that cost what they use
+
+/// The most that any of them costs, atomic units.
+const MOST: u128 = 1_000_000;
+/// A frame's head: from the client with a mask, from the server without.
+const UP_HEAD: u128 = 6;
+const DOWN_HEAD: u128 = 2;
+
+/// A stand whose sockets cost this, before the echo, and how many of them there are.
+async fn metered(tariff: Tariff) -> (Stand, Arc<AtomicUsize>) {
+    metered_with(tariff, |_| ()).await
+}
+
+async fn metered_with(tariff: Tariff, change: impl FnOnce(&mut Setup)) -> (Stand, Arc<AtomicUsize>) {
+    let (upstream, there) = echo().await;
+    let mut setup = Setup::new(upstream_of(&[upstream]));
+    setup.metered.push(("/metered", tariff, websocket()));
+    change(&mut setup);
+    (setup.open().await, there)
+}
+
+impl Stand {
+    async fn metered(&self) -> Socket {
+        let payment = self.payment_for(&Method::GET, "/metered");
+        let (socket, headers) = self.connect("/metered", Some(payment)).await.unwrap();
+        assert!(!headers.contains_key("settlement-overrides"), "{headers:?}");
+        socket
+    }
+
+    /// Waits until something is charged; how much it is.
+    async fn charged_soon(&self) -> u128 {
+        until(|| self.charged() > 0).await;
+        self.charged()
+    }
+}
+
+/// Says a short text and hears it again.
+async fn exchange(socket: &mut Socket, text: &str) {
+    socket.send(Message::text(text)).await.unwrap();
+    assert_eq!(next(socket).await, Message::text(text));
+}
+
+/// Closes it as one should.
+async fn close(mut socket: Socket) {
+    socket.close(None).await.unwrap();
+    assert!(matches!(next(&mut socket).await, Message::Close(_)));
+    assert!(tokio::time::timeout(PATIENCE, socket.next()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_metered_socket_costs_nothing_at_its_handshake_and_its_bytes_at_its_end() {
+    // Whoever pays for the bytes up does not pay for those down, and the other way round.
+    for (unit, price, head) in [(Unit::ResponseBytes, 7, DOWN_HEAD), (Unit::RequestBytes, 3, UP_HEAD)] {
+        let (stand, there) = metered(tariff(unit.clone(), price, MOST)).await;
+        let mut socket = stand.metered().await;
+        for text in ["", "a", "hello", "a text of no great length"] {
+            exchange(&mut socket, text).await;
+        }
+        assert_eq!(stand.charged(), 0, "{unit:?}: it goes on");
+        close(socket).await;
+        // Four texts, and a close that says nothing.
+        let bytes = 5 * head + 31;
+        assert_eq!(stand.charged_soon().await, price * bytes, "{unit:?}");
+        until(|| there.load(Ordering::SeqCst) == 0).await;
+        // The next one pays on top of that.
+        let mut socket = stand.metered().await;
+        exchange(&mut socket, "x").await;
+        close(socket).await;
+        until(|| stand.charged() == price * (bytes + 2 * head + 1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_metered_socket_that_its_client_just_leaves_is_charged_for_what_passed() {
+    let (stand, there) = metered(tariff(Unit::ResponseBytes, 7, MOST)).await;
+    let mut socket = stand.metered().await;
+    exchange(&mut socket, "hello").await;
+    drop(socket);
+    assert_eq!(stand.charged_soon().await, 7 * (DOWN_HEAD + 5));
+    until(|| there.load(Ordering::SeqCst) == 0).await;
+    assert_eq!(stand.charged(), 7 * (DOWN_HEAD + 5), "once");
+}
+
+#[tokio::test]
+async fn a_metered_socket_is_closed_once_it_has_cost_the_most_and_not_before() {
+    // A hundred bytes down: five answers of twenty, with their heads.
+    let text = "x".repeat(18);
+    let (stand, there) = metered(tariff(Unit::ResponseBytes, 10, 1_000)).await;
+    let mut socket = stand.metered().await;
+    for _ in 0..4 {
+        exchange(&mut socket, &text).await;
+    }
+    exchange(&mut socket, &text[..17]).await;
+    // One byte is left. Who asks for its next message has it, or not, and the socket goes.
+    assert_eq!((stand.charged(), there.load(Ordering::SeqCst)), (0, 1));
+    socket.send(Message::text("y")).await.unwrap();
+    let rest = async { while socket.next().await.is_some_and(|message| message.is_ok()) {} };
+    tokio::time::timeout(PATIENCE, rest).await.expect("the proxy closes it");
+    assert_eq!(stand.charged_soon().await, 1_000);
+    until(|| there.load(Ordering::SeqCst) == 0).await;
+    assert_eq!(stand.charged(), 1_000, "the most, whatever passed at last");
+}
+
+#[tokio::test]
+async fn a_socket_that_costs_by_time_is_charged_for_its_time() {
+    let (stand, _) = metered(tariff(Unit::Milliseconds, 1, MOST)).await;
+    let begun = Instant::now();
+    let socket = stand.metered().await;
+    let open = Instant::now();
+    let stays = Duration::from_millis(300);
+    tokio::time::sleep(stays).await;
+    let least = open.elapsed().as_millis();
+    close(socket).await;
+    let charged = stand.charged_soon().await;
+    assert!((least..=begun.elapsed().as_millis() + 1).contains(&charged), "{least}..: {charged}");
+}
+
+#[tokio::test]
+async fn a_silent_socket_that_costs_by_time_is_closed_once_it_has_cost_the_most() {
+    let most = 500;
+    let (stand, there) = metered(tariff(Unit::Milliseconds, 1, most)).await;
+    let mut socket = stand.metered().await;
+    let open = Instant::now();
+    exchange(&mut socket, "hello").await;
+    let end = tokio::time::timeout(PATIENCE, socket.next()).await.expect("the proxy closes it");
+    assert!(!matches!(end, Some(Ok(_))), "{end:?}");
+    // It began a little before the client saw that it is open.
+    assert!(open.elapsed() >= Duration::from_millis(400), "{:?}", open.elapsed());
+    assert_eq!(stand.charged_soon().await, most);
+    until(|| there.load(Ordering::SeqCst) == 0).await;
+}
+
+#[tokio::test]
+async fn a_metered_socket_that_a_shutdown_ends_is_charged_for_what_passed() {
+    let drain = Duration::from_millis(300);
+    let (mut stand, there) = metered_with(tariff(Unit::ResponseBytes, 7, MOST), |setup| setup.drain = drain).await;
+    let mut socket = stand.metered().await;
+    exchange(&mut socket, "hello").await;
+    stand.stop().await;
+    let end = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap();
+    assert!(!matches!(end, Some(Ok(_))), "{end:?}");
+    assert_eq!(stand.charged_soon().await, 7 * (DOWN_HEAD + 5));
+    until(|| there.load(Ordering::SeqCst) == 0).await;
+}
+
+/// The upstream sees an ordinary handshake: nothing of how its answer is metered. One that it refuses costs nothing.
+#[tokio::test]
+async fn a_metered_handshake_that_the_upstream_refuses_costs_nothing() {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let heard = tokio::spawn(async move {
+        let (mut stream, _) = socket.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        stream.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno").await.unwrap();
+        String::from_utf8(head).unwrap().to_lowercase()
+    });
+    let mut setup = Setup::new(upstream_of(&[address]));
+    setup.metered.push(("/metered", tariff(Unit::ResponseBytes, 7, MOST), websocket()));
+    let stand = setup.open().await;
+    match stand.connect("/metered", Some(stand.payment_for(&Method::GET, "/metered"))).await {
+        Err(Error::Http(answer)) => assert_eq!(answer.status(), 403),
+        other => panic!("{other:?}"),
+    }
+    let head = heard.await.unwrap();
+    assert!(head.contains("\r\nconnection: upgrade\r\n") && head.contains("\r\nupgrade: websocket\r\n"), "{head}");
+    assert!(!head.contains("\r\nte:"), "{head}");
+    assert_eq!(stand.charged(), 0);
 }

@@ -344,6 +344,8 @@ impl Upstream {
             Some((wish, client)) => {
                 let place = tunnels.enter(caller).ok_or(UpstreamError::TooManyTunnels)?;
                 wish.say(request.headers_mut());
+                // `Connection` names only the wish now, and there are no trailers in a tunnel.
+                request.headers_mut().remove(TE);
                 Some(Box::new(Switching { wish, client, place }))
             }
         };

@@ -33,6 +33,7 @@ async fn case_22_a_correct_voucher_is_served_and_charged() {
             "success": true, "transaction": "", "network": "eip155:84532", "payer": payer.address().to_string(),
             "amount": "", "extra": {
                 "chargedAmount": PRICE.to_string(), "channelState": state(&payer, DEPOSIT, 0, charged, 0),
+                "priceGeneration": 1,
             },
         });
         assert_eq!(answer.receipt(), Some(receipt), "this and nothing else");

@@ -1,21 +1,25 @@
 //! A proxy in this process, in front of upstreams of a test's choice, and somebody with a channel there.
+//! Its routes cost a fixed price or what they use.
 #![allow(dead_code, reason = "a toolbox: not every test needs every tool")]
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use peaje::gate::path::PathPattern;
-use peaje::gate::policy::{Policy, Price, Route};
+use peaje::gate::policy::{Asked, Policy, Price, Route, Verdict};
 use peaje::gate::{Desk, Gate, Way};
 use peaje::ledger::View;
+use peaje::pricing::{Rate, Tariff, Tier, Unit};
 use peaje::protocol::Amount;
 use peaje::proxy::{Bounds, Cors, Listener, Upstream, UpstreamSettings};
+use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::payer::{Payer, usual_terms};
+use super::payer::{Payer, now_s, usual_terms};
 
 pub(crate) const PRICE: u128 = 2_000;
 
@@ -28,6 +32,8 @@ pub(crate) struct Setup {
     pub(crate) named: Vec<(&'static str, UpstreamSettings)>,
     /// Paths that cost [`PRICE`], and the ways of their requests. All else is free.
     pub(crate) paid: Vec<(&'static str, Way)>,
+    /// Paths that cost what they use.
+    pub(crate) metered: Vec<(&'static str, Tariff, Way)>,
     pub(crate) bounds: Bounds,
     pub(crate) drain: Duration,
 }
@@ -53,12 +59,19 @@ pub(crate) fn upstream_of(targets: &[SocketAddr]) -> UpstreamSettings {
     }
 }
 
+/// So much for each of these, and never more than `most`; atomic units.
+pub(crate) fn tariff(unit: Unit, price: u128, most: u128) -> Tariff {
+    let tiers = vec![Tier { up_to: None, price: Amount::new(price), per: 1 }];
+    Tariff { base: Amount::ZERO, rates: vec![Rate { unit, tiers }], most: Amount::new(most) }
+}
+
 impl Setup {
     pub(crate) fn new(upstream: UpstreamSettings) -> Self {
         Self {
             upstream,
             named: Vec::new(),
             paid: vec![("/paid/*", Way::default())],
+            metered: Vec::new(),
             bounds: Bounds::default(),
             drain: PATIENCE,
         }
@@ -72,7 +85,11 @@ impl Setup {
             .paid
             .into_iter()
             .map(|(path, way)| Route { way: way.unusual(), ..route(path, Price::Fixed(Amount::new(PRICE))) });
-        let routes = paid.chain([route("/*", Price::Free)]).collect();
+        let metered = self
+            .metered
+            .into_iter()
+            .map(|(path, tariff, way)| Route { way: way.unusual(), ..route(path, Price::Metered(Arc::new(tariff))) });
+        let routes = paid.chain(metered).chain([route("/*", Price::Free)]).collect();
         let gate = Gate::new(Policy::new(terms.clone(), "http://h", routes).unwrap(), Desk::closed());
         let wallet = Payer::new(7, &terms, PRICE);
         let view = View { block: 1, balance: Amount::new(1_000_000_000), ..View::default() };
@@ -96,9 +113,14 @@ impl Stand {
         format!("http://{}{path}", self.address)
     }
 
-    /// What the channel was charged, in prices.
+    /// What the channel was charged, atomic units.
+    pub(crate) fn charged(&self) -> u128 {
+        self.gate.accounts().statement(&self.wallet.id()).unwrap().charged.units()
+    }
+
+    /// The same, in prices.
     pub(crate) fn charges(&self) -> u128 {
-        let charged = self.gate.accounts().statement(&self.wallet.id()).unwrap().charged.units();
+        let charged = self.charged();
         assert_eq!(charged % PRICE, 0);
         charged / PRICE
     }
@@ -106,6 +128,16 @@ impl Stand {
     /// The payment header of the next request, where one comes after the other.
     pub(crate) fn payment(&self) -> String {
         self.wallet.voucher((self.charges() + 1) * PRICE).header()
+    }
+
+    /// The same for what is sold there, whatever it costs: it says yes to the offer of that path.
+    pub(crate) fn payment_for(&self, method: &http::Method, path: &str) -> String {
+        let (policy, headers) = (self.gate.policy(), http::HeaderMap::new());
+        let asked = Asked { method, path, query: None, host: None, headers: &headers, at: now_s() };
+        let Verdict::Paid(listing) = policy.judge(&asked) else { panic!("{path} costs nothing") };
+        let (offered, most) = (&listing.preferred.offer, listing.preferred.price.units());
+        let wallet = Payer { offer: json!(offered.offer()), ..self.wallet.clone() };
+        wallet.voucher(self.charged() + most).header()
     }
 
     /// Tells it to stop, and waits until it has.
