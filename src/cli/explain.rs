@@ -11,7 +11,7 @@ use super::ledger::{Moment, Side, aligned};
 use super::{ConfigArgs, Exit, Failure, Outcome, Output};
 use crate::clock;
 use crate::config::Config;
-use crate::config::diff::{price_in_words, unit_in_words};
+use crate::config::diff::unit_in_words;
 use crate::gate::explain::Explanation;
 use crate::gate::policy::{Asked, Policy, Price, Verdict};
 use crate::pricing::{End, Measured, StatusRule, Tariff, Tokens, Unit};
@@ -140,7 +140,7 @@ fn explain(args: &ExplainArgs, config: &Config, policy: &Policy) -> Result<Told,
     Ok(Told {
         request: format!("{method} {target}"),
         why: policy.explain(&asked, body),
-        price: price.map(|price| price_in_words(price, decimals)),
+        price: price.map(|price| price.describe(decimals)),
         quote: listing.map(|listing| listing.preferred.price),
         decimals,
         examples: price.zip(rule).map(|(price, rule)| examples(price, rule)).unwrap_or_default(),

@@ -148,29 +148,6 @@ fn other_differences(old: &Route, new: &Route) -> Vec<String> {
     also
 }
 
-/// A price as people say it.
-pub fn price_in_words(price: &Price, decimals: u8) -> String {
-    let tariff = match price {
-        Price::Free => return "free".to_owned(),
-        Price::Fixed(amount) => return amount.to_price(decimals),
-        Price::Metered(tariff) => tariff,
-    };
-    let base = Some(tariff.base).filter(|base| !base.is_zero()).map(|base| base.to_price(decimals));
-    let rates = tariff.rates.iter().map(|rate| rate_in_words(rate, decimals));
-    let parts: Vec<_> = base.into_iter().chain(rates).collect();
-    let most = tariff.most().to_price(decimals);
-    if parts.is_empty() { format!("up to {most}") } else { format!("{}, up to {most}", parts.join(" + ")) }
-}
-
-fn rate_in_words(Rate { unit, tiers }: &Rate, decimals: u8) -> String {
-    let tier = |Tier { up_to, price, per }: &Tier| {
-        let price = price.to_price(decimals);
-        let up_to = up_to.map(|up_to| format!(" up to {up_to}")).unwrap_or_default();
-        format!("{price} for {per} {}{up_to}", unit_in_words(unit))
-    };
-    tiers.iter().map(tier).collect::<Vec<_>>().join(", then ")
-}
-
 /// What is counted, in words.
 pub fn unit_in_words(unit: &Unit) -> String {
     match unit {
