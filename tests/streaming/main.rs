@@ -9,6 +9,7 @@
 )]
 
 mod aborted;
+mod dues;
 mod llm;
 mod memory;
 #[path = "../support/npm.rs"]

@@ -226,6 +226,11 @@ impl Site {
     /// From now on this one pays, on a channel of its own.
     pub(crate) fn is_paid_by(&mut self, number: u8) {
         self.payer = payer::Payer::new(number, self.gate.policy().terms(), MOST);
+        self.fund();
+    }
+
+    /// The payer's channel is on chain, if it was not.
+    pub(crate) fn fund(&self) {
         if self.gate.accounts().statement(&self.payer.id()).is_none() {
             fund(&self.gate, &self.payer);
         }

@@ -146,11 +146,11 @@ async fn bytes_events_and_time_are_counted() {
     let site = Site::open().await;
     let frames = site.api.next_live(&[]);
     let begun = std::time::Instant::now();
-    tokio::spawn(async move {
-        send(&frames, "x").await;
-        tokio::time::sleep(std::time::Duration::from_millis(120)).await;
-    });
-    site.ask("/seconds").await.rest().await;
+    let mut answer = site.ask("/seconds").await;
+    send(&frames, "x").await;
+    tokio::time::sleep(std::time::Duration::from_millis(120)).await;
+    drop(frames);
+    answer.rest().await;
     let most = begun.elapsed().as_millis();
     assert!((120..=most).contains(&site.charged()), "{} of {most}", site.charged());
 }
