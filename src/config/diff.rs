@@ -7,8 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Config, Key, When};
-use crate::gate::policy::{Price, Route};
-use crate::pricing::{Rate, Tier, Unit};
+use crate::gate::policy::Route;
+use crate::pricing::Unit;
 
 /// A key that differs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,15 +94,15 @@ fn routes(old: &Config, new: &Config) -> Vec<RouteChange> {
         .map(|(route, former)| RouteChange {
             route: route.name.to_string(),
             requests: requests(route),
-            old: former.map(|former| price_in_words(&former.price, before)),
-            new: Some(price_in_words(&route.price, after)),
+            old: former.map(|former| former.price.describe(before)),
+            new: Some(route.price.describe(after)),
             also: former.map(|former| other_differences(former, route)).unwrap_or_default(),
         })
         .collect();
     changes.extend(left.into_iter().map(|route| RouteChange {
         route: route.name.to_string(),
         requests: requests(route),
-        old: Some(price_in_words(&route.price, before)),
+        old: Some(route.price.describe(before)),
         new: None,
         also: Vec::new(),
     }));
@@ -223,22 +223,5 @@ mod tests {
             ]
         );
         assert!(Diff::between(&old, &old).is_empty() && !Diff::between(&old, &new).is_empty());
-    }
-
-    #[test]
-    fn a_tariff_is_told_in_words() {
-        let tier = |up_to, price, per| Tier { up_to, price: Amount::new(price), per };
-        let tariff = Tariff {
-            base: Amount::new(1_000),
-            rates: vec![Rate {
-                unit: Unit::OutputTokens,
-                tiers: vec![tier(Some(1_000_000), 2_000_000, 1_000_000), tier(None, 1, 1)],
-            }],
-            most: Amount::new(5_000_000),
-        };
-        assert_eq!(
-            price_in_words(&Price::Metered(Arc::new(tariff)), 6),
-            "$0.001 + $2.00 for 1000000 output tokens up to 1000000, then $0.000001 for 1 output tokens, up to $5.00"
-        );
     }
 }
