@@ -165,11 +165,7 @@ pub fn unit_in_words(unit: &Unit) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::pricing::Tariff;
-    use crate::protocol::Amount;
 
     const BASE: &str = "[upstream]\nurl = \"http://127.0.0.1:8080\"\n[chain]\nnetwork = \"base-sepolia\"\nrpc = \
                         \"env:PEAJE_RPC\"\n[receiver]\npay_to = \"0x209693Bc6afc0C5328bA36FaF03C514EF312287C\"\n\
