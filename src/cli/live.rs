@@ -55,6 +55,9 @@ pub enum NotTaken {
     /// Its amounts are of another token.
     #[error(transparent)]
     OtherMoney(#[from] OtherMoney),
+    /// Its requests would reach nobody.
+    #[error("a route names upstreams.{0}, which only a restart adds; restart, or add the route afterwards")]
+    NewUpstream(Arc<str>),
     /// Two routes are equal; the config's own check finds that first.
     #[error("two routes match the same requests")]
     Routes,
@@ -94,6 +97,9 @@ impl Live {
         let Parts { gate, stack, authorizer, running, reloads, .. } = &*self.parts;
         let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
         let mixed = running.applying(next)?;
+        if let Some(name) = mixed.missing_upstream() {
+            return Err(NotTaken::NewUpstream(Arc::clone(name)));
+        }
         let policy = mixed.policy(*authorizer).map_err(|_| NotTaken::Routes)?;
         let taken = Taken { diff: Diff::between(&running, &mixed), needs_restart: mixed.changes(next) };
         gate.set_limits(super::site::limits(&mixed));

@@ -61,6 +61,14 @@ impl Config {
         })
     }
 
+    /// The first upstream that a route names and this config has not. One that was read has them all; a mixture may not,
+    /// because upstreams wait for a restart and routes do not.
+    pub fn missing_upstream(&self) -> Option<&Arc<str>> {
+        let mut named = self.routes.iter().filter_map(|route| route.way.as_ref()?.upstream.as_ref());
+        let is_there = |name: &Arc<str>| self.upstreams.iter().any(|(known, _)| known == name);
+        named.find(|name| !is_there(name))
+    }
+
     /// What `next` says otherwise than this config, key by key, routes left out. What [`Config::applying`] made of `next`
     /// differs from it in what waits for a restart.
     pub fn changes(&self, next: &Self) -> Vec<KeyChange> {
@@ -236,6 +244,18 @@ mod tests {
             ("https://node.example/…", "https://node.example/…")
         );
         assert!(with("s3cret").changes(&with("s3cret")).is_empty());
+    }
+
+    #[test]
+    fn a_route_to_an_upstream_that_only_a_restart_adds_is_told() {
+        let running = Config::parse(EXAMPLE, "c.toml").unwrap();
+        let text = EXAMPLE.replacen("price = \"$0.002\"", "price = \"$0.002\"\nupstream = \"other\"", 1);
+        let next =
+            Config::parse(&format!("{text}\n[upstreams.other]\nurl = \"http://127.0.0.1:9\"\n"), "c.toml").unwrap();
+        assert_eq!(running.missing_upstream(), None);
+        assert_eq!(next.missing_upstream(), None);
+        assert_eq!(running.applying(&next).unwrap().missing_upstream().map(|name| &**name), Some("other"));
+        assert_eq!(next.applying(&running).unwrap().missing_upstream(), None);
     }
 
     #[test]
