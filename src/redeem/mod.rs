@@ -24,6 +24,7 @@ mod round;
 mod sweep;
 mod teller;
 mod triggers;
+mod unread;
 mod vitals;
 mod wei;
 mod window;
@@ -132,6 +133,8 @@ pub(crate) struct Office<C> {
     flights: Flights,
     /// What the last process left.
     last_run: LastRun,
+    /// What was booked of blocks that the follower may not have read.
+    unread: unread::Unread,
     /// What operators should know.
     notes: Notes,
     stop: CancellationToken,
@@ -147,6 +150,7 @@ impl<C> Clone for Office<C> {
             settings: self.settings.clone(),
             flights: self.flights.clone(),
             last_run: self.last_run.clone(),
+            unread: self.unread.clone(),
             notes: self.notes.clone(),
             stop: self.stop.clone(),
             tasks: self.tasks.clone(),
@@ -189,6 +193,10 @@ impl<C: Chain> Office<C> {
                 for ((id, config), view) in channels.iter().zip(&views) {
                     if let Err(reject) = self.accounts().observe(*id, config, *view) {
                         tracing::error!(channel = %id, %reject, "the node's answer cannot be true");
+                    }
+                    if block > 0 {
+                        // Here is what a transaction did that a reorganisation may still take back.
+                        self.unread.note(*id, view.block);
                     }
                 }
                 return Ok(views);
@@ -261,6 +269,7 @@ impl Redemption {
             settings,
             flights: flights.clone(),
             last_run,
+            unread: unread::Unread::default(),
             notes: notes.clone(),
             stop: stop.clone(),
             tasks: tasks.clone(),
