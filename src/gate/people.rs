@@ -3,7 +3,7 @@
 //! **Owns** the rules of a route that depend on who asks: lists of payers, prices of their own, free quotas, caps, rates,
 //! shadow mode. **Promises** that a rule only ever lowers a charge: the quote stays the most a request costs; and that
 //! nobody is told anything of a list before it has signed for its channel. **Does not** judge payments, nor know routes:
-//! the gate asks it at three places, before a payment is held, when a charge is made ([`Dues`], which every hold carries
+//! the gate asks it at three places, before a payment is held, when a charge is made (`Dues`, which every hold carries
 //! that needs it), and where a request that pays nothing would be refused.
 //!
 //! # Free requests, caps and restarts

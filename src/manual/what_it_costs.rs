@@ -46,6 +46,6 @@
 //!   something first, is not paid. A part of a unit is rounded up.
 //! - **Hours go by the clock on the wall.** A window over midnight belongs to the day it begins on. On a day when clocks
 //!   are changed it is shorter or longer. No two windows of a route may hold at one moment.
-//! - **A quote outlives its hour** for [`QUOTE_GRACE_S`](crate::gate::policy::QUOTE_GRACE_S) seconds, or as many as the
-//!   policy was [told](crate::gate::policy::Policy::with_quote_grace): a payment that answers an offer of the route which
-//!   was in force so recently is served at that offer's price, be it higher or lower than the one of the hour.
+//! - **A quote outlives its hour** by [`server.quote_grace`](crate::config::Server::quote_grace): a payment that answers an
+//!   offer of the route which was in force so recently is served at that offer's price, be it higher or lower than the one
+//!   of the hour.
