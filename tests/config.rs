@@ -1915,8 +1915,9 @@ fn the_readmes_config_is_one() {
     let readme = include_str!("../README.md");
     let blocks: Vec<_> =
         readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).map(str::to_owned).collect();
-    assert_eq!(blocks.len(), 2);
+    assert_eq!(blocks.len(), 3);
     Config::parse(&blocks[0], "README.md").unwrap();
     let config = Config::parse(&blocks.concat(), "README.md").unwrap();
+    assert_eq!(config.routes.len(), 4);
     assert_eq!(config.redeem.max_gas_share_bps, Some(1_000));
 }

@@ -140,6 +140,13 @@ fn other_differences(old: &Route, new: &Route) -> Vec<String> {
         ("description", old.description != new.description),
         ("mime_type", old.mime_type != new.mime_type),
         ("extensions", old.extensions != new.extensions),
+        ("host", old.host != new.host),
+        ("match", old.conditions != new.conditions),
+        ("charge_on", old.status_rule != new.status_rule),
+        ("at", old.schedule != new.schedule),
+        ("who may pay and who pays less", old.rules != new.rules),
+        ("upstream or upgrade", old.way != new.way),
+        ("what is shown of it", old.shelf != new.shelf),
     ];
     let mut also: Vec<_> = named.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned()).collect();
     if also.is_empty() && old.price == new.price {

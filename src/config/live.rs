@@ -230,6 +230,27 @@ mod tests {
     }
 
     #[test]
+    fn a_route_to_an_upstream_that_is_not_connected_is_not_taken() {
+        let with = |upstreams: &[&str], chosen: &str| {
+            let upstreams: String =
+                upstreams.iter().map(|name| format!("[upstreams.{name}]\nurl = \"http://127.0.0.1:1\"\n")).collect();
+            let routes: String = upstreams_routes(chosen);
+            Config::parse(&format!("{EXAMPLE}\n{upstreams}{routes}"), "c.toml").unwrap()
+        };
+        fn upstreams_routes(chosen: &str) -> String {
+            ["a", "b"]
+                .iter()
+                .filter(|name| chosen.contains(**name))
+                .map(|name| format!("[[route]]\npath = \"/{name}\"\nprice = \"free\"\nupstream = \"{name}\"\n"))
+                .collect()
+        }
+        let running = with(&["a"], "a");
+        assert!(running.applying(&running).is_ok());
+        let refused = running.applying(&with(&["a", "b"], "ab")).err();
+        assert_eq!(refused, Some(NotNow::OtherUpstream("b".to_owned())));
+    }
+
+    #[test]
     fn prices_of_another_token_are_not_taken() {
         let running = Config::parse(EXAMPLE, "c.toml").unwrap();
         for (from, to) in [
