@@ -31,6 +31,7 @@ pub mod admin;
 pub mod agent;
 mod causes;
 pub mod chain;
+mod changed;
 pub mod cli;
 mod clock;
 pub mod config;

@@ -7,13 +7,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use notify::event::{EventKind, ModifyKind};
 use notify::{RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
+use crate::changed::{Hangups, Mark};
 use crate::config::diff::{Diff, KeyChange};
 use crate::config::{Config, ConfigErrors, NotNow, Reloads};
 use crate::gate::Gate;
@@ -160,7 +161,7 @@ impl Live {
         }
         let mut hangups = Hangups::listen();
         let mut beside = self.beside();
-        let mut stamp = stamp(&path);
+        let mut mark = Mark::of(&path);
         loop {
             let ordered = tokio::select! {
                 () = hangups.next() => true,
@@ -169,15 +170,15 @@ impl Live {
                     () = settle(&mut changes) => false,
                 },
                 () = tokio::time::sleep(LOOK_EVERY) => {
-                    let looked = self::stamp(&path);
-                    if looked == stamp && self.beside() == beside {
+                    let looked = Mark::of(&path);
+                    if looked == mark && self.beside() == beside {
                         continue;
                     }
                     // Somebody may be writing it just now.
-                    stamp = looked;
+                    mark = looked;
                     tokio::time::sleep(SETTLED).await;
-                    if self::stamp(&path) != stamp {
-                        stamp = None;
+                    if Mark::of(&path) != mark {
+                        mark = None;
                         continue;
                     }
                     false
@@ -186,7 +187,7 @@ impl Live {
             if ordered && let Some(access) = &self.parts.access {
                 access.reopen();
             }
-            stamp = self::stamp(&path);
+            mark = Mark::of(&path);
             let found = self.beside();
             let is_new = ordered || found != beside;
             let (live, file, last) = (self.clone(), path.clone(), text.clone());
@@ -200,9 +201,9 @@ impl Live {
     }
 
     /// What tells changes of the files that the config names and that are read with it: lists of payers, an OpenAPI document.
-    fn beside(&self) -> Vec<Option<Stamp>> {
+    fn beside(&self) -> Vec<Option<Mark>> {
         let running = self.parts.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.payer_files.iter().chain(&running.discovery.openapi).map(|file| stamp(file)).collect()
+        running.payer_files.iter().chain(&running.discovery.openapi).map(|file| Mark::of(file)).collect()
     }
 
     /// Reads the file if it says something else than last time, or if it has to be read anyway. What it says.
@@ -264,46 +265,6 @@ fn watch(path: &Path, changed: mpsc::Sender<()>) -> notify::Result<notify::Recom
 async fn settle(changes: &mut mpsc::Receiver<()>) {
     let begun = Instant::now();
     while begun.elapsed() < MAX_SETTLING && timeout(SETTLED, changes.recv()).await.is_ok() {}
-}
-
-/// What tells a changed file from one that was not, without reading it.
-type Stamp = (Option<SystemTime>, u64, u64);
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let metadata = std::fs::metadata(path).ok()?;
-    #[cfg(unix)]
-    let inode = std::os::unix::fs::MetadataExt::ino(&metadata);
-    #[cfg(not(unix))]
-    let inode = 0;
-    Some((metadata.modified().ok(), metadata.len(), inode))
-}
-
-/// SIGHUP, by which a terminal that closes and an operator that says `reload` ask for the same. Neither ends the process.
-struct Hangups {
-    #[cfg(unix)]
-    signals: Option<tokio::signal::unix::Signal>,
-}
-
-impl Hangups {
-    fn listen() -> Self {
-        #[cfg(unix)]
-        {
-            use tokio::signal::unix::{SignalKind, signal};
-            Self { signals: signal(SignalKind::hangup()).ok() }
-        }
-        #[cfg(not(unix))]
-        Self {}
-    }
-
-    async fn next(&mut self) {
-        #[cfg(unix)]
-        if let Some(signals) = &mut self.signals
-            && signals.recv().await.is_some()
-        {
-            return;
-        }
-        std::future::pending().await
-    }
 }
 
 #[cfg(test)]

@@ -5,9 +5,8 @@
 //! would be one), and that a changed pair of files that cannot be used leaves the one in use as it is, and says why.
 //! **Does not** ask clients for certificates.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
@@ -19,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::certificate::{Certificate, CertificateError, CertificateFiles};
 use crate::causes::causes;
+use crate::changed::{Hangups, Mark};
 
 /// How often the files are looked at. Whoever cannot wait sends SIGHUP.
 pub const CERTIFICATE_POLL: Duration = Duration::from_secs(5);
@@ -69,7 +69,7 @@ impl Certificates {
 
     /// Reads the files again whenever they have changed, or a hang-up asks for it, until `stop`.
     pub(super) async fn follow(self, poll: Duration, stop: CancellationToken) {
-        let mut hangups = Hangups::new();
+        let mut hangups = Hangups::listen();
         let mut before = self.marks();
         loop {
             let told = tokio::select! {
@@ -93,7 +93,7 @@ impl Certificates {
     }
 
     fn marks(&self) -> Vec<Option<Mark>> {
-        self.files.iter().flat_map(|files| [mark(&files.cert), mark(&files.key)]).collect()
+        self.files.iter().flat_map(|files| [Mark::of(&files.cert), Mark::of(&files.key)]).collect()
     }
 }
 
@@ -118,48 +118,6 @@ fn read_all(files: &[CertificateFiles]) -> Result<Vec<Certificate>, CertificateE
         all.push(certificate);
     }
     Ok(all)
-}
-
-/// By what a file that was replaced or rewritten is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Mark {
-    modified: Option<SystemTime>,
-    length: u64,
-    inode: u64,
-}
-
-fn mark(path: &Path) -> Option<Mark> {
-    let metadata = std::fs::metadata(path).ok()?;
-    #[cfg(unix)]
-    let inode = std::os::unix::fs::MetadataExt::ino(&metadata);
-    #[cfg(not(unix))]
-    let inode = 0;
-    Some(Mark { modified: metadata.modified().ok(), length: metadata.len(), inode })
-}
-
-/// The hang-ups this process is sent, where there is such a thing.
-struct Hangups {
-    #[cfg(unix)]
-    signals: Option<tokio::signal::unix::Signal>,
-}
-
-impl Hangups {
-    fn new() -> Self {
-        Self {
-            #[cfg(unix)]
-            signals: tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).ok(),
-        }
-    }
-
-    async fn next(&mut self) {
-        #[cfg(unix)]
-        if let Some(signals) = &mut self.signals
-            && signals.recv().await.is_some()
-        {
-            return;
-        }
-        std::future::pending().await
-    }
 }
 
 #[cfg(test)]

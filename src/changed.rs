@@ -1,0 +1,51 @@
+//! How it is noticed that a file was changed, and that somebody says so.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+/// What tells a file that was rewritten or replaced from one that was not, without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    modified: Option<SystemTime>,
+    length: u64,
+    inode: u64,
+}
+
+impl Mark {
+    /// Nothing, where there is no such file.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let metadata = std::fs::metadata(path).ok()?;
+        #[cfg(unix)]
+        let inode = std::os::unix::fs::MetadataExt::ino(&metadata);
+        #[cfg(not(unix))]
+        let inode = 0;
+        Some(Self { modified: metadata.modified().ok(), length: metadata.len(), inode })
+    }
+}
+
+/// SIGHUP, by which a terminal that closes and an operator that says `reload` ask for the same. Where somebody listens,
+/// neither ends the process.
+pub(crate) struct Hangups {
+    #[cfg(unix)]
+    signals: Option<tokio::signal::unix::Signal>,
+}
+
+impl Hangups {
+    pub(crate) fn listen() -> Self {
+        Self {
+            #[cfg(unix)]
+            signals: tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).ok(),
+        }
+    }
+
+    /// Waits for one; for ever, where there is no such thing.
+    pub(crate) async fn next(&mut self) {
+        #[cfg(unix)]
+        if let Some(signals) = &mut self.signals
+            && signals.recv().await.is_some()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}
