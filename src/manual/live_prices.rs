@@ -19,7 +19,7 @@
 //! as has `GET /status` of the admin listener. Routes, prices, the terms of new quotes, limits, CORS and the log's level
 //! are in force at once. What only a start can change ([`KEYS`](crate::config::KEYS) is the list, and `peaje diff` marks
 //! it) goes on as it is, and is named with what runs and what the file says. A file that names another token or chain is
-//! refused as a whole: its dollars would be other units.
+//! refused as a whole: its dollars would be other units. So is one whose routes go to an upstream that was not there.
 //!
 //! # For agents
 //!
