@@ -45,7 +45,9 @@ impl Config {
         }
         let (running, next_channel) = (&self.channel, &next.channel);
         // Both were compared with values of their own file, which may not be those that run.
-        let timeout_fits = next_channel.max_timeout > self.upstream.response_timeout && self.facilitator.is_none();
+        let mut upstreams = std::iter::once(&self.upstream).chain(self.upstreams.iter().map(|(_, named)| named));
+        let outlasts = upstreams.all(|upstream| next_channel.max_timeout > upstream.response_timeout);
+        let timeout_fits = outlasts && self.facilitator.is_none();
         let margin_fits = next_channel.withdraw_margin < running.withdraw_delay;
         Ok(Self {
             server: Server { quote_grace: next.server.quote_grace, ..self.server.clone() },
@@ -282,6 +284,14 @@ mod tests {
         assert_eq!(mixed.channel.max_timeout, running.channel.max_timeout);
         let waiting: Vec<_> = mixed.changes(&quicker).into_iter().map(|change| change.key).collect();
         assert_eq!(waiting, ["[upstream].response_timeout", "[channel].max_timeout"]);
+        let named =
+            |timeout| format!("[upstreams.slow]\nurl = \"http://127.0.0.1:8082\"\nresponse_timeout = \"{timeout}\"\n");
+        let slow = Config::parse(&(EXAMPLE.to_owned() + &named("4m")), "c.toml").unwrap();
+        for (timeout, max_timeout) in [(240, 300), (241, 241)] {
+            let next = EXAMPLE.replacen("max_timeout = \"5m\"", &format!("max_timeout = \"{timeout}s\""), 1);
+            let mixed = slow.applying(&Config::parse(&(next + &named("2m")), "c.toml").unwrap()).unwrap();
+            assert_eq!(mixed.channel.max_timeout.as_secs(), max_timeout, "an upstream with a name takes 240 s");
+        }
         let longer = config(&[
             ("withdraw_delay = \"1d\"", "withdraw_delay = \"3d\""),
             ("withdraw_margin = \"5m\"", "withdraw_margin = \"2d\""),

@@ -20,7 +20,7 @@
 //! and the log's level are in force at once. An OpenAPI document is read with the file that names it; where that says what it
 //! said, only SIGHUP reads the document again. What only a start can change ([`KEYS`](crate::config::KEYS) is the list, and `peaje diff` marks
 //! it) goes on as it is, and is named with what runs and what the file says. A file that names another token or chain is
-//! refused as a whole: its dollars would be other units.
+//! refused as a whole: its dollars would be other units. So is one whose routes go to an upstream that was not there.
 //!
 //! # For agents
 //!
