@@ -23,6 +23,7 @@ use http::Method;
 use payer::{Payer, Payment};
 use peaje::config::Config;
 use peaje::gate::people::WatchedCounts;
+use peaje::gate::policy::Policy;
 use peaje::gate::{Desk, Gate, Limits};
 use peaje::ledger::View;
 use peaje::protocol::x402::{self, Quote};
@@ -424,6 +425,86 @@ async fn a_payer_with_a_price_of_its_own_signs_for_the_quote_and_is_charged_that
         site.pay(&payer, 10 * UNIT, "/x", &[("x-answer", "500")]).await;
         assert_eq!(site.charged(&payer), before);
     }
+}
+
+/// A price list that takes the place of a site's.
+fn policy(routes: &[String]) -> Policy {
+    let text = format!("{CONFIG}\n{}", routes.concat());
+    Config::parse(&text, "routes.toml").unwrap_or_else(|errors| panic!("{errors}")).policy(Address([2; 20])).unwrap()
+}
+
+#[tokio::test]
+async fn who_names_somebody_else_as_the_payer_has_nothing_of_it() {
+    let (partner, friend) = (anybody(1), anybody(3));
+    let routes = [
+        route("/own", 10, "[[route.for]]\npayers = [\"partners\"]\nprice = \"free\""),
+        route("/allowed", 10, "allow = [\"partners\"]"),
+        route("/denied", 10, "deny = [\"friends\"]"),
+        partners(&partner),
+        format!("friends = [\"{}\"]\n", friend.address()),
+    ];
+    let site = site(&routes.concat()).await;
+    // The contract takes a deposit into such a channel from everybody.
+    let naming = |named: &Payer| {
+        let mut payer = Payer::new(2, site.gate.policy().terms(), 10 * UNIT);
+        payer.config.payer = named.address();
+        site.fund(&payer);
+        payer
+    };
+    let impostor = naming(&partner);
+    assert_eq!(site.pay(&impostor, 10 * UNIT, "/own", &[]).await.status, 200);
+    assert_eq!(site.charged(&impostor), 10 * UNIT, "the price of whoever signed");
+    let told = site.arrived().last().unwrap().headers["x-peaje-payer"].to_str().unwrap().to_owned();
+    assert_eq!(told.to_lowercase(), impostor.address().to_string().to_lowercase(), "and so the upstream is told");
+    assert_eq!(site.pay(&impostor, 10 * UNIT, "/allowed", &[]).await.code(), "payer_not_allowed");
+    assert_eq!(site.pay(&impostor, 10 * UNIT, "/denied", &[]).await.status, 200);
+    // Who is denied cannot have a fresh key sign.
+    assert_eq!(site.pay(&naming(&friend), 10 * UNIT, "/denied", &[]).await.code(), "payer_not_allowed");
+    // A payer's own price is for what its listed key signs, whatever account the money is from.
+    let mut delegating = site.payer(1, 10 * UNIT);
+    delegating.config.payer = friend.address();
+    site.fund(&delegating);
+    assert_eq!(site.pay(&delegating, 10 * UNIT, "/own", &[]).await.status, 200);
+    assert_eq!(site.charged(&delegating), 0);
+}
+
+#[tokio::test]
+async fn a_former_offer_holds_for_its_price_and_not_against_who_may_pay_now() {
+    let partner = anybody(1);
+    let of = |price, more: &str| vec![route("/x", price, more), partners(&partner)];
+    let lists = ["deny = [\"partners\"]", "allow = [\"partners\"]"];
+    for (list, denied, allowed) in [(lists[0], 1, 2), (lists[1], 2, 1)] {
+        let site = site(&of(2, "").concat()).await;
+        let [denied, allowed] = [denied, allowed].map(|number| site.payer(number, 2 * UNIT));
+        site.gate.replace_policy(policy(&of(3, list)), PATIENCE);
+        let answer = site.pay(&denied, 2 * UNIT, "/x", &[]).await;
+        assert_eq!((answer.status, answer.code()), (403, "payer_not_allowed".to_owned()), "{list}");
+        assert_eq!(site.pay(&allowed, 2 * UNIT, "/x", &[]).await.status, 200, "{list}");
+        assert_eq!((site.charged(&denied), site.charged(&allowed)), (0, 2 * UNIT), "{list}");
+    }
+    // Who was not let pay by the former list pays by the one in force.
+    let site = site(&of(2, lists[0]).concat()).await;
+    let denied = site.payer(1, 2 * UNIT);
+    site.gate.replace_policy(policy(&of(3, "")), PATIENCE);
+    assert_eq!(site.pay(&denied, 2 * UNIT, "/x", &[]).await.status, 403, "its offer was never for this payer");
+    let current = Payer::new(1, site.gate.policy().terms(), 3 * UNIT);
+    assert_eq!(site.pay(&current, 3 * UNIT, "/x", &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_only_watched_gives_nothing_away_once_it_does_not() {
+    let of = |price, more: &str| vec![route("/x", price, more)];
+    let shadow = "shadow = true";
+    let site = site(&of(2, shadow).concat()).await;
+    let payer = site.payer(1, 2 * UNIT);
+    assert_eq!(site.pay(&payer, 2 * UNIT, "/x", &[]).await.status, 200);
+    site.gate.replace_policy(policy(&of(3, "")), PATIENCE);
+    let answer = site.pay(&payer, 2 * UNIT, "/x", &[]).await;
+    assert_eq!((answer.status, answer.quoted()), (402, 3 * UNIT));
+    // And what only watches now charges nobody by what it was before.
+    site.gate.replace_policy(policy(&of(4, shadow)), PATIENCE);
+    assert_eq!(site.pay(&payer, 3 * UNIT, "/x", &[]).await.status, 200);
+    assert_eq!(site.charged(&payer), 0);
 }
 
 // ---- quotas and caps

@@ -13,10 +13,9 @@ use http_body::Body;
 use tower::BoxError;
 
 use super::Gate;
-use super::admit::{Admission, Admitted};
+use super::admit::{Admission, Admitted, Answered};
 use super::answer::Refusal;
 use super::body::AnswerBody;
-use super::policy::{Listing, Offered};
 use super::replay::{Again, Content, Serving, Slip, Tail};
 use super::service::{Sale, Sent, Visit};
 use crate::protocol::Code;
@@ -35,26 +34,26 @@ impl Gate {
     /// Judges a payment, unless it has its answer already.
     pub(super) async fn admit_once<B: Content>(
         &self,
-        (listing, offered): (&Listing, &Offered),
+        answered: Answered<'_>,
         payment: Payment<'_>,
         sent: &Sent,
         request: &mut Request<B>,
         Visit { peer, id, .. }: Visit<'_>,
     ) -> Result<Once, Refusal> {
         let slip = match sent {
-            Sent::Payment(header) => self.replays.slip(listing.identifiers, &payment, header, request)?,
+            Sent::Payment(header) => self.replays.slip(answered.listing.identifiers, &payment, header, request)?,
             _ => None,
         };
         let Some(slip) = slip else {
-            return Ok(Once::New(self.admit(listing, offered, payment, peer, id).await?, None));
+            return Ok(Once::New(self.admit(answered, payment, peer, id).await?, None));
         };
-        let longest = Duration::from_secs(offered.tender.terms.max_timeout_s);
+        let longest = Duration::from_secs(answered.offered.tender.terms.max_timeout_s);
         // Its bytes, which none but its sender has, are what entitles to the answer.
         let was_read = match self.again(longest, &slip, request).await? {
             Again::Answer(answer) => return Ok(Once::Again(answer)),
             again => matches!(again, Again::Read),
         };
-        match self.admit(listing, offered, payment, peer, id).await {
+        match self.admit(answered, payment, peer, id).await {
             // Half a request cannot be served; and it was found out that the payment is spent.
             Ok(Admission::Serve(_)) if was_read => Err(Code::ChannelBusy.into()),
             Ok(Admission::Serve(admitted)) => {
