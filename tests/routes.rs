@@ -507,6 +507,64 @@ async fn what_only_watched_gives_nothing_away_once_it_does_not() {
     assert_eq!(site.charged(&payer), 0);
 }
 
+// ---- what was paid for before, and refunds
+
+/// The header of a payment that has a name.
+fn named(site: &Site, payer: &Payer, price: u128, id: &str) -> String {
+    let mut payer = payer.clone();
+    payer.extensions = site.gate.policy().first_paid().unwrap().route.extensions.clone();
+    payer.extensions["payment-identifier"]["info"]["id"] = id.into();
+    site.next(&payer, price).header()
+}
+
+#[tokio::test]
+async fn an_answer_that_was_charged_comes_again_whatever_its_status_and_no_other_does() {
+    let site = site(&route("/x", 10, "charge_on = { \"404\" = \"10%\", \"304\" = \"0%\" }")).await;
+    let payer = site.payer(1, 10 * UNIT);
+    for (number, status, charge) in [(1_u8, "404", 1), (2, "304", 0), (3, "200", 10), (4, "410", 0)] {
+        let (before, arrived) = (site.charged(&payer), site.arrived().len());
+        let payment = named(&site, &payer, 10 * UNIT, &format!("request-number-{number}"));
+        let headers = [("payment-signature", payment.as_str()), ("x-answer", status)];
+        for again in [false, true] {
+            let answer = site.get("/x", &headers).await;
+            assert_eq!(answer.status.to_string(), status, "{again}");
+            assert_eq!(answer.headers.contains_key("idempotent-replayed"), again && charge > 0, "{status}");
+            assert_eq!(site.charged(&payer) - before, charge * UNIT, "{status}");
+        }
+        assert_eq!(site.arrived().len() - arrived, if charge > 0 { 1 } else { 2 }, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_there_when_its_offer_does_not_hold_any_more() {
+    let of = |price| vec![route("/x", price, "")];
+    let site = site(&of(2).concat()).await;
+    let payer = site.payer(1, 2 * UNIT);
+    let payment = named(&site, &payer, 2 * UNIT, "request-number-1");
+    assert_eq!(site.get("/x", &[("payment-signature", &payment)]).await.status, 200);
+    site.gate.replace_policy(policy(&of(3)), Duration::ZERO);
+    let again = site.get("/x", &[("payment-signature", &payment)]).await;
+    assert_eq!((again.status, again.headers.contains_key("idempotent-replayed")), (200, true));
+    let other = named(&site, &payer, 2 * UNIT, "request-number-2");
+    let other = site.get("/x", &[("payment-signature", &other)]).await;
+    assert_eq!((other.status, other.quoted()), (402, 3 * UNIT), "what was not paid for costs what it costs now");
+    assert_eq!((site.charged(&payer), site.arrived().len()), (2 * UNIT, 1));
+}
+
+#[tokio::test]
+async fn a_refund_is_taken_on_any_path_whatever_it_costs_there() {
+    let metered =
+        "[[route]]\npath = \"/metered\"\n[route.price]\nmost = \"$0.01\"\nresponse_bytes = \"$0.001 / 1 KiB\"\n";
+    let site = site(&[metered, &route("/x", 2, "")].concat()).await;
+    let payer = site.payer(1, 2 * UNIT);
+    for path in ["/x", "/metered", "/unknown"] {
+        let refund = payer.refund(0, None).header();
+        // No chain is behind this gate: so far comes only what is good.
+        let answer = site.get(path, &[("payment-signature", &refund)]).await;
+        assert_eq!(answer.code(), "invalid_batch_settlement_evm_rpc_read_failed", "{path}");
+    }
+}
+
 // ---- quotas and caps
 
 #[tokio::test]

@@ -16,7 +16,8 @@ use super::Gate;
 use super::admit::{Admission, Admitted, Answered};
 use super::answer::Refusal;
 use super::body::AnswerBody;
-use super::replay::{Again, Content, Serving, Slip, Tail};
+use super::policy::Listing;
+use super::replay::{Again, Content, MAX_WAIT, Serving, Slip, Tail};
 use super::service::{Sale, Sent, Visit};
 use crate::protocol::Code;
 use crate::protocol::x402::Payment;
@@ -71,6 +72,27 @@ impl Gate {
         }
     }
 
+    /// What a payment gets whose offer does not hold any more: the answer it had, if it came before, and no other.
+    pub(super) async fn answered_before<B: Content>(
+        &self,
+        listing: &Listing,
+        payment: Payment<'_>,
+        sent: &Sent,
+        request: &mut Request<B>,
+    ) -> Result<Once, Refusal> {
+        let slip = match sent {
+            // What is wrong with its identifier is of no matter.
+            Sent::Payment(header) => self.replays.slip(listing.identifiers, &payment, header, request).ok().flatten(),
+            _ => None,
+        };
+        if let Some(slip) = slip
+            && let Again::Answer(answer) = self.again(MAX_WAIT, &slip, request).await?
+        {
+            return Ok(Once::Again(answer));
+        }
+        Err(Code::NoMatchingRequirements.into())
+    }
+
     /// Whether a payment came before, and what it gets then.
     async fn again<B: Content>(
         &self,
@@ -103,7 +125,8 @@ impl Gate {
     {
         // What it needs is its own, because it may outlive the connection.
         let (gate, sale, id) = (self.clone(), sale.to_own(), id.map(str::to_owned));
+        let rule = sale.status_rule().clone();
         let work = async move { gate.serve_paid(sale.as_sale(), request, id.as_deref(), inner, admitted, draft).await };
-        Ok(serving.see_to_it(work).await?.map(AnswerBody::kept))
+        Ok(serving.see_to_it(rule, work).await?.map(AnswerBody::kept))
     }
 }

@@ -40,7 +40,7 @@ use super::served::is_served;
 use super::tender::{Offered, Tender};
 use super::way::Way;
 use super::{Gate, Peer, meter, shop};
-use crate::pricing::End;
+use crate::pricing::{End, StatusRule};
 use crate::protocol::x402::{self, ChannelState, Payment, PaymentError, Receipt};
 use crate::protocol::{Address, Amount, ChannelId, Code, Hash};
 
@@ -231,7 +231,13 @@ impl Gate {
             drop(payment);
             return Box::pin(self.give(request, inner, given, draft)).await;
         }
-        let answered = payment.as_ref().ok().and_then(|payment| listing?.answered(&payment.accepted, refund));
+        let mut listing = listing;
+        let mut answered = payment.as_ref().ok().and_then(|payment| listing?.answered(&payment.accepted, refund));
+        if let (true, None, Ok(payment)) = (refund, answered, &payment)
+            && let Some(other) = policy.first_refunding(&payment.accepted)
+        {
+            (listing, answered) = (Some(other), other.answered(&payment.accepted, true));
+        }
         let till = answered.and_then(|offered| self.till_of(offered));
         let admission = match (payment, listing, answered, till) {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
@@ -239,6 +245,9 @@ impl Gate {
                 let visit = Visit { peer, id, draft: None };
                 let answered = Answered { listing, offered, in_force: in_force.unwrap_or(listing) };
                 Box::pin(till.admit_once(answered, payment, &sent, &mut request, visit)).await
+            }
+            (Ok(payment), Some(listing), ..) if !refund => {
+                Box::pin(self.answered_before(listing, payment, &sent, &mut request)).await
             }
             (Ok(_), ..) => Err(Code::NoMatchingRequirements.into()),
             (Err(refusal), Some(listing), ..) if is_unpaid => {
@@ -570,6 +579,11 @@ pub(super) struct OwnSale {
 }
 
 impl OwnSale {
+    /// By which statuses it is charged.
+    pub(super) fn status_rule(&self) -> &StatusRule {
+        &self.route.status_rule
+    }
+
     pub(super) fn as_sale(&self) -> Sale<'_> {
         let Self { route, tender, charged, generation } = self;
         Sale { route, tender, charged, generation: *generation }
