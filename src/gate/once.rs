@@ -33,7 +33,7 @@ pub(super) enum Once {
 
 impl Gate {
     /// Judges a payment, unless it has its answer already.
-    pub(super) async fn admit_once<B: Content>(
+    async fn admit_once<B: Content>(
         &self,
         answered: Answered<'_>,
         payment: Payment<'_>,
@@ -72,8 +72,24 @@ impl Gate {
         }
     }
 
+    /// Judges a payment at the till of the offer that it answers, if there is one.
+    pub(super) async fn admit_or_recall<B: Content>(
+        &self,
+        listing: &Listing,
+        answered: Option<(&Self, Answered<'_>)>,
+        payment: Payment<'_>,
+        sent: &Sent,
+        request: &mut Request<B>,
+        visit: Visit<'_>,
+    ) -> Result<Once, Refusal> {
+        match answered {
+            Some((till, answered)) => till.admit_once(answered, payment, sent, request, visit).await,
+            None => self.answered_before(listing, payment, sent, request).await,
+        }
+    }
+
     /// What a payment gets whose offer does not hold any more: the answer it had, if it came before, and no other.
-    pub(super) async fn answered_before<B: Content>(
+    async fn answered_before<B: Content>(
         &self,
         listing: &Listing,
         payment: Payment<'_>,

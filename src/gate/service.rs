@@ -241,13 +241,11 @@ impl Gate {
         let till = answered.and_then(|offered| self.till_of(offered));
         let admission = match (payment, listing, answered, till) {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
-            (Ok(payment), Some(listing), Some(offered), Some(till)) => {
+            (Ok(payment), Some(listing), offered, till) => {
                 let visit = Visit { peer, id, draft: None };
-                let answered = Answered { listing, offered, in_force: in_force.unwrap_or(listing) };
-                Box::pin(till.admit_once(answered, payment, &sent, &mut request, visit)).await
-            }
-            (Ok(payment), Some(listing), ..) if !refund => {
-                Box::pin(self.answered_before(listing, payment, &sent, &mut request)).await
+                let in_force = in_force.unwrap_or(listing);
+                let answered = offered.map(|offered| Answered { listing, offered, in_force });
+                Box::pin(self.admit_or_recall(listing, till.zip(answered), payment, &sent, &mut request, visit)).await
             }
             (Ok(_), ..) => Err(Code::NoMatchingRequirements.into()),
             (Err(refusal), Some(listing), ..) if is_unpaid => {
