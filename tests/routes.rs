@@ -23,6 +23,7 @@ use http::Method;
 use payer::{Payer, Payment};
 use peaje::config::Config;
 use peaje::gate::people::WatchedCounts;
+use peaje::gate::policy::Policy;
 use peaje::gate::{Desk, Gate, Limits};
 use peaje::ledger::View;
 use peaje::protocol::x402::{self, Quote};
@@ -423,6 +424,144 @@ async fn a_payer_with_a_price_of_its_own_signs_for_the_quote_and_is_charged_that
         let before = site.charged(&payer);
         site.pay(&payer, 10 * UNIT, "/x", &[("x-answer", "500")]).await;
         assert_eq!(site.charged(&payer), before);
+    }
+}
+
+/// A price list that takes the place of a site's.
+fn policy(routes: &[String]) -> Policy {
+    let text = format!("{CONFIG}\n{}", routes.concat());
+    Config::parse(&text, "routes.toml").unwrap_or_else(|errors| panic!("{errors}")).policy(Address([2; 20])).unwrap()
+}
+
+#[tokio::test]
+async fn who_names_somebody_else_as_the_payer_has_nothing_of_it() {
+    let (partner, friend) = (anybody(1), anybody(3));
+    let routes = [
+        route("/own", 10, "[[route.for]]\npayers = [\"partners\"]\nprice = \"free\""),
+        route("/allowed", 10, "allow = [\"partners\"]"),
+        route("/denied", 10, "deny = [\"friends\"]"),
+        partners(&partner),
+        format!("friends = [\"{}\"]\n", friend.address()),
+    ];
+    let site = site(&routes.concat()).await;
+    // The contract takes a deposit into such a channel from everybody.
+    let naming = |named: &Payer| {
+        let mut payer = Payer::new(2, site.gate.policy().terms(), 10 * UNIT);
+        payer.config.payer = named.address();
+        site.fund(&payer);
+        payer
+    };
+    let impostor = naming(&partner);
+    assert_eq!(site.pay(&impostor, 10 * UNIT, "/own", &[]).await.status, 200);
+    assert_eq!(site.charged(&impostor), 10 * UNIT, "the price of whoever signed");
+    let told = site.arrived().last().unwrap().headers["x-peaje-payer"].to_str().unwrap().to_owned();
+    assert_eq!(told.to_lowercase(), impostor.address().to_string().to_lowercase(), "and so the upstream is told");
+    assert_eq!(site.pay(&impostor, 10 * UNIT, "/allowed", &[]).await.code(), "payer_not_allowed");
+    assert_eq!(site.pay(&impostor, 10 * UNIT, "/denied", &[]).await.status, 200);
+    // Who is denied cannot have a fresh key sign.
+    assert_eq!(site.pay(&naming(&friend), 10 * UNIT, "/denied", &[]).await.code(), "payer_not_allowed");
+    // A payer's own price is for what its listed key signs, whatever account the money is from.
+    let mut delegating = site.payer(1, 10 * UNIT);
+    delegating.config.payer = friend.address();
+    site.fund(&delegating);
+    assert_eq!(site.pay(&delegating, 10 * UNIT, "/own", &[]).await.status, 200);
+    assert_eq!(site.charged(&delegating), 0);
+}
+
+#[tokio::test]
+async fn a_former_offer_holds_for_its_price_and_not_against_who_may_pay_now() {
+    let partner = anybody(1);
+    let of = |price, more: &str| vec![route("/x", price, more), partners(&partner)];
+    let lists = ["deny = [\"partners\"]", "allow = [\"partners\"]"];
+    for (list, denied, allowed) in [(lists[0], 1, 2), (lists[1], 2, 1)] {
+        let site = site(&of(2, "").concat()).await;
+        let [denied, allowed] = [denied, allowed].map(|number| site.payer(number, 2 * UNIT));
+        site.gate.replace_policy(policy(&of(3, list)), PATIENCE);
+        let answer = site.pay(&denied, 2 * UNIT, "/x", &[]).await;
+        assert_eq!((answer.status, answer.code()), (403, "payer_not_allowed".to_owned()), "{list}");
+        assert_eq!(site.pay(&allowed, 2 * UNIT, "/x", &[]).await.status, 200, "{list}");
+        assert_eq!((site.charged(&denied), site.charged(&allowed)), (0, 2 * UNIT), "{list}");
+    }
+    // Who was not let pay by the former list pays by the one in force.
+    let site = site(&of(2, lists[0]).concat()).await;
+    let denied = site.payer(1, 2 * UNIT);
+    site.gate.replace_policy(policy(&of(3, "")), PATIENCE);
+    assert_eq!(site.pay(&denied, 2 * UNIT, "/x", &[]).await.status, 403, "its offer was never for this payer");
+    let current = Payer::new(1, site.gate.policy().terms(), 3 * UNIT);
+    assert_eq!(site.pay(&current, 3 * UNIT, "/x", &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_only_watched_gives_nothing_away_once_it_does_not() {
+    let of = |price, more: &str| vec![route("/x", price, more)];
+    let shadow = "shadow = true";
+    let site = site(&of(2, shadow).concat()).await;
+    let payer = site.payer(1, 2 * UNIT);
+    assert_eq!(site.pay(&payer, 2 * UNIT, "/x", &[]).await.status, 200);
+    site.gate.replace_policy(policy(&of(3, "")), PATIENCE);
+    let answer = site.pay(&payer, 2 * UNIT, "/x", &[]).await;
+    assert_eq!((answer.status, answer.quoted()), (402, 3 * UNIT));
+    // And what only watches now charges nobody by what it was before.
+    site.gate.replace_policy(policy(&of(4, shadow)), PATIENCE);
+    assert_eq!(site.pay(&payer, 3 * UNIT, "/x", &[]).await.status, 200);
+    assert_eq!(site.charged(&payer), 0);
+}
+
+// ---- what was paid for before, and refunds
+
+/// The header of a payment that has a name.
+fn named(site: &Site, payer: &Payer, price: u128, id: &str) -> String {
+    let mut payer = payer.clone();
+    payer.extensions = site.gate.policy().first_paid().unwrap().route.extensions.clone();
+    payer.extensions["payment-identifier"]["info"]["id"] = id.into();
+    site.next(&payer, price).header()
+}
+
+#[tokio::test]
+async fn an_answer_that_was_charged_comes_again_whatever_its_status_and_no_other_does() {
+    let site = site(&route("/x", 10, "charge_on = { \"404\" = \"10%\", \"304\" = \"0%\" }")).await;
+    let payer = site.payer(1, 10 * UNIT);
+    for (number, status, charge) in [(1_u8, "404", 1), (2, "304", 0), (3, "200", 10), (4, "410", 0)] {
+        let (before, arrived) = (site.charged(&payer), site.arrived().len());
+        let payment = named(&site, &payer, 10 * UNIT, &format!("request-number-{number}"));
+        let headers = [("payment-signature", payment.as_str()), ("x-answer", status)];
+        for again in [false, true] {
+            let answer = site.get("/x", &headers).await;
+            assert_eq!(answer.status.to_string(), status, "{again}");
+            assert_eq!(answer.headers.contains_key("idempotent-replayed"), again && charge > 0, "{status}");
+            assert_eq!(site.charged(&payer) - before, charge * UNIT, "{status}");
+        }
+        assert_eq!(site.arrived().len() - arrived, if charge > 0 { 1 } else { 2 }, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_there_when_its_offer_does_not_hold_any_more() {
+    let of = |price| vec![route("/x", price, "")];
+    let site = site(&of(2).concat()).await;
+    let payer = site.payer(1, 2 * UNIT);
+    let payment = named(&site, &payer, 2 * UNIT, "request-number-1");
+    assert_eq!(site.get("/x", &[("payment-signature", &payment)]).await.status, 200);
+    site.gate.replace_policy(policy(&of(3)), Duration::ZERO);
+    let again = site.get("/x", &[("payment-signature", &payment)]).await;
+    assert_eq!((again.status, again.headers.contains_key("idempotent-replayed")), (200, true));
+    let other = named(&site, &payer, 2 * UNIT, "request-number-2");
+    let other = site.get("/x", &[("payment-signature", &other)]).await;
+    assert_eq!((other.status, other.quoted()), (402, 3 * UNIT), "what was not paid for costs what it costs now");
+    assert_eq!((site.charged(&payer), site.arrived().len()), (2 * UNIT, 1));
+}
+
+#[tokio::test]
+async fn a_refund_is_taken_on_any_path_whatever_it_costs_there() {
+    let metered =
+        "[[route]]\npath = \"/metered\"\n[route.price]\nmost = \"$0.01\"\nresponse_bytes = \"$0.001 / 1 KiB\"\n";
+    let site = site(&[metered, &route("/x", 2, "")].concat()).await;
+    let payer = site.payer(1, 2 * UNIT);
+    for path in ["/x", "/metered", "/unknown"] {
+        let refund = payer.refund(0, None).header();
+        // No chain is behind this gate: so far comes only what is good.
+        let answer = site.get(path, &[("payment-signature", &refund)]).await;
+        assert_eq!(answer.code(), "invalid_batch_settlement_evm_rpc_read_failed", "{path}");
     }
 }
 

@@ -876,10 +876,13 @@ impl Drop for RefundTicket {
     }
 }
 
-/// Who a payment is from, for the upstream and the logs.
+/// Who a payment is from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Payer {
+    /// Whom the channel's terms name, for receipts.
     pub(super) address: Address,
+    /// Who signed, for all that depends on who pays.
+    pub(super) account: Address,
     pub(super) channel: ChannelId,
 }
 

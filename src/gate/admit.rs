@@ -72,6 +72,17 @@ enum Judged {
     Wait(Wants, View),
 }
 
+/// What a payment answers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Answered<'a> {
+    /// What is asked for, as its price list has it.
+    pub(super) listing: &'a Listing,
+    /// In which token.
+    pub(super) offered: &'a Offered,
+    /// As the list in force has it: the same, unless a former list's offer is answered.
+    pub(super) in_force: &'a Listing,
+}
+
 /// A payment whose terms were checked: what the rest of the checks need.
 pub(super) struct Claimed<'a> {
     terms: &'a Terms,
@@ -89,6 +100,8 @@ pub(super) struct Claimed<'a> {
     listing: &'a Listing,
     /// For what, in which token.
     offered: &'a Offered,
+    /// What the list in force says of the same request.
+    in_force: &'a Listing,
     /// How often its sender's payments came to nothing.
     pub(super) look: Look,
     /// The request's id, for the log.
@@ -99,8 +112,7 @@ impl Gate {
     /// Judges a payment that answers an offer of the route, relays what it has to relay, and holds its price.
     pub(super) async fn admit<'a>(
         &self,
-        listing: &'a Listing,
-        offered: &'a Offered,
+        Answered { listing, offered, in_force }: Answered<'a>,
         payment: Payment<'_>,
         peer: Option<Peer>,
         request: Option<&'a str>,
@@ -134,6 +146,7 @@ impl Gate {
             due,
             listing,
             offered,
+            in_force,
             look,
             request,
         };
@@ -156,7 +169,7 @@ impl Gate {
     fn in_good_time(&self, claimed: &Claimed<'_>, admission: Admission) -> Result<Admission, Refusal> {
         match &admission {
             Admission::Serve(Admitted { payer, deposited: None, .. }) => {
-                self.within_rate(&claimed.listing.route, payer.address).map(|()| admission)
+                self.within_rate(&claimed.listing.route, payer.account).map(|()| admission)
             }
             _ => Ok(admission),
         }
@@ -229,8 +242,9 @@ impl Gate {
             match held {
                 Ok(mut hold) => {
                     hold.comes_from(claimed.look.peer());
-                    hold.lowered_by(self.dues(claimed.listing, claimed.offered, claimed.config.payer));
-                    let payer = Payer { address: claimed.config.payer, channel: *id };
+                    let account = claimed.config.authorizer().account();
+                    hold.lowered_by(self.dues(claimed.listing, claimed.offered, account));
+                    let payer = Payer { address: claimed.config.payer, account, channel: *id };
                     return Ok(Admitted { hold, payer, deposited });
                 }
                 // The books may only be behind: a deposit made past us, or a view gone old. Ask once.
@@ -588,11 +602,13 @@ impl Gate {
         };
         let verified = verified
             .map_err(|error: VoucherError| Refusal::from(Code::VoucherSignature).with_detail(error.to_string()))?;
-        // Who was served before has a right to its refund.
-        if claimed.due.is_some()
-            && let Some(rules) = &claimed.listing.route.rules
-            && !rules.admit(&config.payer)
-        {
+        // Who was served before has a right to its refund. A former list's offer holds for its price, and not against who
+        // may pay now.
+        let may_pay = |listing: &Listing| {
+            let rules = listing.route.rules.as_ref();
+            rules.is_none_or(|rules| rules.admit_for(&config.authorizer().account(), &config.payer))
+        };
+        if claimed.due.is_some() && !(may_pay(claimed.listing) && may_pay(claimed.in_force)) {
             return Err(Code::PayerNotAllowed.into());
         }
         Ok(verified)

@@ -4,7 +4,7 @@
 //! pay it for the whole grace after a change: its payment is judged, held, corrected and charged by the list its quote
 //! came from; that a change of the list never costs what a list that did not change would not; and bounded memory,
 //! however often the list is changed. **Does not** bring back what is not sold any more: a path that the list in force does
-//! not sell is answered by the list in force.
+//! not sell is answered by the list in force, and whoever it does not let pay does not pay by a former one.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -79,7 +79,11 @@ impl Former {
     ) -> Option<(Arc<Policy>, u64)> {
         // As nearly always: the payment was compared with the offer in force while it was read.
         let Echo::Other(_) = payment.accepted else { return None };
-        if offered(current, verdict, payment).is_none_or(|listing| answers(payment, listing)) {
+        // What only watches charges nobody, and quotes nobody a price.
+        let may_be_charged = |listing: &Listing| !listing.route.is_shadow() || is_refund(payment);
+        if offered(current, verdict, payment)
+            .is_none_or(|listing| answers(payment, listing) || !may_be_charged(listing))
+        {
             return None;
         }
         let lists = self.lists.load();
@@ -94,7 +98,9 @@ impl Former {
             // The body was looked at for the list in force. One that looks at something else cannot judge it.
             let body = body.filter(|_| policy.body_looks(&asked) == current.body_looks(&asked));
             let verdict = policy.judge_with(&asked, body);
-            if offered(policy, &verdict, payment).is_some_and(|listing| answers(payment, listing)) {
+            if offered(policy, &verdict, payment)
+                .is_some_and(|listing| answers(payment, listing) && may_be_charged(listing))
+            {
                 return Some((Arc::clone(policy), at));
             }
         }
@@ -128,13 +134,17 @@ impl Lists {
 fn offered<'p>(policy: &'p Policy, verdict: &Verdict<'p>, payment: &Payment<'_>) -> Option<&'p Listing> {
     match verdict {
         Verdict::Paid(listing) => Some(listing),
-        _ if matches!(payment.action, Action::Refund(_)) => policy.first_paid(),
+        _ if is_refund(payment) => policy.first_paid(),
         _ => None,
     }
 }
 
 fn answers(payment: &Payment<'_>, listing: &Listing) -> bool {
-    listing.answered(&payment.accepted, matches!(payment.action, Action::Refund(_))).is_some()
+    listing.answered(&payment.accepted, is_refund(payment)).is_some()
+}
+
+fn is_refund(payment: &Payment<'_>) -> bool {
+    matches!(payment.action, Action::Refund(_))
 }
 
 #[cfg(test)]

@@ -13,11 +13,11 @@ use http_body::Body;
 use tower::BoxError;
 
 use super::Gate;
-use super::admit::{Admission, Admitted};
+use super::admit::{Admission, Admitted, Answered};
 use super::answer::Refusal;
 use super::body::AnswerBody;
-use super::policy::{Listing, Offered};
-use super::replay::{Again, Content, Serving, Slip, Tail};
+use super::policy::Listing;
+use super::replay::{Again, Content, MAX_WAIT, Serving, Slip, Tail};
 use super::service::{Sale, Sent, Visit};
 use crate::protocol::Code;
 use crate::protocol::x402::Payment;
@@ -33,28 +33,28 @@ pub(super) enum Once {
 
 impl Gate {
     /// Judges a payment, unless it has its answer already.
-    pub(super) async fn admit_once<B: Content>(
+    async fn admit_once<B: Content>(
         &self,
-        (listing, offered): (&Listing, &Offered),
+        answered: Answered<'_>,
         payment: Payment<'_>,
         sent: &Sent,
         request: &mut Request<B>,
         Visit { peer, id, .. }: Visit<'_>,
     ) -> Result<Once, Refusal> {
         let slip = match sent {
-            Sent::Payment(header) => self.replays.slip(listing.identifiers, &payment, header, request)?,
+            Sent::Payment(header) => self.replays.slip(answered.listing.identifiers, &payment, header, request)?,
             _ => None,
         };
         let Some(slip) = slip else {
-            return Ok(Once::New(self.admit(listing, offered, payment, peer, id).await?, None));
+            return Ok(Once::New(self.admit(answered, payment, peer, id).await?, None));
         };
-        let longest = Duration::from_secs(offered.tender.terms.max_timeout_s);
+        let longest = Duration::from_secs(answered.offered.tender.terms.max_timeout_s);
         // Its bytes, which none but its sender has, are what entitles to the answer.
         let was_read = match self.again(longest, &slip, request).await? {
             Again::Answer(answer) => return Ok(Once::Again(answer)),
             again => matches!(again, Again::Read),
         };
-        match self.admit(listing, offered, payment, peer, id).await {
+        match self.admit(answered, payment, peer, id).await {
             // Half a request cannot be served; and it was found out that the payment is spent.
             Ok(Admission::Serve(_)) if was_read => Err(Code::ChannelBusy.into()),
             Ok(Admission::Serve(admitted)) => {
@@ -70,6 +70,43 @@ impl Gate {
             },
             Err(refusal) => Err(refusal),
         }
+    }
+
+    /// Judges a payment at the till of the offer that it answers, if there is one.
+    pub(super) async fn admit_or_recall<B: Content>(
+        &self,
+        listing: &Listing,
+        answered: Option<(&Self, Answered<'_>)>,
+        payment: Payment<'_>,
+        sent: &Sent,
+        request: &mut Request<B>,
+        visit: Visit<'_>,
+    ) -> Result<Once, Refusal> {
+        match answered {
+            Some((till, answered)) => till.admit_once(answered, payment, sent, request, visit).await,
+            None => self.answered_before(listing, payment, sent, request).await,
+        }
+    }
+
+    /// What a payment gets whose offer does not hold any more: the answer it had, if it came before, and no other.
+    async fn answered_before<B: Content>(
+        &self,
+        listing: &Listing,
+        payment: Payment<'_>,
+        sent: &Sent,
+        request: &mut Request<B>,
+    ) -> Result<Once, Refusal> {
+        let slip = match sent {
+            // What is wrong with its identifier is of no matter.
+            Sent::Payment(header) => self.replays.slip(listing.identifiers, &payment, header, request).ok().flatten(),
+            _ => None,
+        };
+        if let Some(slip) = slip
+            && let Again::Answer(answer) = self.again(MAX_WAIT, &slip, request).await?
+        {
+            return Ok(Once::Again(answer));
+        }
+        Err(Code::NoMatchingRequirements.into())
     }
 
     /// Whether a payment came before, and what it gets then.
@@ -104,7 +141,8 @@ impl Gate {
     {
         // What it needs is its own, because it may outlive the connection.
         let (gate, sale, id) = (self.clone(), sale.to_own(), id.map(str::to_owned));
+        let rule = sale.status_rule().clone();
         let work = async move { gate.serve_paid(sale.as_sale(), request, id.as_deref(), inner, admitted, draft).await };
-        Ok(serving.see_to_it(work).await?.map(AnswerBody::kept))
+        Ok(serving.see_to_it(rule, work).await?.map(AnswerBody::kept))
     }
 }

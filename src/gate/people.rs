@@ -2,7 +2,8 @@
 //!
 //! **Owns** the rules of a route that depend on who asks: lists of payers, prices of their own, free quotas, caps, rates,
 //! shadow mode. **Promises** that a rule only ever lowers a charge: the quote stays the most a request costs; and that
-//! nobody is told anything of a list before it has signed for its channel. **Does not** judge payments, nor know routes:
+//! nobody is told anything of a list before it has signed for its channel. A payer is the account that signs the channel's
+//! vouchers: whom the channel's terms name beside that is nobody's proof. **Does not** judge payments, nor know routes:
 //! the gate asks it at three places, before a payment is held, when a charge is made (`Dues`, which every hold carries
 //! that needs it), and where a request that pays nothing would be refused.
 //!
@@ -104,6 +105,11 @@ impl Rules {
     /// Whether this payer may pay.
     pub fn admit(&self, payer: &Address) -> bool {
         (self.allow.is_empty() || on_any(&self.allow, payer)) && !on_any(&self.deny, payer)
+    }
+
+    /// The same of a payer whose channel's terms name another one: who is denied does not escape by having a fresh key sign.
+    pub(super) fn admit_for(&self, payer: &Address, named: &Address) -> bool {
+        self.admit(payer) && (payer == named || !on_any(&self.deny, named))
     }
 
     /// This payer's own price, if it has one.

@@ -24,7 +24,9 @@ use crate::clock;
 use crate::pricing::{Measured, Schedule, StatusRule, Tariff};
 use crate::protocol::bytes::keccak256;
 use crate::protocol::deposit::EIP2612_SPONSORING;
-use crate::protocol::x402::{MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TRANSFER_METHOD, network_of};
+use crate::protocol::x402::{
+    Echo, MAX_IN_FLIGHT, Offer, PERMIT2_METHOD, Resource, SCHEME, TRANSFER_METHOD, network_of,
+};
 use crate::protocol::{Address, Amount, ChannelConfig, Dollars, Domain, Hash, Network, Token};
 
 pub use super::tender::{Listing, Offered};
@@ -762,10 +764,19 @@ impl Policy {
 
     /// The first route that costs something, for answers that need an offer without a paid path.
     pub fn first_paid(&self) -> Option<&Listing> {
-        let mut entries = self.entries.iter();
-        entries.find_map(|entry| {
-            entry.listing.as_deref().or_else(|| entry.by_window.iter().flatten().map(|listing| &**listing).next())
-        })
+        self.listings().next()
+    }
+
+    /// The first route with an offer on the terms that a refund names: not every route is offered in every token.
+    pub(super) fn first_refunding(&self, echo: &Echo<'_>) -> Option<&Listing> {
+        self.listings().find(|listing| listing.answered(echo, true).is_some())
+    }
+
+    fn listings(&self) -> impl Iterator<Item = &Listing> {
+        self.entries
+            .iter()
+            .flat_map(|entry| entry.listing.iter().chain(entry.by_window.iter().flatten()))
+            .map(|it| &**it)
     }
 }
 

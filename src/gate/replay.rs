@@ -8,7 +8,8 @@
 //!
 //! # What is kept
 //!
-//! Answers below status 400, which are the charged ones: after any other the same payment is good again, and serves anew.
+//! Answers that are paid for, mostly those below status 400: after any other the same payment is good again, and serves
+//! anew.
 //! A payment with an identifier ([`super::identifier`]) has its answer kept whatever becomes of it. Of one without, the
 //! answer is kept only if it is known not to have arrived ([`Idempotency::unidentified`]): clients that send the same
 //! request several times at once sign the same voucher for all, and want an answer for each, not one for all.
@@ -38,6 +39,8 @@ use tokio::sync::{Semaphore, watch};
 
 use super::answer::Refusal;
 use super::identifier::Identifiers;
+use super::served::is_served;
+use crate::pricing::StatusRule;
 use crate::protocol::x402::{Action, Payment};
 use crate::protocol::{Amount, ChannelId, Code};
 
@@ -48,7 +51,7 @@ pub const MAX_FINISHING: usize = 1_024;
 pub const MAX_FINISHING_TIME: Duration = Duration::from_secs(300);
 
 /// The longest a payment that came again waits for its first answer, unless the offer promises one sooner.
-const MAX_WAIT: Duration = Duration::from_secs(90);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(90);
 
 /// What an entry takes beside its texts, bytes: a generous guess.
 const ENTRY_BYTES: usize = 1_024;
@@ -438,9 +441,11 @@ impl Serving {
         Arc::clone(&self.place.entry.heard)
     }
 
-    /// Does the work to its end, and keeps its answer. `work` goes on should this be dropped.
+    /// Does the work to its end, and keeps its answer where that is paid for by this `rule`. `work` goes on should this be
+    /// dropped.
     pub(super) fn see_to_it<B, E>(
         self,
+        rule: StatusRule,
         work: impl Future<Output = Result<Response<B>, E>> + Send + 'static,
     ) -> Finish<Result<Response<Kept<B>>, E>>
     where
@@ -452,7 +457,7 @@ impl Serving {
             // Taken in, so that it is told what becomes of the work.
             let serving = self;
             match work.await {
-                Ok(response) => Ok(serving.tape(response)),
+                Ok(response) => Ok(serving.tape(&rule, response)),
                 Err(error) => {
                     serving.void();
                     Err(error)
@@ -463,9 +468,13 @@ impl Serving {
     }
 
     /// Keeps what passes of an answer.
-    fn tape<B: Body<Data = Bytes> + Send + 'static>(mut self, response: Response<B>) -> Response<Kept<B>> {
-        let status = response.status();
-        let keeps = status < StatusCode::BAD_REQUEST && !status.is_informational();
+    fn tape<B: Body<Data = Bytes> + Send + 'static>(
+        mut self,
+        rule: &StatusRule,
+        response: Response<B>,
+    ) -> Response<Kept<B>> {
+        let (status, is_served) = (response.status(), is_served(rule, &response));
+        let keeps = is_served && !status.is_informational();
         let tape = if keeps {
             let max = self.place.replays.0.rules.max_answer;
             let pieces = Vec::new();
@@ -479,10 +488,10 @@ impl Serving {
                 serving: self,
             })
         } else {
-            if status >= StatusCode::BAD_REQUEST {
-                self.void();
-            } else {
+            if is_served {
                 self.end(State::Gone);
+            } else {
+                self.void();
             }
             None
         };

@@ -25,7 +25,7 @@ use http_body::Body;
 use tower::{BoxError, Layer, Service};
 
 use super::accounts::{Charged, NotWritten, Payer};
-use super::admit::{Admission, Admitted};
+use super::admit::{Admission, Admitted, Answered};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
 use super::look::Looked;
@@ -40,11 +40,11 @@ use super::served::is_served;
 use super::tender::{Offered, Tender};
 use super::way::Way;
 use super::{Gate, Peer, meter, shop};
-use crate::pricing::End;
+use crate::pricing::{End, StatusRule};
 use crate::protocol::x402::{self, ChannelState, Payment, PaymentError, Receipt};
 use crate::protocol::{Address, Amount, ChannelId, Code, Hash};
 
-/// The account that paid, on the request that reaches the inner service.
+/// The account that signed for the payment, on the request that reaches the inner service.
 const X_PEAJE_PAYER: HeaderName = HeaderName::from_static("x-peaje-payer");
 /// The channel that paid.
 const X_PEAJE_CHANNEL: HeaderName = HeaderName::from_static("x-peaje-channel");
@@ -164,15 +164,18 @@ impl Gate {
             return Ok(own(&request, document));
         }
         // What is borrowed here and not needed afterwards must not take room in the future.
-        let (policy, verdict, payment) = {
+        let (policy, verdict, payment, in_force) = {
             let mut asked = Asked::of(&request);
             let mut verdict = current.judge_with(&asked, body.as_ref());
             let mut payment = read_payment(&sent, &verdict);
             // Who was quoted a price a moment ago pays that one, although it was changed meanwhile.
             let offering = |sent| self.former.offering(&current, &verdict, &asked, body.as_ref(), sent);
             former = payment.as_ref().ok().and_then(offering);
-            let mut policy = &current;
+            let (mut policy, mut in_force) = (&current, None);
             if let Some((former, at)) = &former {
+                if let Verdict::Paid(listing) = verdict {
+                    in_force = Some(listing);
+                }
                 (policy, asked.at) = (former, *at);
                 verdict = policy.judge_with(&asked, body.as_ref());
                 payment = read_payment(&sent, &verdict);
@@ -185,7 +188,7 @@ impl Gate {
             if let Some(way) = way {
                 request.extensions_mut().insert(way);
             }
-            (policy, verdict, payment)
+            (policy, verdict, payment, in_force)
         };
         let refund = matches!(payment, Ok(Payment { action: x402::Action::Refund(_), .. }));
         let listing = match verdict {
@@ -229,13 +232,21 @@ impl Gate {
             drop(payment);
             return Box::pin(self.give(request, inner, given, draft)).await;
         }
-        let answered = payment.as_ref().ok().and_then(|payment| listing?.answered(&payment.accepted, refund));
+        let mut listing = listing;
+        let mut answered = payment.as_ref().ok().and_then(|payment| listing?.answered(&payment.accepted, refund));
+        if let (true, None, Ok(payment)) = (refund, answered, &payment)
+            && let Some(other) = policy.first_refunding(&payment.accepted)
+        {
+            (listing, answered) = (Some(other), other.answered(&payment.accepted, true));
+        }
         let till = answered.and_then(|offered| self.till_of(offered));
         let admission = match (payment, listing, answered, till) {
             // What a paid request needs is in boxes: a free one, or a connection at rest, has no room for it.
-            (Ok(payment), Some(listing), Some(offered), Some(till)) => {
+            (Ok(payment), Some(listing), offered, till) => {
                 let visit = Visit { peer, id, draft: None };
-                Box::pin(till.admit_once((listing, offered), payment, &sent, &mut request, visit)).await
+                let in_force = in_force.unwrap_or(listing);
+                let answered = offered.map(|offered| Answered { listing, offered, in_force });
+                Box::pin(self.admit_or_recall(listing, till.zip(answered), payment, &sent, &mut request, visit)).await
             }
             (Ok(_), ..) => Err(Code::NoMatchingRequirements.into()),
             (Err(refusal), Some(listing), ..) if is_unpaid => {
@@ -393,7 +404,8 @@ impl Gate {
                 None => Refusal::from(Code::NoMatchingRequirements).into_error(),
                 Some(offered) => {
                     let till = self.till_of(offered).unwrap_or(self);
-                    let admitted = till.admit(listing, offered, payment, peer, id);
+                    let answered = Answered { listing, offered, in_force: listing };
+                    let admitted = till.admit(answered, payment, peer, id);
                     match tokio::time::timeout(MAX_WATCHED_WAIT, admitted).await {
                         Ok(Ok(_hold)) => Watched::PAID.into(),
                         Ok(Err(refusal)) => refusal.into_error(),
@@ -444,13 +456,14 @@ impl Gate {
         if let Some(draft) = &mut draft {
             // As the hold does, should the client leave now.
             let record = draft.record();
-            (record.payer, record.charge) = (Some(payer.address), Some(most));
+            (record.payer, record.charge) = (Some(payer.account), Some(most));
         }
-        // Made once: its checksum takes a hash.
+        // Made once: its checksum takes a hash. Nearly always both are the same.
         let payer_text = payer.address.text();
-        introduce(request.headers_mut(), &payer_text, payer.channel, most);
+        let account_text = if payer.account == payer.address { payer_text } else { payer.account.text() };
+        introduce(request.headers_mut(), &account_text, payer.channel, most);
         let (head_only, trailers) = (request.method() == Method::HEAD, metered::takes_trailers(&request));
-        let (price, decimals) = (sale.price_for(&payer.address), terms.token.decimals);
+        let (price, decimals) = (sale.price_for(&payer.account), terms.token.decimals);
         hold.sent();
         let due = Due::of(hold, route, price, decimals, id, &mut request, draft);
         // A panic upstream of us is our failure, not the payer's: it voids, where a client that leaves posts.
@@ -565,6 +578,11 @@ pub(super) struct OwnSale {
 }
 
 impl OwnSale {
+    /// By which statuses it is charged.
+    pub(super) fn status_rule(&self) -> &StatusRule {
+        &self.route.status_rule
+    }
+
     pub(super) fn as_sale(&self) -> Sale<'_> {
         let Self { route, tender, charged, generation } = self;
         Sale { route, tender, charged, generation: *generation }

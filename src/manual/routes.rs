@@ -24,8 +24,11 @@
 //! ## Who pays what
 //!
 //! The quote says the route's price, because nobody knows who will pay. A payer with a price of its own, free requests or a
-//! cap signs for the quote and is charged less; what it did not spend is good for its next request. Who a payer is follows
-//! from the channel whose voucher it signed. Lists are checked after the signature: nobody else learns who is on them.
+//! cap signs for the quote and is charged less; what it did not spend is good for its next request. A payer is the
+//! account that signs its channel's vouchers, which is also what `X-Peaje-Payer` says: whom a channel's terms name as the
+//! payer anybody can write, because the contract takes deposits from everybody for everybody. So an agent that has
+//! another key sign is listed by that key; a list in `deny` holds for both. Lists are checked after the signature:
+//! who has signed nothing learns nothing of them.
 //!
 //! Free requests, caps and rates are counted in memory, for each route and payer or network; a reload keeps them, a restart
 //! does not. Windows begin at whole multiples of their length since 1970, UTC. Where more payers or networks come than there

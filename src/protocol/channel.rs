@@ -47,6 +47,15 @@ pub enum Authorizer {
     Payer(Address),
 }
 
+impl Authorizer {
+    /// The account whose signature that is. A channel's `payer` is a name that anybody can write into its terms: the
+    /// contract takes a deposit from whoever brings the money. Whose vouchers are good has signed them.
+    pub fn account(&self) -> Address {
+        let (Self::Key(account) | Self::Payer(account)) = self;
+        *account
+    }
+}
+
 /// A channel's terms, the settlement domain, and the id that follows from both: the proof that a voucher for that id is a
 /// voucher on those terms. Made by hashing ([`ChannelConfig::bound`]), or again by whoever saw it made for the very same
 /// terms and domain.

@@ -273,13 +273,15 @@ impl Accepted {
     /// Whether this echoes `offer`: every core field equal, and every key of the offer's `extra` there with an equal
     /// value. The client may add keys of its own. Addresses are compared without their letter case.
     pub fn answers(&self, offer: &Offer) -> bool {
-        self.answers_except(offer, &[]) && self.amount == Value::String(offer.amount.to_string())
+        // What is quoted by a tariff is not answered by a fixed price of as much: that might cost more.
+        let same_tariff = self.extra.contains_key(TARIFF) == offer.extra.contains_key(TARIFF);
+        same_tariff && self.answers_except(offer, &[]) && self.amount == Value::String(offer.amount.to_string())
     }
 
     /// The same without the price and what follows from it: a refund draws on the channel's terms, whatever resource it
     /// is sent to.
     pub fn answers_terms_of(&self, offer: &Offer) -> bool {
-        self.answers_except(offer, &["minDeposit", MAX_IN_FLIGHT])
+        self.answers_except(offer, &["minDeposit", MAX_IN_FLIGHT, TARIFF])
     }
 
     /// Whether the offer it echoes is one whose token is deposited through Permit2.
@@ -400,6 +402,16 @@ mod tests {
     #[test]
     fn an_echo_answers_its_offer_and_no_other() {
         assert!(echo(|_| ()).answers(&offer()));
+        let metered = |words: &str| {
+            let mut offer = offer();
+            offer.extra.insert(TARIFF.to_owned(), json!(words));
+            offer
+        };
+        let echoing = |words: &str| echo(|v| v["extra"][TARIFF] = json!(words));
+        assert!(echoing("a").answers(&metered("a")));
+        assert!(!echoing("a").answers(&metered("b")) && !echo(|_| ()).answers(&metered("a")));
+        assert!(!echoing("a").answers(&offer()), "as much at most is not as much");
+        assert!(echoing("a").answers_terms_of(&offer()) && echo(|_| ()).answers_terms_of(&metered("a")));
         assert!(echo(|v| v["extra"]["channelState"] = json!({})).answers(&offer()), "added keys are the client's own");
         assert!(echo(|v| v["asset"] = json!("0x036cbd53842c5426634e7929541ec2318f3dcf7e")).answers(&offer()));
         let changes: [fn(&mut Value); 11] = [
