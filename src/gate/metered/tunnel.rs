@@ -123,8 +123,8 @@ impl Metering {
         let mut bill = self.tunnel.bill();
         let Some(bill) = bill.as_mut() else { return };
         add(bill);
-        // What ended it says nothing here: what nobody reports is not what it is spent by.
-        if !self.tunnel.spent.load(Ordering::Relaxed) && bill.charge_for(&bill.measured(End::Stopped)) >= bill.most {
+        // What nobody reports is not what it is spent by, nor what the upstream said at the handshake that it will cost.
+        if !self.tunnel.spent.load(Ordering::Relaxed) && bill.tariff.charge(&bill.measured(End::Stopped)) >= bill.most {
             self.tunnel.spent.store(true, Ordering::Relaxed);
             self.tunnel.exhausted.notify_waiters();
         }
