@@ -450,13 +450,12 @@ impl Writer {
 
     /// Tells those who waited that their entries are durable.
     fn tell(&mut self) {
-        let heralds = self.desk.heralds();
+        let mut heralds = self.desk.heralds();
         for (place, waiting) in self.waiting.iter_mut().enumerate().filter(|(_, waiting)| !waiting.is_empty()) {
-            let herald = place.checked_sub(1).map_or(self.home.as_ref(), |place| heralds.get(place));
+            let herald = place.checked_sub(1).map_or(self.home.as_mut(), |place| heralds.get_mut(place));
             let news = News(std::mem::take(waiting));
             match herald {
-                // One that is gone leaves the news to whoever drops them.
-                Some(herald) => drop(herald.0.send(news)),
+                Some(herald) => herald.bring(news),
                 None => drop(news),
             }
         }
@@ -479,7 +478,7 @@ impl Drop for News {
 /// The writer's thread is none of the runtime's. To wake many tasks from outside costs a system call for nearly each, one
 /// after the other; so one task is woken, and wakes the others from inside.
 #[derive(Debug)]
-struct Herald(UnboundedSender<News>);
+struct Herald(Option<UnboundedSender<News>>);
 
 impl Herald {
     /// On the runtime this is called from.
@@ -487,11 +486,22 @@ impl Herald {
         let runtime = tokio::runtime::Handle::try_current().ok()?;
         let (sender, mut news) = unbounded_channel::<News>();
         runtime.spawn(async move { while news.recv().await.is_some() {} });
-        Some(Self(sender))
+        Some(Self(Some(sender)))
+    }
+
+    /// One that is gone leaves the news to whoever drops them.
+    fn bring(&mut self, news: News) {
+        let Some(sender) = &self.0 else { return };
+        drop(sender.send(news));
+        // A runtime that ends empties the channel, but may miss what is sent in that moment. Such news are dropped with
+        // the channel itself, which lives as long as its sender.
+        if sender.is_closed() {
+            self.0 = None;
+        }
     }
 
     fn is_gone(&self) -> bool {
-        self.0.is_closed()
+        self.0.as_ref().is_none_or(UnboundedSender::is_closed)
     }
 }
 
