@@ -178,16 +178,7 @@ const EXAMPLE_STATUSES: [u16; 4] = [OK, 302, 404, 500];
 
 /// An answer that used some of what the rate of this index counts, and of all others nothing.
 fn used(tariff: &Tariff, index: Option<usize>) -> Measured {
-    let mut measured = Measured {
-        status: 200,
-        request_bytes: 0,
-        response_bytes: 0,
-        elapsed_ms: 0,
-        events: 0,
-        tokens: Some(Tokens::default()),
-        reported: Vec::new(),
-        end: End::Complete,
-    };
+    let mut measured = Measured { tokens: Some(Tokens::default()), ..Measured::nothing(OK, End::Complete) };
     for (place, rate) in tariff.rates.iter().enumerate() {
         let count = if index == Some(place) { EXAMPLE_COUNT } else { 0 };
         let mut tokens = measured.tokens.unwrap_or_default();

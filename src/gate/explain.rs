@@ -69,11 +69,7 @@ impl Policy {
     pub fn explain(&self, asked: &Asked<'_>, body: Option<&[u8]>) -> Explanation {
         let seen = self.seen(asked, body);
         let verdict = self.judge_with(asked, seen.as_ref());
-        let deciding = match &verdict {
-            Verdict::Paid(listing) => Some(&*listing.route),
-            Verdict::Free(route) => Some(*route),
-            _ => None,
-        };
+        let deciding = verdict.route();
         let path = CleanPath::parse(asked.path).ok();
         let considered = self.explained(asked, seen.as_ref(), |route, is_beside, seen| {
             let decides = deciding.is_some_and(|deciding| std::ptr::eq(deciding, route));

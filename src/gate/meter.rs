@@ -34,11 +34,8 @@ pub(super) fn charge_of(
 /// Whether a count is known: what we count ourselves always is.
 pub(super) fn is_reported(unit: &Unit, measured: &Measured) -> bool {
     match unit {
-        Unit::RequestBytes | Unit::ResponseBytes | Unit::Milliseconds | Unit::Events => true,
-        Unit::InputTokens | Unit::CachedInputTokens | Unit::CacheWriteTokens | Unit::OutputTokens => {
-            measured.tokens.is_some()
-        }
         Unit::Reported(name) => measured.reported.iter().any(|(said, _)| said == name),
+        _ => !unit.is_of_tokens() || measured.tokens.is_some(),
     }
 }
 
@@ -125,7 +122,7 @@ mod tests {
     }
 
     fn measured(status: u16, end: End) -> Measured {
-        Measured { response_bytes: 7, ..super::super::metered::nothing(status, end) }
+        Measured { response_bytes: 7, ..Measured::nothing(status, end) }
     }
 
     #[test]

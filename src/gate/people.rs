@@ -292,13 +292,11 @@ impl Gate {
     /// What lowers the charges of this payer on this route, if anything does.
     pub(super) fn dues(&self, listing: &Listing, offered: &Offered, payer: Address) -> Option<Box<Dues>> {
         let rules = listing.route.rules.as_ref()?;
-        let own = rules.price_for(&payer);
+        let tender = &offered.tender;
+        let own = tender.own_price(&listing.route, &payer);
         if own.is_none() && rules.cap.is_none() && rules.free_by(By::Payer).is_none() {
             return None;
         }
-        let tender = &offered.tender;
-        // Where the token cannot express its own price exactly, the payer pays the route's.
-        let own = own.and_then(|own| tender.price(own));
         let most = own.map_or(offered.price, |price| price.most().unwrap_or(Amount::ZERO).min(offered.price));
         let cap = rules.cap.map(|cap| Cap { payer: tender.units(cap.payer), ..cap });
         let (rules, counts) = (Arc::clone(rules), Arc::clone(&self.doorkeeper));

@@ -428,6 +428,17 @@ pub enum Verdict<'p> {
     Watched(&'p Route, &'static str),
 }
 
+impl<'p> Verdict<'p> {
+    /// The route that decides, if one does.
+    pub fn route(&self) -> Option<&'p Route> {
+        match self {
+            Self::Paid(listing) => Some(&listing.route),
+            Self::Free(route) => Some(*route),
+            _ => None,
+        }
+    }
+}
+
 impl Policy {
     /// Makes a policy. `public_url` is the origin clients see, without a trailing slash.
     pub fn new(terms: Terms, public_url: &str, routes: Vec<Route>) -> Result<Self, Vec<Ambiguity>> {
@@ -732,13 +743,8 @@ impl Policy {
         asked: &Asked<'_>,
         body: Option<&Result<BodySeen, Doubt>>,
     ) -> BTreeMap<String, String> {
-        let looks = self.group(asked).ok().flatten().and_then(|group| group.looks.as_ref());
-        let seen = looks.and_then(|looks| looks.at_the_head(asked.headers, asked.query).ok());
-        let body = body.and_then(|body| body.as_ref().ok());
-        let seen = seen.map(|seen| match body {
-            Some(body) => seen.with_body(body),
-            None => seen,
-        });
+        let deciding = self.group(asked).ok().flatten();
+        let seen = deciding.and_then(|group| group.seen(asked, body));
         seen.map(|seen| seen.told()).unwrap_or_default()
     }
 
@@ -751,13 +757,7 @@ impl Policy {
         mut explain: impl FnMut(&Route, bool, Option<&Seen<'_>>) -> R,
     ) -> Vec<R> {
         let deciding = self.group(asked).ok().flatten();
-        let seen = deciding.and_then(|group| group.looks.as_ref()).and_then(|looks| {
-            let seen = looks.at_the_head(asked.headers, asked.query).ok()?;
-            Some(match body {
-                Some(Ok(body)) => seen.with_body(body),
-                _ => seen,
-            })
-        });
+        let seen = deciding.and_then(|group| group.seen(asked, body));
         let decides = |route: &Route| deciding.is_some_and(|group| group.first.stands_beside(route));
         self.routes().map(|route| explain(route, decides(route), seen.as_ref())).collect()
     }
@@ -806,6 +806,15 @@ impl Entry {
 }
 
 impl Group {
+    /// What its routes look at, as far as it can be read: `None` where they look at nothing, or the head is doubtful.
+    fn seen<'s>(&'s self, asked: &Asked<'s>, body: Option<&'s Result<BodySeen, Doubt>>) -> Option<Seen<'s>> {
+        let seen = self.looks.as_ref()?.at_the_head(asked.headers, asked.query).ok()?;
+        Some(match body {
+            Some(Ok(body)) => seen.with_body(body),
+            _ => seen,
+        })
+    }
+
     /// Refuses a request; where all routes only watch, only says so.
     fn refuses<'p>(&'p self, verdict: Verdict<'p>) -> Verdict<'p> {
         if !self.is_shadow {
@@ -1238,16 +1247,7 @@ mod tests {
         let text = "$0.00005 a request, $0.0001 an event; at most $0.001; the sum is rounded up to a whole unit of the \
                     token";
         assert_eq!(offer.extra["tariff"], json!(text));
-        let measured = |status| Measured {
-            status,
-            request_bytes: 0,
-            response_bytes: 0,
-            elapsed_ms: 0,
-            events: 3,
-            tokens: None,
-            reported: Vec::new(),
-            end: End::Complete,
-        };
+        let measured = |status| Measured { events: 3, ..Measured::nothing(status, End::Complete) };
         assert_eq!(listing.charge(&listing.preferred, &measured(200)), Amount::new(350));
         assert_eq!(listing.charge(&listing.preferred, &measured(404)), Amount::ZERO);
         let Verdict::Paid(listing) = judge(&policy, &Method::GET, "/f") else { panic!() };

@@ -14,7 +14,7 @@ use std::time::Instant;
 use http::Request;
 use serde::{Deserialize, Serialize};
 
-use super::policy::{Asked, Listing, Policy, Verdict};
+use super::policy::{Asked, Policy, Verdict};
 use crate::clock;
 use crate::pricing::{End, Measured, Tokens};
 use crate::protocol::{Address, Amount};
@@ -27,7 +27,7 @@ const MAX_PATH_BYTES: usize = 2_048;
 
 /// What became of one request. Fields that say nothing are left out in JSON, and unknown ones are passed over, so that
 /// versions can read each other's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccessRecord {
     /// When its head was there, Unix milliseconds.
     pub time_ms: u64,
@@ -73,7 +73,7 @@ pub struct AccessRecord {
 }
 
 /// What became of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Served, at no price.
@@ -95,6 +95,7 @@ pub enum Outcome {
     /// There was no room for it.
     Overloaded,
     /// Its client left before there was an answer; what was charged for it is in the books.
+    #[default]
     Left,
 }
 
@@ -208,17 +209,7 @@ impl Recorder {
             method: request.method().to_string(),
             host: host.map(str::to_owned),
             path: path.to_owned(),
-            matched: BTreeMap::new(),
-            route: None,
-            generation: None,
-            status: None,
-            outcome: Outcome::Left,
-            code: None,
-            payer: None,
-            quote: None,
-            charge: None,
-            counts: None,
-            elapsed_ms: 0,
+            ..AccessRecord::default()
         };
         Draft(Box::new((record, self.clone(), Instant::now())))
     }
@@ -237,14 +228,12 @@ impl Draft {
 
     /// What the price list says of the request.
     pub(crate) fn judged(&mut self, policy: &Policy, verdict: &Verdict<'_>) {
-        let (route, quote) = match verdict {
-            Verdict::Paid(Listing { route, preferred, .. }) => (Some(&**route), Some(preferred.price)),
-            Verdict::Free(route) => (Some(*route), None),
-            _ => (None, None),
-        };
         let record = self.record();
-        record.route = route.map(|route| route.name.to_string());
-        record.quote = quote;
+        record.route = verdict.route().map(|route| route.name.to_string());
+        record.quote = match verdict {
+            Verdict::Paid(listing) => Some(listing.preferred.price),
+            _ => None,
+        };
         record.generation = Some(policy.generation());
     }
 
@@ -259,7 +248,7 @@ impl Drop for Draft {
     fn drop(&mut self) {
         let (record, recorder, begun) = &mut *self.0;
         record.elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        recorder.record(record.clone());
+        recorder.record(std::mem::take(record));
     }
 }
 

@@ -40,7 +40,7 @@ use super::served::is_served;
 use super::tender::{Offered, Tender};
 use super::way::Way;
 use super::{Gate, Peer, meter, shop};
-use crate::pricing::{End, StatusRule};
+use crate::pricing::{End, Measured, StatusRule};
 use crate::protocol::x402::{self, ChannelState, Payment, PaymentError, Receipt};
 use crate::protocol::{Address, Amount, ChannelId, Code, Hash};
 
@@ -498,7 +498,7 @@ impl Gate {
             Due::Fixed(hold, price, mut draft) => {
                 note(&mut draft, Outcome::Paid, &response);
                 let said = meter::said(response.headers(), most, decimals, id);
-                let measured = metered::nothing(status, End::Complete);
+                let measured = Measured::nothing(status, End::Complete);
                 let charge = meter::charge_of(route, &price, most, &measured, said);
                 strip_payment_headers(response.headers_mut());
                 let posted = hold.post(charge);
@@ -602,9 +602,7 @@ impl<'s> Sale<'s> {
 
     /// What this payer is charged: a price of its own, or the one that was quoted.
     fn price_for(&self, payer: &Address) -> Price {
-        let own = self.route.rules.as_ref().and_then(|rules| rules.price_for(payer));
-        // Where the token cannot express its own price exactly, the payer pays the route's.
-        own.and_then(|own| self.tender.price(own)).unwrap_or_else(|| self.charged.clone())
+        self.tender.own_price(self.route, payer).unwrap_or_else(|| self.charged.clone())
     }
 }
 

@@ -13,7 +13,7 @@ use super::policy::{Price, Route, Terms};
 use super::shop::QuotePage;
 use crate::pricing::Measured;
 use crate::protocol::x402::{Echo, Resource, TARIFF, WrittenOffer, WrittenQuote};
-use crate::protocol::{Amount, Domain};
+use crate::protocol::{Address, Amount, Domain};
 
 /// A token on a chain that is taken in payment.
 #[derive(Debug)]
@@ -44,6 +44,12 @@ impl Tender {
         let mut hasher = std::hash::DefaultHasher::new();
         (self.terms.chain_id, self.terms.token.address).hash(&mut hasher);
         hasher.finish()
+    }
+
+    /// A payer's own price of a route in the units of this token. Nothing where it has none, or the token cannot express it
+    /// exactly: then it pays the route's.
+    pub(super) fn own_price(&self, route: &Route, payer: &Address) -> Option<Price> {
+        self.price(route.rules.as_ref()?.price_for(payer)?)
     }
 
     /// A price in the units of this token; nothing where that would not be exact.
@@ -168,7 +174,7 @@ mod tests {
     use super::super::policy::{Policy, TokenTerms};
     use super::*;
     use crate::protocol::x402::{self, ChannelState, Quote, QuoteDetails};
-    use crate::protocol::{Address, ChannelId, Network};
+    use crate::protocol::{ChannelId, Network};
 
     fn terms(token: u8, decimals: u8) -> Terms {
         let preset = TokenTerms::preset(&Network::by_name("base-sepolia").unwrap().tokens[0]);

@@ -29,10 +29,6 @@ impl Way {
 
     /// The way of a request that was judged so.
     pub(super) fn of<'p>(verdict: &Verdict<'p>) -> Option<&'p Arc<Self>> {
-        match verdict {
-            Verdict::Paid(listing) => listing.route.way.as_ref(),
-            Verdict::Free(route) => route.way.as_ref(),
-            _ => None,
-        }
+        verdict.route()?.way.as_ref()
     }
 }

@@ -36,6 +36,22 @@ pub struct Measured {
     pub end: End,
 }
 
+impl Measured {
+    /// Nothing was counted.
+    pub fn nothing(status: u16, end: End) -> Self {
+        Self {
+            status,
+            request_bytes: 0,
+            response_bytes: 0,
+            elapsed_ms: 0,
+            events: 0,
+            tokens: None,
+            reported: Vec::new(),
+            end,
+        }
+    }
+}
+
 /// What a model says it used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tokens {

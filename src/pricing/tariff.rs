@@ -83,6 +83,11 @@ impl Tariff {
         self.rates.iter().any(|rate| rate.unit.is_reported())
     }
 
+    /// Whether there is a rate for what a model uses.
+    pub fn counts_tokens(&self) -> bool {
+        self.rates.iter().any(|rate| rate.unit.is_of_tokens())
+    }
+
     /// Whether there is a rate for it.
     pub fn counts(&self, unit: &Unit) -> bool {
         self.rates.iter().any(|rate| rate.unit == *unit)
@@ -147,13 +152,14 @@ impl Rate {
 }
 
 impl Unit {
+    /// Whether a model uses them.
+    pub fn is_of_tokens(&self) -> bool {
+        matches!(self, Self::InputTokens | Self::CachedInputTokens | Self::CacheWriteTokens | Self::OutputTokens)
+    }
+
     /// Whether only the upstream can say how many there were.
     pub fn is_reported(&self) -> bool {
-        match self {
-            Self::RequestBytes | Self::ResponseBytes | Self::Milliseconds | Self::Events => false,
-            Self::InputTokens | Self::CachedInputTokens | Self::CacheWriteTokens | Self::OutputTokens => true,
-            Self::Reported(_) => true,
-        }
+        self.is_of_tokens() || matches!(self, Self::Reported(_))
     }
 }
 
@@ -170,16 +176,7 @@ mod tests {
     }
 
     fn measured(end: End) -> Measured {
-        Measured {
-            status: 200,
-            request_bytes: 0,
-            response_bytes: 0,
-            elapsed_ms: 0,
-            events: 0,
-            tokens: None,
-            reported: Vec::new(),
-            end,
-        }
+        Measured::nothing(200, end)
     }
 
     #[test]

@@ -335,7 +335,11 @@ fn after_a_crash_what_was_asked_for_is_found_or_asked_for_again() {
         let request = life.begin(&payment);
         eventually("the deposit was asked for", async || stage.office.asked_for("deposit") == 1).await;
         life.crash();
-        request.await.unwrap_err();
+        // No answer; or that it could not be served, from a thread that outlived the others by a moment.
+        assert!(
+            !request.await.is_ok_and(|answer| answer.status != 503),
+            "nothing is served for what is not in the books"
+        );
         stage.is_written(&[("deposit", "open")]).await;
 
         stage.office.set(Way::Open);

@@ -160,20 +160,6 @@ struct Left {
     elapsed_ms: u64,
 }
 
-/// What was measured where nothing was.
-pub(super) fn nothing(status: u16, end: End) -> Measured {
-    Measured {
-        status,
-        request_bytes: 0,
-        response_bytes: 0,
-        elapsed_ms: 0,
-        events: 0,
-        tokens: None,
-        reported: Vec::new(),
-        end,
-    }
-}
-
 impl Bill {
     fn open<B>(
         hold: Hold,
@@ -186,7 +172,7 @@ impl Bill {
         let passed = Passed::new();
         request.extensions_mut().insert(passed.clone());
         let headers = request.headers_mut();
-        if tariff.rates.iter().any(|rate| is_inside(&rate.unit)) {
+        if tariff.counts(&Unit::Events) || tariff.counts_tokens() {
             // What is compressed cannot be read as it passes.
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
@@ -234,8 +220,7 @@ impl Bill {
         });
         let coded = |coding: &HeaderValue| !coding.as_bytes().eq_ignore_ascii_case(b"identity");
         self.sealed = headers.get_all(CONTENT_ENCODING).iter().any(coded);
-        let wants = |which: fn(&Unit) -> bool| self.tariff.rates.iter().any(|rate| which(&rate.unit));
-        let (tokens, events) = (wants(is_of_tokens), wants(|unit| *unit == Unit::Events));
+        let (tokens, events) = (self.tariff.counts_tokens(), self.tariff.counts(&Unit::Events));
         self.reader = match (self.sealed, tokens, is_event_stream(headers)) {
             (false, true, true) => Some(UsageReader::of_events()),
             (false, true, false) => Some(UsageReader::of_json()),
@@ -278,7 +263,7 @@ impl Bill {
         let may_come = |unit: &Unit| match unit {
             Unit::Reported(_) => !is_reported(unit, &measured),
             // Another report may follow the one that came.
-            _ => is_of_tokens(unit) && self.reader.is_some(),
+            _ => unit.is_of_tokens() && self.reader.is_some(),
         };
         !ours && (self.trailers_come || self.tariff.rates.iter().any(|rate| may_come(&rate.unit)))
     }
@@ -309,7 +294,7 @@ impl Bill {
     }
 
     fn charge_for(&self, measured: &Measured) -> Amount {
-        let uncounted = self.sealed && self.tariff.rates.iter().any(|rate| rate.unit == Unit::Events);
+        let uncounted = self.sealed && self.tariff.counts(&Unit::Events);
         if self.said.is_none() && uncounted && matches!(measured.end, End::Complete | End::PayerLeft) {
             return self.most;
         }
@@ -384,15 +369,6 @@ impl Drop for Bill {
             self.close(if stopped { End::Stopped } else { End::PayerLeft });
         }
     }
-}
-
-/// Whether a unit is counted inside the answer.
-fn is_inside(unit: &Unit) -> bool {
-    is_of_tokens(unit) || *unit == Unit::Events
-}
-
-fn is_of_tokens(unit: &Unit) -> bool {
-    matches!(unit, Unit::InputTokens | Unit::CachedInputTokens | Unit::CacheWriteTokens | Unit::OutputTokens)
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {

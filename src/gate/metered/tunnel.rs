@@ -60,7 +60,7 @@ impl Tunnel {
 
 impl Metering {
     pub(in super::super) fn new(bill: Box<Bill>) -> Self {
-        let timed = bill.tariff.rates.iter().any(|rate| rate.unit == Unit::Milliseconds);
+        let timed = bill.tariff.counts(&Unit::Milliseconds);
         let (spent, exhausted) = (AtomicBool::new(false), Notify::new());
         Self { tunnel: Arc::new(Tunnel { bill: Mutex::new(Some(bill)), timed, spent, exhausted }) }
     }
