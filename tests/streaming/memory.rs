@@ -1,4 +1,7 @@
-//! What a long stream takes: nothing that grows with it.
+//! What a long stream takes: nothing that grows with it. Measured in a process of its own: the other tests of this binary
+//! take memory at the same time.
+
+use std::process::Command;
 
 use bytes::Bytes;
 
@@ -7,7 +10,7 @@ use super::stage::*;
 /// A gigabyte, bytes.
 const LENGTH: usize = 1 << 30;
 const PIECE: usize = 64 << 10;
-const MAX_GROWTH: usize = 32 << 20;
+const MAX_GROWTH: usize = 8 << 20;
 
 /// What this process has in memory, bytes. The proxy, its upstream and its client are all in it.
 fn resident() -> usize {
@@ -16,9 +19,18 @@ fn resident() -> usize {
     line.trim().trim_end_matches(" kB").trim().parse::<usize>().unwrap() * 1024
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[test]
 #[cfg_attr(not(target_os = "linux"), ignore = "reads /proc")]
-async fn memory_stays_flat_while_a_gigabyte_streams_by() {
+fn memory_stays_flat_while_a_gigabyte_streams_by() {
+    let alone = ["--exact", "memory::alone", "--ignored", "--nocapture"];
+    let run = Command::new(std::env::current_exe().unwrap()).args(alone).output().unwrap();
+    let told = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success() && told.contains("1 passed"), "{told}{}", String::from_utf8_lossy(&run.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "run by memory_stays_flat_while_a_gigabyte_streams_by"]
+async fn alone() {
     let site = Site::open().await;
     // One event that is longer than all memory it may take, then many.
     let long = [b"data: {\"text\":\"".to_vec(), vec![b'x'; PIECE]].concat();
@@ -54,5 +66,6 @@ async fn memory_stays_flat_while_a_gigabyte_streams_by() {
     tokio::time::timeout(PATIENCE, writing).await.unwrap().unwrap();
     assert!(got > LENGTH);
     assert_eq!(site.charged(), price_of_tokens(1, 0, 0, 2));
+    println!("{before} bytes became {most}");
     assert!(before > 0 && most < before + MAX_GROWTH, "{before} bytes became {most}");
 }
