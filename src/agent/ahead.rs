@@ -12,11 +12,13 @@ use hyper::body::Incoming;
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedRwLockWriteGuard, RwLock, Semaphore};
 
 use super::answer::Answer;
-use super::book::Record;
+use super::book::{Book, Record};
 use super::budget::Dollars;
 use super::error::AgentError;
 use super::http::drain;
 use super::judge::{self, Asked};
+use super::late::{Late, comes_late};
+use super::on_disk;
 use super::pay::{Agent, PayRequest, Quoted, Target, answer, header, payment_made, today};
 use super::payload::{self, Kind};
 use super::reader::ChainReader;
@@ -275,7 +277,7 @@ impl<R: ChainReader> Agent<R> {
             let payment = payment_made(record, charged, None, verdict);
             self.save_day().await?;
             drop(self.save_line(line).await?);
-            return Ok(Some(answer(response, Some(payment), attempts)));
+            return Ok(Some(answer(response, Some(payment), None, attempts)));
         }
         // It has our signature, so it stays counted.
         drop(reservation);
@@ -303,15 +305,18 @@ impl<R: ChainReader> Agent<R> {
                 Ok(None)
             }
             Err(fault) if status == StatusCode::PAYMENT_REQUIRED => Err(fault.into()),
-            _ => Ok(Some(answer(response, payment, attempts))),
+            _ => {
+                let late = payment.clone().filter(|_| comes_late(response.headers()));
+                let late = late.map(|payment| Box::new(Late { asked: price, payment, books: None }));
+                Ok(Some(answer(response, payment, late, attempts)))
+            }
         }
     }
 
     /// Makes the line's record durable. The line stays locked until that is done, whether or not the caller waits.
     async fn save_line(&self, line: OwnedMutexGuard<Line>) -> Result<OwnedMutexGuard<Line>, AgentError> {
-        let book = self.book().share();
-        let save = move || line.record.as_ref().map_or(Ok(()), |record| book.save(record)).map(|()| line);
-        self.on_disk(save).await
+        let save = |book: &Book| line.record.as_ref().map_or(Ok(()), |record| book.save(record)).map(|()| line);
+        on_disk(self.book(), save).await
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 
 use super::AgentError;
 use super::judge::ReceiptFault;
+use super::late::Late;
 use crate::protocol::x402::Receipt;
 use crate::protocol::{Amount, ChannelId, Hash};
 
@@ -25,7 +26,8 @@ pub struct Answer {
     pub head: http::response::Parts,
     /// Its body, as it comes.
     pub body: AnswerBody,
-    /// What was paid; `None` if nothing was asked, or the server failed and confirmed nothing.
+    /// What was paid, as far as it was known with the head; `None` if nothing was asked, or the server failed and confirmed
+    /// nothing. What a stream cost is known at its end: [`AnswerBody::late_payment`].
     pub payment: Option<PaymentMade>,
     /// How many requests it took, the unpaid one included.
     pub attempts: u32,
@@ -104,13 +106,30 @@ impl fmt::Display for PaymentMade {
     }
 }
 
-/// The body of an answer. Dropping it closes the connection if it is unread; what was charged stays charged.
-#[derive(Debug)]
-pub struct AnswerBody(Incoming);
+/// The body of an answer. Dropping it closes the connection if it is unread; what was charged stays charged. Where the
+/// receipt comes at the end, the channel is booked before the end is given out.
+pub struct AnswerBody {
+    body: Incoming,
+    receipt: LateReceipt,
+}
+
+/// A receipt that comes after the body.
+enum LateReceipt {
+    None,
+    Expected(Box<Late>),
+    /// It came with these trailers, and is being booked.
+    Booking(Pin<Box<dyn Future<Output = Result<PaymentMade, AgentError>> + Send>>, HeaderMap),
+    Booked(Box<PaymentMade>),
+}
 
 impl AnswerBody {
-    pub(super) fn new(body: Incoming) -> Self {
-        Self(body)
+    pub(super) fn new(body: Incoming, late: Option<Box<Late>>) -> Self {
+        Self { body, receipt: late.map_or(LateReceipt::None, LateReceipt::Expected) }
+    }
+
+    /// What was paid, where the server said so at the end of the body and that was read.
+    pub fn late_payment(&self) -> Option<&PaymentMade> {
+        if let LateReceipt::Booked(payment) = &self.receipt { Some(payment) } else { None }
     }
 
     /// The next piece, or `None` at the end. Trailers are skipped.
@@ -121,7 +140,7 @@ impl AnswerBody {
     /// # Errors
     /// When the server stops in the middle.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, AgentError> {
-        while let Some(frame) = self.0.frame().await {
+        while let Some(frame) = self.frame().await {
             match frame.map_err(|error| AgentError::Http(Box::new(error)))?.into_data() {
                 Ok(data) => return Ok(Some(data)),
                 Err(_trailers) => {}
@@ -131,19 +150,46 @@ impl AnswerBody {
     }
 }
 
+impl fmt::Debug for AnswerBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AnswerBody").field("body", &self.body).finish_non_exhaustive()
+    }
+}
+
 impl Body for AnswerBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.0).poll_frame(cx)
+        if let LateReceipt::Booking(booking, _) = &mut self.receipt {
+            let booked = ready!(booking.as_mut().poll(cx));
+            let booked = booked.inspect_err(|error| tracing::warn!(%error, "a receipt that came late was not booked"));
+            let next = booked.map_or(LateReceipt::None, |payment| LateReceipt::Booked(Box::new(payment)));
+            let LateReceipt::Booking(_, trailers) = std::mem::replace(&mut self.receipt, next) else {
+                return Poll::Ready(None);
+            };
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let trailers = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.trailers_ref().cloned());
+        let Some(trailers) = trailers else { return Poll::Ready(frame) };
+        match std::mem::replace(&mut self.receipt, LateReceipt::None) {
+            LateReceipt::Expected(late) => {
+                self.receipt = LateReceipt::Booking(Box::pin(late.hear(trailers.clone())), trailers);
+                self.poll_frame(cx)
+            }
+            other => {
+                self.receipt = other;
+                Poll::Ready(frame)
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.body.is_end_stream() && !matches!(self.receipt, LateReceipt::Booking(..))
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
+        self.body.size_hint()
     }
 }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HeaderValue, USER_AGENT};
+use http::header::{CONNECTION, HeaderValue, TE, USER_AGENT};
 use http::uri::Scheme;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -73,6 +73,9 @@ impl Http {
         }
         if let Some(payment) = payment {
             headers.insert(PAYMENT_SIGNATURE, payment);
+            // What a stream cost is known at its end.
+            headers.entry(TE).or_insert(HeaderValue::from_static("trailers"));
+            headers.insert(CONNECTION, HeaderValue::from_static("te"));
         }
         match tokio::time::timeout(patience, self.client.request(message)).await {
             Ok(Ok(response)) => Ok(response),

@@ -26,6 +26,7 @@ mod chain;
 mod error;
 mod http;
 pub mod judge;
+mod late;
 mod pay;
 mod payload;
 mod reader;
@@ -42,3 +43,25 @@ pub use judge::{KnownToken, Terms};
 pub use pay::{Agent, AgentConfig, PayRequest};
 pub use reader::{Allowance, ChainChannel, ChainReadError, ChainReader, NoChain};
 pub use refund::Refunded;
+
+/// Runs disk work beside the event loop.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BookError> + Send + 'static,
+) -> Result<T, AgentError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(AgentError::System("thread for the disk")),
+    }
+}
+
+/// Does what touches a book, beside the event loop where that means a disk.
+async fn on_disk<T: Send + 'static>(
+    book: &Book,
+    work: impl FnOnce(&Book) -> Result<T, BookError> + Send + 'static,
+) -> Result<T, AgentError> {
+    if !book.is_on_disk() {
+        return Ok(work(book)?);
+    }
+    let book = book.share();
+    blocking(move || work(&book)).await
+}

@@ -25,6 +25,8 @@ use super::http::{Http, drain};
 use super::judge::{
     self, Asked, Choice, ChoiceFault, Funds, LooseQuote, OwnSide, Plan, PlanFault, ReceiptVerdict, Terms,
 };
+use super::late::{Books, Late, comes_late};
+use super::on_disk;
 use super::payload::{self, Echo, Kind};
 use super::reader::ChainReader;
 use super::spending::{Reservation, Spending};
@@ -125,8 +127,6 @@ struct Inner<R> {
     chain: R,
     http: Http,
     spending: Arc<Spending>,
-    /// Serialises the writes of the day's spending.
-    day_file: Arc<Mutex<()>>,
     lanes: DashMap<ChannelId, Arc<Lane>>,
     offers: Mutex<HashMap<OfferKey, (Instant, Quoted)>>,
 }
@@ -153,6 +153,17 @@ pub(super) struct Slot {
     pub(super) record: Record,
     /// Held until the last write of the record is done, even if the caller goes away in the meantime.
     _alone: Alone,
+}
+
+impl Slot {
+    pub(super) fn new(record: Record, alone: Alone) -> Self {
+        Self { record, _alone: alone }
+    }
+
+    /// Makes the record durable. The channel stays locked until that is done, whether or not the caller waits for it.
+    pub(super) async fn save(self, book: &Book) -> Result<Self, AgentError> {
+        on_disk(book, move |book| book.save(&self.record).map(|()| self)).await
+    }
 }
 
 /// Where a URL leads.
@@ -189,15 +200,7 @@ impl<R: ChainReader> Agent<R> {
     pub fn new(config: AgentConfig, chain: R) -> Result<Self, AgentError> {
         let spending = Spending::resume(config.book.day()?);
         let http = Http::new();
-        let inner = Inner {
-            config,
-            chain,
-            http,
-            spending,
-            day_file: Arc::default(),
-            lanes: DashMap::new(),
-            offers: Mutex::default(),
-        };
+        let inner = Inner { config, chain, http, spending, lanes: DashMap::new(), offers: Mutex::default() };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -240,7 +243,7 @@ impl<R: ChainReader> Agent<R> {
                 attempts += 1;
                 let response = self.0.http.send(&request, &target.uri, None, self.0.config.patience).await?;
                 if response.status() != StatusCode::PAYMENT_REQUIRED {
-                    return Ok(answer(response, None, attempts));
+                    return Ok(answer(response, None, None, attempts));
                 }
                 let quote = judge::read_quote(header(&response, PAYMENT_REQUIRED));
                 drain(response.into_body()).await;
@@ -346,8 +349,13 @@ impl<R: ChainReader> Agent<R> {
             }
         };
         let asked = Asked { amount: choice.offer.amount, deposit: deposit.map(|deposit| deposit.amount) };
-        let verdict = judge::judge_receipt(header(&response, PAYMENT_RESPONSE), asked);
+        let mut verdict = judge::judge_receipt(header(&response, PAYMENT_RESPONSE), asked);
         let status = response.status();
+        let is_late = comes_late(response.headers());
+        if is_late {
+            // What it cost so far is not what it costs.
+            verdict.charged = None;
+        }
 
         if verdict.charged.is_some() || verdict.landed.is_some() {
             let charged = verdict.charged.unwrap_or_default();
@@ -371,7 +379,8 @@ impl<R: ChainReader> Agent<R> {
             self.save_day().await?;
             slot = self.save(slot).await?;
             let payment = payment_made(&slot.record, charged, deposit, verdict);
-            return Ok(Step::Done(Box::new(answer(response, Some(payment), attempts))));
+            let late = is_late.then(|| self.late(&quoted, slot, max, counted, day, &payment));
+            return Ok(Step::Done(Box::new(answer(response, Some(payment), late, attempts))));
         }
         drop(reservation);
         self.save_day().await?;
@@ -402,9 +411,34 @@ impl<R: ChainReader> Agent<R> {
                 // payment is corrected.
                 let served = status.is_success() || status.is_redirection();
                 let payment = served.then(|| payment_made(&slot.record, Amount::ZERO, None, verdict));
-                Ok(Step::Done(Box::new(answer(response, payment, attempts))))
+                let late = payment.as_ref().filter(|_| is_late);
+                let late = late.map(|payment| self.late(&quoted, slot, max, counted, day, payment));
+                Ok(Step::Done(Box::new(answer(response, payment, late, attempts))))
             }
         }
+    }
+
+    /// What is to be done with the receipt that comes at the end of an answer.
+    fn late(
+        &self,
+        quoted: &Quoted,
+        slot: Slot,
+        max: Amount,
+        counted: Amount,
+        day: u64,
+        payment: &PaymentMade,
+    ) -> Box<Late> {
+        let Inner { config, spending, .. } = &*self.0;
+        let books = Books {
+            lane: self.lane(slot.record.channel, self.width(quoted)),
+            book: config.book.share(),
+            spending: Arc::clone(spending),
+            sent: slot.record,
+            max,
+            counted,
+            day,
+        };
+        Box::new(Late { asked: quoted.choice.offer.amount, payment: payment.clone(), books: Some(books) })
     }
 
     /// Decides whether a refusal can be answered, each cause once.
@@ -609,31 +643,17 @@ impl<R: ChainReader> Agent<R> {
                 }
             }
         };
-        Ok(Slot { record, _alone: alone })
+        Ok(Slot::new(record, alone))
     }
 
-    /// Makes the record durable. The channel stays locked until that is done, whether or not the caller waits for it.
+    /// [`Slot::save`], into our book.
     pub(super) async fn save(&self, slot: Slot) -> Result<Slot, AgentError> {
-        let book = self.0.config.book.share();
-        if !book.is_on_disk() {
-            book.save(&slot.record)?;
-            return Ok(slot);
-        }
-        blocking(move || book.save(&slot.record).map(|()| slot)).await
+        slot.save(&self.0.config.book).await
     }
 
     /// What the book says of a channel.
     pub(super) async fn load(&self, channel: ChannelId) -> Result<Option<Record>, AgentError> {
-        let book = self.0.config.book.share();
-        self.on_disk(move || book.load(channel)).await
-    }
-
-    /// Does what touches the book, beside the event loop where that means a disk.
-    pub(super) async fn on_disk<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T, super::BookError> + Send + 'static,
-    ) -> Result<T, AgentError> {
-        if self.0.config.book.is_on_disk() { blocking(work).await } else { Ok(work()?) }
+        on_disk(&self.0.config.book, move |book| book.load(channel)).await
     }
 
     pub(super) fn config(&self) -> &AgentConfig {
@@ -662,16 +682,7 @@ impl<R: ChainReader> Agent<R> {
     }
 
     pub(super) async fn save_day(&self) -> Result<(), AgentError> {
-        let Inner { config, spending, day_file, .. } = &*self.0;
-        if !config.book.is_on_disk() {
-            return Ok(());
-        }
-        let (book, spending, day_file) = (config.book.share(), Arc::clone(spending), Arc::clone(day_file));
-        blocking(move || {
-            let _one_writer = day_file.lock().unwrap_or_else(PoisonError::into_inner);
-            book.save_day(&spending.today())
-        })
-        .await
+        self.0.spending.save(&self.0.config.book).await
     }
 
     fn sign(
@@ -888,9 +899,14 @@ pub(super) fn payment_made(
     }
 }
 
-pub(super) fn answer(response: Response<Incoming>, payment: Option<PaymentMade>, attempts: u32) -> Answer {
+pub(super) fn answer(
+    response: Response<Incoming>,
+    payment: Option<PaymentMade>,
+    late: Option<Box<Late>>,
+    attempts: u32,
+) -> Answer {
     let (head, body) = response.into_parts();
-    Answer { head, body: AnswerBody::new(body), payment, attempts }
+    Answer { head, body: AnswerBody::new(body, late), payment, attempts }
 }
 
 pub(super) fn header<'a>(response: &'a Response<Incoming>, name: &str) -> Option<&'a [u8]> {
@@ -911,14 +927,4 @@ pub(super) fn today() -> Result<u64, AgentError> {
 fn now_s() -> Result<u64, AgentError> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|_| AgentError::System("clock after 1970"))?;
     Ok(since.as_secs())
-}
-
-/// Runs disk work beside the event loop.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, super::BookError> + Send + 'static,
-) -> Result<T, AgentError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(AgentError::System("thread for the disk")),
-    }
 }

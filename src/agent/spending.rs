@@ -2,18 +2,24 @@
 //!
 //! **Owns** the counters: per host since the agent was made, per host and in all today. **Promises** that payments in
 //! flight count in full, so parallel ones cannot overrun a limit together, and that one that was sent stays counted until
-//! a receipt says that it cost less. **Does not** write to disk; the agent stores what [`Spending::today`] returns after
-//! each payment. What was on its way when a process died is counted in its channel's record, and not in that day.
+//! a receipt says that it cost less. What was on its way when a process died is counted in its channel's record, and not in
+//! that day. **Does not** decide when the day is written down; the agent does after each payment ([`Spending::save`]).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::book::DaySpend;
+use super::blocking;
+use super::book::{Book, DaySpend};
 use super::budget::{Budget, BudgetRefusal, Dollars, Limit};
+use super::error::AgentError;
 
 /// The counters of one agent.
 #[derive(Debug, Default)]
-pub(super) struct Spending(Mutex<Counters>);
+pub(super) struct Spending {
+    counters: Mutex<Counters>,
+    /// Held by who writes them down.
+    writing: Mutex<()>,
+}
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -36,7 +42,8 @@ pub(super) struct Reservation {
 impl Spending {
     /// Goes on from what the book knows of a day.
     pub(super) fn resume(today: DaySpend) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Counters { today, ..Counters::default() })))
+        let counters = Mutex::new(Counters { today, ..Counters::default() });
+        Arc::new(Self { counters, writing: Mutex::default() })
     }
 
     /// Makes room for a payment of at most `asked` to `host` on `day` (days since 1970, UTC), of which `fresh` is not
@@ -82,14 +89,37 @@ impl Spending {
         counters.today.total = counters.today.total.saturating_add(spent);
     }
 
-    /// The counters of the latest day, to be stored.
-    pub(super) fn today(&self) -> DaySpend {
+    /// Takes back what was counted on a day and turned out not to be spent.
+    pub(super) fn take_back(&self, host: &str, counted: Dollars, day: u64) {
+        let mut counters = self.counters();
+        let less = |of: &mut Dollars| *of = of.saturating_sub(counted);
+        counters.since_start.get_mut(host).map(less);
+        if counters.today.day == day {
+            counters.today.hosts.get_mut(host).map(less);
+            less(&mut counters.today.total);
+        }
+    }
+
+    /// Writes the latest day down, beside the event loop where that means a disk.
+    pub(super) async fn save(self: &Arc<Self>, book: &Book) -> Result<(), AgentError> {
+        if !book.is_on_disk() {
+            return Ok(());
+        }
+        let (book, spending) = (book.share(), Arc::clone(self));
+        blocking(move || {
+            let _one_writer = spending.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            book.save_day(&spending.today())
+        })
+        .await
+    }
+
+    fn today(&self) -> DaySpend {
         self.counters().today.clone()
     }
 
     /// A panic elsewhere cannot leave the counters half changed in a way that matters: every step is one addition.
     fn counters(&self) -> MutexGuard<'_, Counters> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

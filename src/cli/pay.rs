@@ -376,7 +376,7 @@ async fn deliver(args: &PayArgs, mut answer: Answer, output: &Output) -> Outcome
 
 fn tell(args: &PayArgs, answer: &Answer, output: &Output) {
     let status = answer.status().as_u16();
-    let payment = answer.payment.as_ref();
+    let payment = answer.body.late_payment().or(answer.payment.as_ref());
     if output.json_summary(args.json) {
         let summary = json!({
             "status": status,

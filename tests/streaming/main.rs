@@ -9,6 +9,7 @@
 )]
 
 mod aborted;
+mod agent;
 mod dues;
 mod llm;
 mod memory;
