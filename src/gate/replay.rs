@@ -208,6 +208,7 @@ struct Places {
     entries: HashMap<Key, Arc<Entry>>,
     /// Those that have ended, the oldest first.
     ended: VecDeque<Ended>,
+    /// What all of them take, and what has passed so far of answers that may be kept.
     bytes: usize,
 }
 
@@ -293,6 +294,19 @@ impl Replays {
             places.bytes = places.bytes.saturating_sub(bytes);
             self.remove(places, &key, &entry);
         }
+    }
+
+    /// Takes room for so many more bytes of an answer that passes, from the oldest that are kept if need be. Whether there
+    /// was any.
+    fn take_room(&self, bytes: usize) -> bool {
+        let mut places = self.places();
+        places.bytes = places.bytes.saturating_add(bytes);
+        self.expire(&mut places);
+        let has_room = places.bytes <= self.0.rules.memory;
+        if !has_room {
+            places.bytes = places.bytes.saturating_sub(bytes);
+        }
+        has_room
     }
 
     fn remove(&self, places: &mut Places, key: &Key, entry: &Arc<Entry>) {
@@ -476,17 +490,9 @@ impl Serving {
         let (status, is_served) = (response.status(), is_served(rule, &response));
         let keeps = is_served && !status.is_informational();
         let tape = if keeps {
-            let max = self.place.replays.0.rules.max_answer;
-            let pieces = Vec::new();
-            Some(Tape {
-                status,
-                headers: response.headers().clone(),
-                pieces,
-                bytes: 0,
-                max,
-                trailers: None,
-                serving: self,
-            })
+            let room = Room { replays: self.place.replays.clone(), bytes: 0 };
+            let (headers, body) = (response.headers().clone(), BytesMut::new());
+            Some(Tape { status, headers, body, trailers: None, room, serving: self })
         } else {
             if is_served {
                 self.end(State::Gone);
@@ -555,27 +561,52 @@ fn go_on(replays: &Replays, work: impl Future<Output = ()> + Send + 'static) {
     });
 }
 
+/// What the part of an answer takes that has passed.
+#[derive(Debug)]
+struct Room {
+    replays: Replays,
+    bytes: usize,
+}
+
+impl Room {
+    /// Whether there is room for so much more.
+    fn grow(&mut self, bytes: usize) -> bool {
+        let grown = self.bytes.saturating_add(bytes);
+        let has_room = grown <= self.replays.0.rules.max_answer && self.replays.take_room(bytes);
+        if has_room {
+            self.bytes = grown;
+        }
+        has_room
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let mut places = self.replays.places();
+        places.bytes = places.bytes.saturating_sub(self.bytes);
+    }
+}
+
 /// What has passed of an answer.
 #[derive(Debug)]
 struct Tape {
     status: StatusCode,
     headers: HeaderMap,
-    pieces: Vec<Bytes>,
-    bytes: usize,
-    max: usize,
+    /// Copied, because its pieces belong to larger buffers.
+    body: BytesMut,
     trailers: Option<HeaderMap>,
+    room: Room,
     serving: Serving,
 }
 
 impl Tape {
-    /// Another piece; nothing is left if it is too long by now.
+    /// Another piece; nothing is left if there is no room for it.
     fn hear(mut self, frame: &Frame<Bytes>) -> Option<Self> {
         if let Some(data) = frame.data_ref() {
-            self.bytes = self.bytes.saturating_add(data.len());
-            if self.bytes > self.max {
+            if !self.room.grow(data.len()) {
                 return None;
             }
-            self.pieces.push(data.clone());
+            self.body.extend_from_slice(data);
         } else if let Some(trailers) = frame.trailers_ref() {
             self.trailers = Some(trailers.clone());
         }
@@ -583,15 +614,16 @@ impl Tape {
     }
 
     fn end(self) {
-        let Self { status, headers, pieces, bytes, trailers, mut serving, .. } = self;
+        let Self { status, headers, body, trailers, room, mut serving } = self;
+        // From here on it counts as one that is kept, or not at all.
+        drop(room);
         // Nobody will look for one without a name that has arrived.
         if !serving.place.is_known.load(Ordering::Acquire) {
             return serving.void();
         }
-        // Copied, because the pieces belong to larger buffers.
-        let mut body = BytesMut::with_capacity(bytes);
-        pieces.iter().for_each(|piece| body.extend_from_slice(piece));
-        serving.end(State::Kept(Arc::new(Stored { status, headers, body: body.freeze(), trailers })));
+        // No larger than it is counted: what it grew in has room to spare.
+        let body = Bytes::copy_from_slice(&body);
+        serving.end(State::Kept(Arc::new(Stored { status, headers, body, trailers })));
     }
 }
 

@@ -43,4 +43,5 @@
 //!
 //! A request that is not named costs nothing of this. Of a named one the body passes as it comes, and is kept beside; the
 //! request's body is hashed as it passes. Bodies above `idempotency.max_answer` are let go, as is the oldest answer when all
-//! together are above `idempotency.memory` or when its `idempotency.window` is over. All is in memory only.
+//! together, those still on their way among them, are above `idempotency.memory`, or when its `idempotency.window` is over.
+//! An answer for which there is no room at all is not kept. All is in memory only.

@@ -225,6 +225,43 @@ async fn case_45_what_is_too_long_is_not_given_again_and_not_paid_again() {
 }
 
 #[tokio::test]
+async fn case_45_answers_on_their_way_count_as_memory() {
+    let world = world("[idempotency]\nmemory = \"96 KiB\"\nmax_answer = \"64 KiB\"").await;
+    let long: &'static str = "x".repeat(56 << 10).leak();
+    let mut answers = Vec::new();
+    for number in [1, 2] {
+        let payer = world.opened(number, 10 * PRICE).await;
+        let payment = named(&payer, "order-0000000000001").voucher(2 * PRICE);
+        let (answer, upstream) = Answer::live();
+        world.upstream.next(answer);
+        upstream.send(Ok(long.into())).await.unwrap();
+        let mut socket = TcpStream::connect(world.site.address()).await.unwrap();
+        let head = format!("GET /paid HTTP/1.1\r\nhost: a\r\n{SIGNATURE}: {}\r\n\r\n", payment.header());
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut seen = Vec::new();
+        while seen.len() < long.len() {
+            assert_ne!(socket.read_buf(&mut seen).await.unwrap(), 0);
+        }
+        answers.push((payment, upstream, socket));
+    }
+    for ((payment, upstream, mut socket), has_room) in answers.into_iter().zip([true, false]) {
+        drop(upstream);
+        let mut rest = Vec::new();
+        while !rest.ends_with(b"0\r\n\r\n") {
+            assert_ne!(socket.read_buf(&mut rest).await.unwrap(), 0);
+        }
+        let again = ask_as_a(&world, &payment).await;
+        if has_room {
+            again.assert_served_with(long);
+        } else {
+            again.assert_refused(409, "answer_not_kept");
+        }
+    }
+    assert_eq!(world.upstream_calls(), 4);
+    world.finish(4 * PRICE).await;
+}
+
+#[tokio::test]
 async fn case_45_an_answer_is_kept_for_its_window() {
     let world = world("[idempotency]\nwindow = \"1s\"").await;
     let payer = world.opened(1, 10 * PRICE).await;
