@@ -770,6 +770,12 @@ impl Hold {
         self.accounts.inner.abandoning.load(Ordering::Acquire)
     }
 
+    /// Whether a withdrawal of the channel can be finished so soon that nothing new would be served on it.
+    pub(super) fn is_being_withdrawn(&self) -> bool {
+        let soon = |channel: &Channel| channel.is_withdrawing(self.limits, clock::now_s());
+        self.accounts.read(&self.channel, soon).unwrap_or(false)
+    }
+
     /// The channel's state as it is now.
     pub(super) fn state(&self) -> Option<ChannelState> {
         self.accounts.read(&self.channel, channel_state)

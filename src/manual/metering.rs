@@ -4,8 +4,11 @@
 //! channel until the answer has come to its end, then what it really cost is charged. The quote is a cap, not a cut: a
 //! stream that has cost the most goes on for nothing, and what a client says of its patience does not end it. Only an
 //! upgraded connection is closed then. A channel needs the most free for each request that runs at once, so a price list
-//! should not quote ten times what a request usually costs. Where payers can withdraw (`channel.withdraw_delay`) before a
-//! stream ends, they can take back what it would have cost.
+//! should not quote ten times what a request usually costs.
+//!
+//! A payer may announce a withdrawal while it streams. The stream, or the upgraded connection, is ended
+//! `channel.withdraw_margin` before the withdrawal can be finished, as if its payer had left: what it cost by then is claimed
+//! in time.
 //!
 //! # What is counted
 //!
@@ -48,7 +51,7 @@
 //! | us, after the head: we stop | so far | what is known by then |
 //! | us: a panic, or books that cannot be written | nothing | nothing |
 //!
-//! An answer of status 400 or above costs nothing. One that was to be whole before its head leaves and breaks off is
+//! An answer that never has a body (to `HEAD`, 204, 304) has used no tokens. One of status 400 or above costs nothing. One that was to be whole before its head leaves and breaks off is
 //! answered with 502 and costs nothing: nobody saw any of it. A stream that cannot be charged because of the books breaks
 //! off at its end, so that nobody takes it for whole. Up to
 //! [`MAX_READING_ON`](crate::gate::metered::MAX_READING_ON) answers are read on for payers that left; where there is no place

@@ -30,6 +30,28 @@ async fn a_payer_that_leaves_pays_for_what_was_passed_on_so_far() {
 }
 
 #[tokio::test]
+async fn a_payer_that_is_about_to_withdraw_pays_for_what_was_passed_on_so_far() {
+    for (path, expected) in [("/bytes", 2 * 9), ("/events", 10), ("/tokens", price_of_tokens(0, 0, 0, 2))] {
+        let site = Site::open().await;
+        let frames = site.api.next_live(SSE);
+        let mut answer = site.ask_h2(path).await;
+        send(&frames, "data: a\n\n").await;
+        first_piece(&mut answer).await;
+        // More than the margin of five minutes is left: it goes on.
+        withdraws(&site.gate, &site.payer, 400);
+        assert!(tokio::time::timeout(Duration::from_millis(2_500), answer.piece()).await.is_err(), "{path}");
+        withdraws(&site.gate, &site.payer, 200);
+        answer.piece().await.unwrap().unwrap_err();
+        if path == "/tokens" {
+            assert_eq!(site.charged(), 0, "what the model says at its end counts");
+            send(&frames, "data: {\"usage\":{\"completion_tokens\":2}}\n\n").await;
+            drop(frames);
+        }
+        assert_eq!(site.charged_soon().await, expected, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_payer_that_leaves_a_model_pays_for_its_report_which_is_read_without_it() {
     for (pieces, price) in [openai(), anthropic()] {
         for leaves_after in [1, 5, pieces.len() - 1] {

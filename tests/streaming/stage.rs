@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use peaje::gate::path::PathPattern;
 use peaje::gate::policy::{Asked, Policy, Price, Route, Verdict};
 use peaje::gate::{Accounts, Desk, Gate};
-use peaje::ledger::View;
+use peaje::ledger::{View, Withdrawal};
 use peaje::pricing::{Rate, Tariff, Tier, Unit};
 use peaje::protocol::Amount;
 use peaje::protocol::x402::{self, PAYMENT_RESPONSE, PAYMENT_SIGNATURE};
@@ -313,6 +313,14 @@ impl Site {
 /// A payer's channel is on chain, with more than any test spends.
 fn fund(gate: &Gate, payer: &payer::Payer) {
     let view = View { block: 1, balance: Amount::new(1_000 * MOST), ..View::default() };
+    gate.accounts().observe(payer.id(), &payer.config, view).unwrap();
+}
+
+/// The payer announced a withdrawal so long before it could be finished now, seconds.
+pub(crate) fn withdraws(gate: &Gate, payer: &payer::Payer, finished_in_s: u64) {
+    let initiated_at = payer::now_s() + finished_in_s - payer.config.withdraw_delay;
+    let withdrawal = Some(Withdrawal { amount: Amount::new(MOST), initiated_at });
+    let view = View { block: 2, balance: Amount::new(1_000 * MOST), withdrawal, ..View::default() };
     gate.accounts().observe(payer.id(), &payer.config, view).unwrap();
 }
 

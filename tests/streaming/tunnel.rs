@@ -17,7 +17,7 @@ use peaje::protocol::x402::PAYMENT_SIGNATURE;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use super::payer::{Payer, usual_terms};
-use super::stage::{MOST, next_payment, policy};
+use super::stage::{MOST, next_payment, policy, withdraws};
 
 struct Booth {
     gate: Gate,
@@ -126,6 +126,21 @@ async fn a_tunnel_that_has_cost_the_most_says_so() {
     metering.count_down(half);
     metering.finish(End::Complete);
     assert_eq!(booth.charged(), MOST, "and no more than that");
+}
+
+#[tokio::test]
+async fn a_tunnel_whose_payer_is_about_to_withdraw_says_so() {
+    for (path, expected) in [("/bytes", 200), ("/seconds", 1)] {
+        let booth = Booth::open();
+        let metering = booth.tunnel(path).await.unwrap();
+        metering.count_down(100);
+        withdraws(&booth.gate, &booth.payer, 400);
+        assert!(tokio::time::timeout(Duration::from_millis(50), metering.exhausted()).await.is_err(), "{path}");
+        withdraws(&booth.gate, &booth.payer, 200);
+        tokio::time::timeout(Duration::from_secs(10), metering.exhausted()).await.unwrap();
+        metering.finish(End::Complete);
+        assert!(booth.charged() >= expected, "{path}");
+    }
 }
 
 #[tokio::test]

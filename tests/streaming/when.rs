@@ -46,6 +46,10 @@ async fn an_answer_without_a_body_is_charged_with_its_head() {
     assert_eq!(sums(answer.receipt()), Some((305, 510)));
     assert_eq!(answer.headers["content-length"], "1000");
     assert_eq!(answer.rest().await, b"");
+    // No model has said anything in it.
+    site.api.next(whole(&[("content-type", "application/json")], vec![0; 1_000]));
+    let answer = site.ask_with(site.request("/tokens").method(Method::HEAD)).await;
+    assert_eq!(sums(answer.receipt()), Some((7, 517)));
 }
 
 #[tokio::test]

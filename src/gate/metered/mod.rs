@@ -11,10 +11,10 @@ mod tunnel;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::header::{ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TE, TRAILER};
-use http::{HeaderMap, HeaderValue, Request};
+use http::{HeaderMap, HeaderValue, Method, Request};
 
 use super::accounts::{Hold, Posted};
 use super::meter::{SETTLEMENT_OVERRIDES, charge_of, is_reported, said};
@@ -22,7 +22,7 @@ use super::policy::{Price, Route};
 use super::record::{Draft, Outcome};
 use crate::ledger::Reject;
 use crate::pricing::usage::MAX_COUNT;
-use crate::pricing::{End, Measured, Tariff, Unit, UsageReader};
+use crate::pricing::{End, Measured, Tariff, Tokens, Unit, UsageReader};
 use crate::protocol::Amount;
 use crate::protocol::x402::ChannelState;
 
@@ -141,6 +141,8 @@ pub(super) struct Bill {
     reader: Option<UsageReader>,
     /// Whether it is compressed, so that what is inside cannot be counted.
     sealed: bool,
+    /// Whether it is one that has no body, in which no model says anything.
+    is_bodiless: bool,
     reported: Vec<(Arc<str>, u64)>,
     /// What the upstream said that it costs.
     said: Option<Amount>,
@@ -171,6 +173,7 @@ impl Bill {
     ) -> Self {
         let passed = Passed::new();
         request.extensions_mut().insert(passed.clone());
+        let is_bodiless = request.method() == Method::HEAD;
         let headers = request.headers_mut();
         if tariff.counts(&Unit::Events) || tariff.counts_tokens() {
             // What is compressed cannot be read as it passes.
@@ -199,6 +202,7 @@ impl Bill {
             messages: 0,
             reader: None,
             sealed: false,
+            is_bodiless,
             reported: Vec::new(),
             said: None,
             trailers_come: false,
@@ -218,6 +222,7 @@ impl Bill {
             let names = names.to_str().unwrap_or_default();
             names.split(',').any(|name| name.trim().eq_ignore_ascii_case(SETTLEMENT_OVERRIDES))
         });
+        self.is_bodiless |= matches!(status, 204 | 304);
         let coded = |coding: &HeaderValue| !coding.as_bytes().eq_ignore_ascii_case(b"identity");
         self.sealed = headers.get_all(CONTENT_ENCODING).iter().any(coded);
         let (tokens, events) = (self.tariff.counts_tokens(), self.tariff.counts(&Unit::Events));
@@ -276,11 +281,12 @@ impl Bill {
             elapsed_ms: u64::try_from(now).unwrap_or(u64::MAX),
         };
         let Left { response_bytes, events, elapsed_ms } = self.left.unwrap_or(there);
-        let tokens = self.reader.as_ref().and_then(|reader| match end {
+        let read = self.reader.as_ref().and_then(|reader| match end {
             End::Complete | End::PayerLeft => reader.report(),
             // What is not reported is not charged then, but what is known is.
             End::UpstreamFailed | End::Stopped => reader.so_far(),
         });
+        let tokens = read.or_else(|| self.is_bodiless.then(Tokens::default));
         Measured {
             status: self.status.unwrap_or(NO_HEAD),
             request_bytes: self.passed.count().unwrap_or(self.declared),
@@ -348,6 +354,11 @@ impl Bill {
         self.hold.take().and_then(Hold::void)
     }
 
+    /// Whether its payer is about to withdraw what is to pay for it.
+    fn is_being_withdrawn(&self) -> bool {
+        self.hold.as_ref().is_some_and(Hold::is_being_withdrawn)
+    }
+
     /// The head leaves, and the rest may take long. Returns the channel's state.
     fn goes_on(&mut self) -> Option<ChannelState> {
         let hold = self.hold.as_mut()?;
@@ -355,6 +366,9 @@ impl Bill {
         hold.state()
     }
 }
+
+/// How often it is looked whether the payer of something that goes on withdraws what is to pay for it.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// What stands for the status of an answer whose head has not come: a payer that leaves before it pays as for one that did.
 const NO_HEAD: u16 = 200;

@@ -12,12 +12,13 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tower::BoxError;
 
 use super::super::accounts::{Charged, NotWritten};
 use super::super::answer::{PAYMENT_RESPONSE, insert};
 use super::super::service::strip_payment_headers;
-use super::Bill;
+use super::{Bill, LOOK_EVERY};
 use crate::pricing::End;
 use crate::protocol::x402::Receipt;
 
@@ -71,6 +72,8 @@ struct Passing<B> {
     bill: Box<Bill>,
     /// What makes it as long as it said, until it is known that nothing follows.
     held: Option<Bytes>,
+    /// When it is looked whether its payer withdraws what is to pay for it.
+    looks: Interval,
 }
 
 /// What is given out last.
@@ -84,6 +87,11 @@ struct Rest {
 #[derive(Debug, thiserror::Error)]
 #[error("the answer could not be charged")]
 struct NotCharged;
+
+/// The rest of the answer would be for nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("the payer withdraws what was to pay for the answer")]
+struct Withdrawn;
 
 impl<B> fmt::Debug for Stage<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -103,7 +111,9 @@ where
     /// One whose head leaves now. A client that takes trailers is told with `receipts` what it cost.
     pub(in super::super) fn new(body: B, bill: Box<Bill>, receipts: Option<Receipts>, places: &Arc<Semaphore>) -> Self {
         let total = body.size_hint().exact();
-        let stage = Stage::Passing(Passing { body: Box::pin(body), bill, held: None });
+        let mut looks = interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stage = Stage::Passing(Passing { body: Box::pin(body), bill, held: None, looks });
         Self { stage, total, given: 0, receipts, places: Arc::clone(places), read_on }
     }
 }
@@ -117,12 +127,23 @@ enum Step<E> {
     Again,
 }
 
+impl<B> Passing<B> {
+    /// Whether its payer is about to withdraw what is to pay for it.
+    fn is_being_withdrawn(&mut self, context: &mut Context<'_>) -> bool {
+        self.looks.poll_tick(context).is_ready() && {
+            // Asked once more, so that it wakes us for the next look.
+            let _ = self.looks.poll_tick(context);
+            self.bill.is_being_withdrawn()
+        }
+    }
+}
+
 impl<B> Passing<B>
 where
     B: Body<Data = Bytes>,
 {
     fn poll(&mut self, total: Option<u64>, context: &mut Context<'_>) -> Poll<Step<B::Error>> {
-        let Self { body, bill, held } = self;
+        let Self { body, bill, held, .. } = self;
         let frame = match ready!(body.as_mut().poll_frame(context)) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return Poll::Ready(Step::Broken(error)),
@@ -208,21 +229,27 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         loop {
             match &mut self.stage {
-                Stage::Passing(passing) => match ready!(passing.poll(self.total, context)) {
-                    Step::Again => {}
-                    Step::Give(data) => return Poll::Ready(Some(Ok(self.give(data)))),
-                    Step::Whole(data, rest) => {
-                        self.settle(rest);
-                        if let Some(data) = data {
-                            return Poll::Ready(Some(Ok(self.give(data))));
+                Stage::Passing(passing) => {
+                    if passing.is_being_withdrawn(context) {
+                        self.leave();
+                        return Poll::Ready(Some(Err(Withdrawn.into())));
+                    }
+                    match ready!(passing.poll(self.total, context)) {
+                        Step::Again => {}
+                        Step::Give(data) => return Poll::Ready(Some(Ok(self.give(data)))),
+                        Step::Whole(data, rest) => {
+                            self.settle(rest);
+                            if let Some(data) = data {
+                                return Poll::Ready(Some(Ok(self.give(data))));
+                            }
+                        }
+                        Step::Broken(error) => {
+                            passing.bill.close(End::UpstreamFailed);
+                            self.stage = Stage::Over;
+                            return Poll::Ready(Some(Err(error.into())));
                         }
                     }
-                    Step::Broken(error) => {
-                        passing.bill.close(End::UpstreamFailed);
-                        self.stage = Stage::Over;
-                        return Poll::Ready(Some(Err(error.into())));
-                    }
-                },
+                }
                 Stage::Writing(written, rest) => {
                     let outcome = ready!(written.as_mut().poll(context));
                     let rest = std::mem::take(rest);
@@ -252,14 +279,21 @@ where
     }
 }
 
-/// Hyper drops the body of an answer whose client has left, and may stop asking for more of one that is whole.
-impl<B> Drop for MeteredBody<B> {
-    fn drop(&mut self) {
+impl<B> MeteredBody<B> {
+    /// Nobody gets any more of it.
+    fn leave(&mut self) {
         if let Stage::Passing(Passing { body, bill, .. }) = std::mem::replace(&mut self.stage, Stage::Over)
             && bill.may_hear_more()
         {
             (self.read_on)(body, bill, &self.places);
         }
+    }
+}
+
+/// Hyper drops the body of an answer whose client has left, and may stop asking for more of one that is whole.
+impl<B> Drop for MeteredBody<B> {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 

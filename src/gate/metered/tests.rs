@@ -106,6 +106,17 @@ fn a_bill_that_is_dropped_was_left_by_its_payer_unless_we_stop() {
 }
 
 #[test]
+fn no_model_says_anything_in_an_answer_that_has_no_body() {
+    for (status, expected) in [(204, 5), (304, 5), (200, MOST), (205, MOST)] {
+        let (booth, mut bill, _) = Booth::bill(&[Unit::OutputTokens, Unit::RequestBytes]);
+        bill.passed.add(5);
+        bill.head(status, &headers(SSE));
+        bill.close(End::Complete);
+        assert_eq!(booth.charged(), expected, "{status}");
+    }
+}
+
+#[test]
 fn what_was_read_of_a_report_in_time_is_not_its_last_word() {
     let part = b"data: {\"usage\":{\"completion_tokens\":2}}\n\n";
     let left = || {

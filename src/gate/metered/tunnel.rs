@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::Bill;
+use super::{Bill, LOOK_EVERY};
 use crate::pricing::{End, Unit};
 
 /// How often the clock is looked at where time costs something.
@@ -92,22 +92,19 @@ impl Metering {
         self.tunnel.spent.load(Ordering::Relaxed)
     }
 
-    /// Ends once it is spent: the tunnel should be closed then. Where time costs something, up to a quarter of a second
-    /// late.
+    /// Ends once it is spent, or its payer is about to withdraw what is to pay for it: the tunnel should be closed then.
+    /// Where time costs something, up to a quarter of a second late; after a withdrawal, up to two seconds.
     ///
     /// # Cancellation
     /// Nothing is lost; ask again.
     pub async fn exhausted(&self) {
         loop {
             let told = self.tunnel.exhausted.notified();
-            if self.spent() {
+            if self.spent() || self.tunnel.bill().as_ref().is_some_and(|bill| bill.is_being_withdrawn()) {
                 return;
             }
-            if self.tunnel.timed {
-                let _ = tokio::time::timeout(TICK, told).await;
-            } else {
-                told.await;
-            }
+            let tick = if self.tunnel.timed { TICK } else { LOOK_EVERY };
+            let _ = tokio::time::timeout(tick, told).await;
         }
     }
 
