@@ -673,9 +673,16 @@ async fn who_comes_too_fast_is_told_when_to_come_again() {
     let answer = site.get("/y", &[]).await;
     assert_eq!((answer.status, answer.code()), (429, "unpaid_rate_limited".to_owned()));
     assert!(answer.headers.contains_key("retry-after") && !answer.headers.contains_key("payment-required"));
+    for junk in [("x-payment", "1"), ("payment-signature", "e30="), ("payment-signature", "?")] {
+        assert_eq!(site.get("/y", &[junk]).await.status, 429, "what answers no offer is no payment");
+    }
     for _ in 0..5 {
         assert_eq!(site.get("/own", &[]).await.status, 402, "its own rate says nothing of the unpaid");
     }
+    let stranger =
+        Payer { offer: serde_json::json!(site.gate.policy().terms().offer(Amount::new(7))), ..other.clone() };
+    let answer = site.get("/y", &[("payment-signature", &stranger.voucher(9 * UNIT).header())]).await;
+    assert_eq!(answer.status, 429, "nor is what answers an offer that nobody made");
     // Whoever brings a payment is not among them.
     assert_eq!(site.pay(&other, 2 * UNIT, "/y", &[]).await.status, 200);
 }

@@ -10,10 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use http::Request;
 
+use super::look::Looked;
 use super::matching::{BodySeen, Doubt};
 use super::policy::{Asked, Listing, Policy, Verdict};
-use crate::protocol::x402::{Action, Echo, Payment};
+use crate::protocol::x402::{Action, Echo, PAYMENT_SIGNATURE, Payment};
 
 /// How many former price lists are kept, at most; those that say the same are one. The oldest is forgotten for one more.
 pub const MAX_FORMER: usize = 256;
@@ -21,6 +23,10 @@ pub const MAX_FORMER: usize = 256;
 /// How many routes the former price lists may have together. A list keeps the routes that did not change in common with
 /// the next one, but who changes all of a thousand routes again and again should not fill the memory.
 const MAX_FORMER_ROUTES: usize = 32_768;
+
+/// In how many ways a body is read for the former lists of one path, at most. Those that look at something else again do
+/// not hold for it.
+const MAX_READINGS: usize = 8;
 
 /// A list that was in force, and holds until a moment.
 #[derive(Debug, Clone)]
@@ -67,16 +73,27 @@ impl Former {
         self.lists.load().lists.len()
     }
 
-    /// The list whose offer a payment answers, and when it made it, Unix seconds; nothing if it answers the list in
-    /// force, or none. `verdict` is what the list in force says of the request.
+    /// Whether a list that still holds has to look at the body of a request whose payment may answer it.
+    pub(super) fn wants_body<B>(&self, request: &Request<B>) -> bool {
+        let lists = self.lists.load();
+        if lists.lists.is_empty() || !request.headers().contains_key(PAYMENT_SIGNATURE) {
+            return false;
+        }
+        let (asked, now) = (Asked::of(request), Instant::now());
+        let mut holding = lists.lists.iter().filter(|list| list.until > now && list.policy.needs_bodies());
+        holding.any(|list| list.policy.body_looks(&asked).is_some())
+    }
+
+    /// The list whose offer a payment answers; nothing if it answers the list in force, or none. `verdict` is what the list
+    /// in force says of the request.
     pub(super) fn offering(
         &self,
         current: &Arc<Policy>,
         verdict: &Verdict<'_>,
         asked: &Asked<'_>,
-        body: Option<&Result<BodySeen, Doubt>>,
+        looked: Option<&Looked>,
         payment: &Payment<'_>,
-    ) -> Option<(Arc<Policy>, u64)> {
+    ) -> Option<FormerOffer> {
         // As nearly always: the payment was compared with the offer in force while it was read.
         let Echo::Other(_) = payment.accepted else { return None };
         // What only watches charges nobody, and quotes nobody a price.
@@ -88,23 +105,61 @@ impl Former {
         }
         let lists = self.lists.load();
         let now = Instant::now();
-        // The hour of the day may have changed the price where the list did not.
-        let earlier = asked.at.saturating_sub(lists.grace.as_secs());
         let former = lists.lists.iter().filter(|list| list.until > now).map(|list| &list.policy);
-        let candidates =
-            std::iter::once((current, earlier)).chain(former.flat_map(|list| [(list, asked.at), (list, earlier)]));
-        for (policy, at) in candidates {
-            let asked = Asked { at, ..*asked };
-            // The body was looked at for the list in force. One that looks at something else cannot judge it.
-            let body = body.filter(|_| policy.body_looks(&asked) == current.body_looks(&asked));
-            let verdict = policy.judge_with(&asked, body);
-            if offered(policy, &verdict, payment)
-                .is_some_and(|listing| answers(payment, listing) && may_be_charged(listing))
-            {
-                return Some((Arc::clone(policy), at));
+        let mut bodies = Bodies { asked, looked, seen: Vec::new() };
+        for policy in std::iter::once(current).chain(former) {
+            let body = bodies.seen_for(policy, current);
+            // The hour of the day may have changed the price where the list did not.
+            let mut lately = policy.judge_lately(asked, body.as_ref(), lists.grace.as_secs());
+            let made = lately.find(|(_, verdict)| {
+                let offered = offered(policy, verdict, payment);
+                offered.is_some_and(|listing| answers(payment, listing) && may_be_charged(listing))
+            });
+            if let Some((at, _)) = made {
+                drop(lately);
+                return Some(FormerOffer { policy: Arc::clone(policy), at, body });
             }
         }
         None
+    }
+}
+
+/// An offer that holds although another one is in force.
+#[derive(Debug)]
+pub(super) struct FormerOffer {
+    /// The list that made it.
+    pub(super) policy: Arc<Policy>,
+    /// When, Unix seconds.
+    pub(super) at: u64,
+    /// What that list sees of the request's body.
+    pub(super) body: Option<Result<BodySeen, Doubt>>,
+}
+
+/// What each list sees of a request's body: it is read once for all that look at the same.
+struct Bodies<'a> {
+    asked: &'a Asked<'a>,
+    looked: Option<&'a Looked>,
+    seen: Vec<(Arc<Policy>, Result<BodySeen, Doubt>)>,
+}
+
+impl Bodies<'_> {
+    fn seen_for(&mut self, policy: &Arc<Policy>, current: &Arc<Policy>) -> Option<Result<BodySeen, Doubt>> {
+        let looked = self.looked?;
+        if Arc::ptr_eq(policy, current) {
+            return looked.body.clone();
+        }
+        let looks = policy.body_looks(self.asked)?;
+        let known = self.seen.iter().find(|(other, _)| other.body_looks(self.asked) == Some(looks));
+        if let Some((_, seen)) = known {
+            return Some(seen.clone());
+        }
+        // A body may be large, and whoever sends it has not paid yet.
+        if self.seen.len() >= MAX_READINGS {
+            return None;
+        }
+        let seen = looked.seen_by(looks, self.asked.headers);
+        self.seen.push((Arc::clone(policy), seen.clone()));
+        Some(seen)
     }
 }
 

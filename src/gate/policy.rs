@@ -639,40 +639,56 @@ impl Policy {
 
     /// What a request costs whose body was looked at, if it was.
     pub(crate) fn judge_with(&self, asked: &Asked<'_>, body: Option<&Result<BodySeen, Doubt>>) -> Verdict<'_> {
-        let Asked { method, .. } = *asked;
-        let group = match self.group(asked) {
-            Ok(Some(group)) => group,
-            Ok(None) => return Verdict::Unknown,
-            Err(error) => return Verdict::Unclear(error),
+        match self.deciding(asked, body) {
+            Ok(entry) => entry.verdict(asked.at),
+            Err(verdict) => verdict,
+        }
+    }
+
+    /// The same for the moments of the `back_s` seconds before at which the price was another one, each with its Unix
+    /// second; what is said now comes first.
+    pub(super) fn judge_lately(
+        &self,
+        asked: &Asked<'_>,
+        body: Option<&Result<BodySeen, Doubt>>,
+        back_s: u64,
+    ) -> impl Iterator<Item = (u64, Verdict<'_>)> {
+        let (entry, verdict) = match self.deciding(asked, body) {
+            Ok(entry) => (Some(entry), None),
+            Err(verdict) => (None, Some((asked.at, verdict))),
         };
+        let moments = entry.into_iter().flat_map(move |entry| {
+            entry.route.schedule.lately(asked.at, back_s).map(move |moment| (moment, entry.verdict(moment)))
+        });
+        verdict.into_iter().chain(moments)
+    }
+
+    /// The route that decides about a request, or what is said where none does.
+    fn deciding(&self, asked: &Asked<'_>, body: Option<&Result<BodySeen, Doubt>>) -> Result<&Entry, Verdict<'_>> {
+        let Asked { method, .. } = *asked;
+        let group = self.group(asked).map_err(Verdict::Unclear)?.ok_or(Verdict::Unknown)?;
         let mut entries = self.entries_of(group).iter();
+        let other_methods = || group.refuses(Verdict::OtherMethods(self.listed_methods(group)));
         let Some(looks) = &group.looks else {
-            return match entries.find(|entry| entry.route.takes(method)) {
-                Some(entry) => entry.verdict(asked.at),
-                None => group.refuses(Verdict::OtherMethods(self.listed_methods(group))),
-            };
+            return entries.find(|entry| entry.route.takes(method)).ok_or_else(other_methods);
         };
         let named = |entry: &Entry| entry.route.methods.contains(&Method::OPTIONS);
         let taken = |entry: &&Entry| entry.route.takes(method);
         // What is not asked for by name is answered for all of them.
         let unnamed_options = method == Method::OPTIONS && !entries.clone().any(named);
         if unnamed_options || !entries.clone().any(|entry| taken(&entry)) {
-            return group.refuses(Verdict::OtherMethods(self.listed_methods(group)));
+            return Err(other_methods());
         }
-        let seen = match looks.at_the_head(asked.headers, asked.query) {
-            Ok(seen) => seen,
-            Err(doubt) => return group.refuses(Verdict::Doubtful(doubt)),
-        };
+        let doubtful = |doubt| group.refuses(Verdict::Doubtful(doubt));
+        let seen = looks.at_the_head(asked.headers, asked.query).map_err(doubtful)?;
         let seen = match body {
-            None if looks.need_the_body() => return Verdict::BodyNeeded,
-            Some(Err(doubt)) => return group.refuses(Verdict::Doubtful(doubt.clone())),
+            None if looks.need_the_body() => return Err(Verdict::BodyNeeded),
+            Some(Err(doubt)) => return Err(doubtful(doubt.clone())),
             Some(Ok(body)) => seen.with_body(body),
             None => seen,
         };
-        match entries.find(|entry| taken(entry) && entry.route.conditions.hold_for(&seen)) {
-            Some(entry) => entry.verdict(asked.at),
-            None => group.refuses(Verdict::NoneMet),
-        }
+        let deciding = entries.find(|entry| taken(entry) && entry.route.conditions.hold_for(&seen));
+        deciding.ok_or_else(|| group.refuses(Verdict::NoneMet))
     }
 
     /// The routes that decide about a request; none, if none names its path.

@@ -56,21 +56,21 @@ pub(super) struct Key {
 
 /// A map of bounded size under many locks.
 #[derive(Debug)]
-struct Shards<V> {
-    shards: Box<[Mutex<HashMap<Key, V>>]>,
+struct Shards<K, V> {
+    shards: Box<[Mutex<HashMap<K, V>>]>,
     /// Nobody must be able to choose whose shard they fill.
     seed: RandomState,
 }
 
-impl<V> Default for Shards<V> {
+impl<K, V> Default for Shards<K, V> {
     fn default() -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Self { shards, seed: RandomState::new() }
     }
 }
 
-impl<V: Default> Shards<V> {
-    fn shard(&self, key: &Key) -> MutexGuard<'_, HashMap<Key, V>> {
+impl<K: Copy + Eq + Hash, V: Default> Shards<K, V> {
+    fn shard(&self, key: &K) -> MutexGuard<'_, HashMap<K, V>> {
         let place = usize::try_from(self.seed.hash_one(key)).unwrap_or(usize::MAX) % SHARDS;
         let shard = self.shards.get(place).expect("a remainder of the number of shards is the place of one");
         shard.lock().unwrap_or_else(PoisonError::into_inner)
@@ -78,7 +78,7 @@ impl<V: Default> Shards<V> {
 
     /// Changes a value, which begins as its default. `missed` says how much it would be missed: nothing where it may be
     /// forgotten.
-    fn change<R>(&self, key: Key, missed: impl Fn(&V) -> u128, change: impl FnOnce(&mut V) -> R) -> R {
+    fn change<R>(&self, key: K, missed: impl Fn(&V) -> u128, change: impl FnOnce(&mut V) -> R) -> R {
         let mut shard = self.shard(&key);
         if shard.len() >= MAX_IN_SHARD && !shard.contains_key(&key) {
             shard.retain(|_, value| missed(value) > 0);
@@ -95,21 +95,23 @@ impl<V: Default> Shards<V> {
 /// What was used in a window.
 #[derive(Debug, Clone, Copy, Default)]
 struct Count {
-    /// Its number since 1970.
-    window: u64,
+    /// When it ends, Unix seconds. Windows of any length are compared by that.
+    ends: u64,
     used: u128,
 }
 
-/// What somebody used of what it may have in a window.
+/// What somebody used of what it may have in a window. Those of another length are counted apart: for a moment after a
+/// price list changed there are both.
 #[derive(Debug, Default)]
-pub(super) struct Counters(Shards<Count>);
+pub(super) struct Counters(Shards<(Key, u64), Count>);
 
 /// What was taken, to be given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Taken {
     /// How much; perhaps nothing.
     pub(super) amount: u128,
-    window: u64,
+    ends: u64,
+    per_s: u64,
 }
 
 impl Counters {
@@ -124,27 +126,27 @@ impl Counters {
         per_s: u64,
         now: impl Fn() -> u64,
     ) -> Taken {
-        let number = |now: u64| now.checked_div(per_s).unwrap_or(0);
-        let seen = number(now());
-        let missed = |count: &Count| if count.window < seen { 0 } else { count.used.saturating_add(1) };
-        self.0.change(key, missed, |count| {
+        let end = |now: u64| now.saturating_sub(now.checked_rem(per_s).unwrap_or(0)).saturating_add(per_s);
+        let seen = now();
+        let missed = |count: &Count| if count.ends <= seen { 0 } else { count.used.saturating_add(1) };
+        self.0.change((key, per_s), missed, |count| {
             // Under the lock, so that no one counts in a window that others have left.
-            let window = number(now());
-            if count.window < window || count.window > window.saturating_add(MAX_AHEAD) {
-                *count = Count { window, used: 0 };
+            let ends = end(now());
+            if count.ends < ends || count.ends > ends.saturating_add(per_s.saturating_mul(MAX_AHEAD)) {
+                *count = Count { ends, used: 0 };
             }
             let left = limit.saturating_sub(count.used);
             let amount = if whole && left < wanted { 0 } else { left.min(wanted) };
             count.used = count.used.saturating_add(amount);
-            Taken { amount, window: count.window }
+            Taken { amount, ends: count.ends, per_s }
         })
     }
 
     /// Gives back what was not used after all; in another window there is nothing to give it back to.
-    pub(super) fn give_back(&self, key: Key, Taken { amount, window }: Taken) {
-        let mut shard = self.0.shard(&key);
-        if let Some(count) = shard.get_mut(&key)
-            && count.window == window
+    pub(super) fn give_back(&self, key: Key, Taken { amount, ends, per_s }: Taken) {
+        let mut shard = self.0.shard(&(key, per_s));
+        if let Some(count) = shard.get_mut(&(key, per_s))
+            && count.ends == ends
         {
             count.used = count.used.saturating_sub(amount);
         }
@@ -164,7 +166,7 @@ pub struct Rate {
 #[derive(Debug)]
 pub(super) struct Buckets {
     /// Nanoseconds after the beginning.
-    full_at: Shards<u64>,
+    full_at: Shards<Key, u64>,
     begun: Instant,
 }
 
@@ -279,7 +281,8 @@ mod tests {
         assert!(held <= MAX_COUNTS, "{held}");
         let kept = |parity: u64| {
             (0..100_000)
-                .filter(|number| number % 2 == parity && counters.0.shard(&key(*number)).contains_key(&key(*number)))
+                .map(|number| (number % 2, (key(number), 60)))
+                .filter(|(odd, key)| *odd == parity && counters.0.shard(key).contains_key(key))
                 .count()
         };
         assert!(kept(1) > kept(0) * 2, "{} {}", kept(1), kept(0));
@@ -288,6 +291,22 @@ mod tests {
             take(&counters, number, 1, 10, NOON + 60);
         }
         assert_eq!((kept(0), kept(1)), (0, 0));
+    }
+
+    #[test]
+    fn windows_of_other_lengths_are_counted_apart_and_none_is_taken_for_over() {
+        let counters = Counters::default();
+        let take = |number: u64, per_s| counters.take(key(number), 7, false, 10, per_s, || NOON).amount;
+        assert_eq!([take(1, 86_400), take(1, 3_600), take(1, 86_400), take(1, 3_600)], [7, 7, 3, 3]);
+        // A crowd of short ones takes no place from those of a day that used more.
+        for number in 1_000..81_000 {
+            counters.take(key(number), 1, false, 10, 60, || NOON);
+        }
+        assert_eq!(take(1, 86_400), 0);
+        for number in 100_000..180_000 {
+            counters.take(key(number), 7, false, 10, 60, || NOON + 60);
+        }
+        assert_eq!(counters.take(key(1), 7, false, 10, 86_400, || NOON + 60).amount, 0);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use super::accounts::{Charged, NotWritten, Payer};
 use super::admit::{Admission, Admitted, Answered};
 use super::answer::{self, Refusal};
 use super::body::AnswerBody;
+use super::former::FormerOffer;
 use super::look::Looked;
 use super::matching::Doubt;
 use super::metered::{self, Course, Due, Receipts};
@@ -149,10 +150,8 @@ impl Gate {
         E: Send + 'static,
         F: Future<Output = Result<Response<R>, E>> + Send,
     {
-        let (current, body) = match request.extensions_mut().remove() {
-            None => (self.policy(), None),
-            Some(Looked { policy, body }) => (policy, Some(body)),
-        };
+        let looked: Option<Looked> = request.extensions_mut().remove();
+        let current = looked.as_ref().map_or_else(|| self.policy(), |looked| Arc::clone(&looked.policy));
         let mut draft = self.recorder.as_ref().map(|recorder| recorder.begin(&request));
         let former;
         let sent = take_payment(request.headers_mut());
@@ -165,24 +164,26 @@ impl Gate {
         }
         // What is borrowed here and not needed afterwards must not take room in the future.
         let (policy, verdict, payment, in_force) = {
+            let looked = looked;
+            let mut body = looked.as_ref().and_then(|looked| looked.body.as_ref());
             let mut asked = Asked::of(&request);
-            let mut verdict = current.judge_with(&asked, body.as_ref());
+            let mut verdict = current.judge_with(&asked, body);
             let mut payment = read_payment(&sent, &verdict);
             // Who was quoted a price a moment ago pays that one, although it was changed meanwhile.
-            let offering = |sent| self.former.offering(&current, &verdict, &asked, body.as_ref(), sent);
+            let offering = |sent| self.former.offering(&current, &verdict, &asked, looked.as_ref(), sent);
             former = payment.as_ref().ok().and_then(offering);
             let (mut policy, mut in_force) = (&current, None);
-            if let Some((former, at)) = &former {
+            if let Some(FormerOffer { policy: former, at, body: seen }) = &former {
                 if let Verdict::Paid(listing) = verdict {
                     in_force = Some(listing);
                 }
-                (policy, asked.at) = (former, *at);
-                verdict = policy.judge_with(&asked, body.as_ref());
+                (policy, asked.at, body) = (former, *at, seen.as_ref());
+                verdict = policy.judge_with(&asked, body);
                 payment = read_payment(&sent, &verdict);
             }
             if let Some(draft) = &mut draft {
                 draft.judged(policy, &verdict);
-                draft.record().matched = policy.matched(&asked, body.as_ref());
+                draft.record().matched = policy.matched(&asked, body);
             }
             let way = Way::of(&verdict).cloned();
             if let Some(way) = way {
@@ -249,10 +250,14 @@ impl Gate {
                 Box::pin(self.admit_or_recall(listing, till.zip(answered), payment, &sent, &mut request, visit)).await
             }
             (Ok(_), ..) => Err(Code::NoMatchingRequirements.into()),
-            (Err(refusal), Some(listing), ..) if is_unpaid => {
+            (Err(refusal), ..) => Err(refusal),
+        };
+        // Who brings nothing that answers an offer has come for the price, whatever it sent.
+        let admission = match (admission, listing) {
+            (Err(refusal), Some(listing)) if answered.is_none() => {
                 self.within_unpaid_rate(&listing.route, peer).and(Err(refusal))
             }
-            (Err(refusal), ..) => Err(refusal),
+            (admission, _) => admission,
         };
         match admission {
             Ok(Once::New(Admission::Serve(admitted), serving)) => {

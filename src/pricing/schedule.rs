@@ -213,16 +213,19 @@ impl<T> Schedule<T> {
         self.windows.get(self.index_at(at_s)?).map(|(_, value)| value)
     }
 
-    /// The places of what was in force at this moment and in the `back_s` seconds before it, from the latest back: windows
-    /// by their places, and `None` where no window held. It looks at each minute of them.
-    pub fn lately(&self, at_s: u64, back_s: u64) -> impl Iterator<Item = Option<usize>> {
-        let since = at_s.saturating_sub(back_s);
+    /// This moment, and of the `back_s` seconds before it the last ones at which something else was in force, from the
+    /// latest back. It looks at each minute of them, unless there are no windows.
+    pub fn lately(&self, at_s: u64, back_s: u64) -> impl Iterator<Item = u64> {
+        let since = if self.is_empty() { at_s } else { at_s.saturating_sub(back_s) };
         let minute_ends = std::iter::successors(Some(at_s), move |moment| {
             let before = (moment - moment % MINUTE_S).checked_sub(1)?;
             (*moment > since).then(|| before.max(since))
         });
         let mut last = None;
-        minute_ends.map(|moment| self.index_at(moment)).filter(move |place| last.replace(*place) != Some(*place))
+        minute_ends.filter(move |moment| {
+            let place = self.index_at(*moment);
+            last.replace(place) != Some(place)
+        })
     }
 }
 
@@ -350,7 +353,9 @@ mod tests {
         ];
         let schedule = Schedule::new(windows).unwrap();
         let moment = |time: &str| at(&format!("2026-07-06T{time}"), "Asia/Kolkata");
-        let lately = |time: &str, back_s| schedule.lately(moment(time), back_s).collect::<Vec<_>>();
+        let lately = |time: &str, back_s| {
+            schedule.lately(moment(time), back_s).map(|moment| schedule.index_at(moment)).collect::<Vec<_>>()
+        };
         assert_eq!(lately("08:30:00", 60), [Some(0)]);
         assert_eq!(lately("09:00:00", 0), [Some(1)]);
         assert_eq!(lately("09:00:00", 1), [Some(1), Some(0)]);
@@ -360,7 +365,7 @@ mod tests {
         assert_eq!(lately("09:01:10", 71), [None, Some(1), Some(0)]);
         assert_eq!(schedule.at(moment("09:00:59")), Some(&"b"));
         assert_eq!(schedule.at(moment("09:01:00")), None);
-        assert_eq!(Schedule::<()>::default().lately(5, 600).collect::<Vec<_>>(), [None]);
+        assert_eq!(Schedule::<()>::default().lately(5, 600).collect::<Vec<_>>(), [5]);
         assert_eq!(schedule.at(u64::MAX), schedule.at(Timestamp::MAX.as_second().try_into().unwrap()));
     }
 }

@@ -61,7 +61,7 @@ pub(super) async fn look(
 ) -> Result<Request<RequestBody>, Response<Bytes>> {
     let Some(wanted) = gate.wants_body(&request) else { return Ok(request) };
     if request.body().is_end_stream() {
-        wanted.read(&mut request, Some(&[]));
+        wanted.read(&mut request, Some(Bytes::new()));
         return Ok(request);
     }
     if wanted.refuse_encoded(&mut request) {
@@ -71,7 +71,7 @@ pub(super) async fn look(
     let reading = Box::pin(read(request.body_mut(), &wanted, room));
     let Ok(read) = tokio::time::timeout(MAX_READING_TIME, reading).await else { return Err(too_slow()) };
     let front = read?;
-    wanted.read(&mut request, front.is_enough.then_some(&front.bytes));
+    wanted.read(&mut request, front.is_enough.then(|| front.bytes.clone()));
     request.body_mut().put_back(front);
     Ok(request)
 }

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use peaje::config::Config;
 use peaje::gate::path::PathPattern;
 use peaje::gate::policy::{Price, Route};
-use peaje::protocol::Amount;
+use peaje::protocol::{Amount, x402};
 use serde_json::{Value, json};
 
-use super::harness::{Answered, PRICE, Payer, World, WorldOptions};
+use super::harness::{Answer, Answered, PRICE, Payer, Payment, World, WorldOptions, now_s};
 
 const DEPOSIT: u128 = 20 * PRICE;
 const DEARER: u128 = 3 * PRICE;
@@ -131,6 +131,92 @@ async fn case_36_a_quote_outlives_its_route_where_the_path_is_still_sold() {
     world.site.live().apply(&config).unwrap();
     assert_eq!(world.pay("/paid", &payer.voucher(3 * PRICE)).await.status, StatusCode::NOT_FOUND);
     world.finish(2 * PRICE).await;
+}
+
+/// The world's config with other routes, as they stand in a file.
+fn selling(world: &World, routes: &str) -> Config {
+    let text = format!(
+        "[upstream]\nurl = \"http://a.test\"\n[chain]\nnetwork = \"base-sepolia\"\nrpc = \"env:RPC\"\n[receiver]\n\
+         pay_to = \"{}\"\nauthorizer_key = \"env:KEY\"\n{routes}",
+        world.terms.pay_to
+    );
+    let mut config = world.config.clone();
+    config.server.quote_grace = LONG;
+    config.routes = Config::parse(&text, "routes.toml").unwrap_or_else(|errors| panic!("{errors}")).routes;
+    let open = Route::new(PathPattern::parse("/paid").unwrap(), Price::Fixed(Amount::new(PRICE)));
+    config.routes.push(open);
+    config
+}
+
+/// A route of one path for those bodies.
+fn model(model: &str, price: &str) -> String {
+    format!("[[route]]\npath = \"/model\"\nprice = \"{price}\"\nmatch = {{ body = {{ model = \"{model}\" }} }}\n")
+}
+
+async fn ask_model(world: &World, payment: &Payment, model: &str) -> Answered {
+    let signature = (x402::PAYMENT_SIGNATURE, &*payment.header());
+    let headers = [signature, ("content-type", "application/json")];
+    world.send(Method::POST, "/model", &headers, format!("{{\"model\": \"{model}\"}}")).await
+}
+
+#[tokio::test]
+async fn case_36_a_quote_that_depends_on_the_body_outlives_what_others_look_at() {
+    let world = World::start(WorldOptions::default()).await;
+    let payer = world.opened(1, DEPOSIT).await;
+    let apply = |routes: &str| world.site.live().apply(&selling(&world, routes)).map(drop).unwrap();
+    apply(&[model("large", "$0.002"), model("small", "$0.001")].concat());
+    apply(&[model("large", "$0.006"), model("small", "$0.001"), model("mini*", "$0.003")].concat());
+    let answer = ask_model(&world, &payer.voucher(2 * PRICE), "large").await;
+    answer.assert_served().assert_voucher_receipt(PRICE, 2 * PRICE);
+    for other in ["small", "mini-1"] {
+        let answer = ask_model(&world, &payer.voucher(3 * PRICE), other).await;
+        answer.assert_refused(402, "No matching payment requirements");
+    }
+    // The list in force does not look at any body.
+    apply("[[route]]\npath = \"/model\"\nprice = \"$0.006\"\n");
+    let answer = ask_model(&world, &payer.voucher(3 * PRICE), "large").await;
+    answer.assert_served().assert_voucher_receipt(PRICE, 3 * PRICE);
+    let answer = ask_model(&world, &quoted(&payer, DEARER).voucher(3 * PRICE + DEARER), "small").await;
+    answer.assert_served().assert_voucher_receipt(DEARER, 3 * PRICE + DEARER);
+    assert_eq!(generation(&answer), 4);
+    let answer = ask_model(&world, &payer.voucher(4 * PRICE + DEARER), "small").await;
+    answer.assert_refused(402, "No matching payment requirements");
+    world.finish(3 * PRICE + DEARER).await;
+}
+
+#[tokio::test]
+async fn case_36_a_quote_of_a_short_hour_outlives_it_by_the_grace() {
+    let world = World::start(WorldOptions::default()).await;
+    let payer = world.opened(1, DEPOSIT).await;
+    // Three minutes that began five minutes ago, and are over by now.
+    let clock = |minutes_ago: u64| {
+        let minute = (now_s() / 60 + 1_440 - minutes_ago) % 1_440;
+        format!("{:02}:{:02}", minute / 60, minute % 60)
+    };
+    let hours = format!("{}-{}", clock(5), clock(2));
+    let at = format!("[[route.at]]\nhours = \"{hours}\"\nprice = \"$0.002\"\n");
+    let routes = format!("[[route]]\npath = \"/hourly\"\nprice = \"$0.006\"\n{at}");
+    world.site.live().apply(&selling(&world, &routes)).unwrap();
+    assert_eq!(world.quote("/hourly").await["accepts"][0]["amount"], DEARER.to_string());
+    let answer = world.pay("/hourly", &payer.voucher(2 * PRICE)).await;
+    answer.assert_served().assert_voucher_receipt(PRICE, 2 * PRICE);
+    world.finish(2 * PRICE).await;
+}
+
+#[tokio::test]
+async fn case_36_a_tariff_is_not_charged_as_a_fixed_price_of_as_much() {
+    let world = World::start(WorldOptions::default()).await;
+    let payer = world.opened(1, DEPOSIT).await;
+    let by_bytes = "{ response_bytes = \"$0.000001 / 1\", most = \"$0.002\" }";
+    let route = |price: &str| format!("[[route]]\npath = \"/sized\"\nprice = {price}\n");
+    world.site.live().apply(&selling(&world, &route(by_bytes))).unwrap();
+    let offer = world.quote("/sized").await["accepts"][0].clone();
+    assert_eq!(offer["amount"], PRICE.to_string());
+    world.site.live().apply(&selling(&world, &route("\"$0.002\""))).unwrap();
+    world.upstream.next(Answer::ok("seven b"));
+    let answer = world.pay("/sized", &Payer { offer, ..payer.clone() }.voucher(2 * PRICE)).await;
+    answer.assert_served_with("seven b").assert_voucher_receipt(7, PRICE + 7);
+    world.finish(PRICE + 7).await;
 }
 
 #[tokio::test]

@@ -190,7 +190,10 @@ impl WrittenOffer {
         let mut seen = Seen::default();
         cursor.object(|key, cursor| {
             let known = self.extra.iter().zip(0u32..).find(|((name, _), _)| name.as_bytes() == key);
-            let Some(((name, value), index)) = known else { return cursor.skip().map(drop) };
+            let Some(((name, value), index)) = known else {
+                // A client may add keys, but not turn a tariff into a fixed price of as much.
+                return if key == TARIFF.as_bytes() { None } else { cursor.skip().map(drop) };
+            };
             seen.once(index)?;
             // What follows the same text is a comma or a bracket, or else it was another, longer value.
             if cursor.take(value.as_bytes()).is_some() {
