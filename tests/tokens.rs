@@ -19,6 +19,7 @@ use peaje::devnet::genesis;
 use peaje::gate::policy::Terms;
 use peaje::protocol::x402::{self, PAYMENT_REQUIRED};
 use peaje::protocol::{Address, Amount};
+use peaje::telemetry::access::{AccessRecord, Outcome};
 use serde_json::{Value, json};
 
 use payer::{Payer, Payment, now_s};
@@ -64,6 +65,7 @@ impl Shop {
             ours(genesis::PLAIN_DOLLAR)
         );
         peaje.amend("poll = \"50ms\"", &format!("poll = \"50ms\"\n{list}"));
+        peaje.amend("[log]", "[log]\naccess = \"access.jsonl\"");
         peaje.start_again().await;
         let config = Config::load(&peaje.books().with_file_name("peaje.toml")).unwrap();
         let authorizer = "dev:authorizer".parse::<KeyRef>().unwrap().load(true).unwrap().address();
@@ -203,6 +205,16 @@ async fn a_request_is_quoted_in_every_token_and_paid_with_any() {
     let back = shop.stage.devnet.token_balance(FINE, purse).unwrap();
     assert_eq!(back, (1_000_000 + 1_000_000 - 3 * PRICE) * unit, "it was given a dollar once more meanwhile");
     shop.peaje.stop().await;
+    // Each request is recorded in the token that paid it.
+    let log = std::fs::read_to_string(shop.peaje.books().with_file_name("access.jsonl")).unwrap();
+    let records = log.lines().map(|line| serde_json::from_str::<AccessRecord>(line).unwrap());
+    let paid: Vec<_> = records.filter(|record| record.outcome == Outcome::Paid).collect();
+    assert!(paid.len() > 1, "those before the crash may be lost: {}", paid.len());
+    for record in paid {
+        let (_, unit) = tokens().into_iter().find(|(address, _)| Some(ours(*address)) == record.asset).unwrap();
+        let price = Some(Amount::new(PRICE * unit));
+        assert_eq!((record.quote, record.charge, record.network.as_deref()), (price, price, Some("eip155:84532")));
+    }
     shop.stage.strike().await;
 }
 

@@ -15,6 +15,7 @@ use http::Request;
 use serde::{Deserialize, Serialize};
 
 use super::policy::{Asked, Policy, Verdict};
+use super::tender::Tender;
 use crate::clock;
 use crate::pricing::{End, Measured, Tokens};
 use crate::protocol::{Address, Amount};
@@ -59,6 +60,12 @@ pub struct AccessRecord {
     /// Who paid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payer: Option<Address>,
+    /// The chain of the token that it was paid in, or would be, as `eip155:` and the id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// That token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asset: Option<Address>,
     /// The most it could cost, atomic units of the token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quote: Option<Amount>,
@@ -230,11 +237,18 @@ impl Draft {
     pub(crate) fn judged(&mut self, policy: &Policy, verdict: &Verdict<'_>) {
         let record = self.record();
         record.route = verdict.route().map(|route| route.name.to_string());
-        record.quote = match verdict {
-            Verdict::Paid(listing) => Some(listing.preferred.price),
-            _ => None,
-        };
         record.generation = Some(policy.generation());
+        match verdict {
+            Verdict::Paid(listing) => self.is_in(&listing.preferred.tender, listing.preferred.price),
+            _ => self.record().quote = None,
+        }
+    }
+
+    /// In which token it is paid, and what that may cost at most.
+    pub(crate) fn is_in(&mut self, tender: &Tender, quote: Amount) {
+        let record = self.record();
+        (record.network, record.asset) = (Some(tender.network.clone()), Some(tender.terms.token.address));
+        record.quote = Some(quote);
     }
 
     /// What became of it, and what it was answered with.

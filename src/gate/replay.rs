@@ -153,6 +153,25 @@ struct Asked {
     host: Option<HeaderValue>,
 }
 
+impl Asked {
+    /// The same in buffers of its own: it came in pieces of a large one, which is not to be kept for it.
+    fn on_its_own(self) -> Self {
+        let target = self.target.map(|target| target.as_str().parse().unwrap_or(target));
+        Self {
+            payment: on_its_own(&self.payment),
+            method: self.method,
+            target,
+            host: self.host.as_ref().map(on_its_own),
+        }
+    }
+}
+
+fn on_its_own(value: &HeaderValue) -> HeaderValue {
+    let mut own = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
+    own.set_sensitive(value.is_sensitive());
+    own
+}
+
 /// What is needed to find a payment's answer again, and to keep it.
 #[derive(Debug)]
 pub(super) struct Slip {
@@ -274,10 +293,8 @@ impl Replays {
     /// Begins with a payment that was admitted.
     pub(super) fn begin(&self, slip: Slip) -> Result<Serving, Refusal> {
         let Slip { key, asked } = slip;
-        // The header may be a piece of a large buffer, which is not to be kept for it.
-        let payment = HeaderValue::from_bytes(asked.payment.as_bytes()).unwrap_or(asked.payment);
         let (state, _) = watch::channel(State::Serving);
-        let entry = Arc::new(Entry { asked: Asked { payment, ..asked }, heard: Arc::default(), state });
+        let entry = Arc::new(Entry { asked: asked.on_its_own(), heard: Arc::default(), state });
         let place = Place { replays: self.clone(), key, entry, is_known: AtomicBool::new(false) };
         if matches!(place.key, Key::Named(..)) && !place.make_known() {
             return Err(conflict());
@@ -621,9 +638,10 @@ impl Tape {
         if !serving.place.is_known.load(Ordering::Acquire) {
             return serving.void();
         }
-        // No larger than it is counted: what it grew in has room to spare.
-        let body = Bytes::copy_from_slice(&body);
-        serving.end(State::Kept(Arc::new(Stored { status, headers, body, trailers })));
+        // No larger than it is counted: what it grew in, and what its headers came in, has room to spare.
+        let own = |headers: HeaderMap| headers.iter().map(|(name, value)| (name.clone(), on_its_own(value))).collect();
+        let (body, headers) = (Bytes::copy_from_slice(&body), own(headers));
+        serving.end(State::Kept(Arc::new(Stored { status, headers, body, trailers: trailers.map(own) })));
     }
 }
 

@@ -459,6 +459,7 @@ impl Gate {
         let Tender { terms, network, .. } = &**tender;
         let most = hold.most();
         if let Some(draft) = &mut draft {
+            draft.is_in(tender, hold.price());
             // As the hold does, should the client leave now.
             let record = draft.record();
             (record.payer, record.charge) = (Some(payer.account), Some(most));
