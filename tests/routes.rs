@@ -65,17 +65,22 @@ struct Arrived {
 
 type Log = Arc<Mutex<Vec<Arrived>>>;
 
-/// Answers with what the request asks for: a status in `x-answer`, a report in `x-report`, after `x-wait` milliseconds.
+/// Answers with what the request asks for: a status in `x-answer`, one of gRPC in `x-grpc`, a report in `x-report`, after
+/// `x-wait` milliseconds.
 async fn answer(State(log): State<Log>, request: Request) -> http::Response<Body> {
     let (parts, body) = request.into_parts();
     let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
     let text = |name: &str| parts.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
-    let (status, report, wait) = (text("x-answer"), text("x-report"), text("x-wait"));
+    let (status, grpc) = (text("x-answer"), text("x-grpc"));
+    let (report, wait) = (text("x-report"), text("x-wait"));
     log.lock().unwrap().push(Arrived { target: parts.uri.to_string(), headers: parts.headers, body: body.clone() });
     tokio::time::sleep(Duration::from_millis(wait.map_or(0, |wait| wait.parse().unwrap()))).await;
     let mut response = http::Response::builder().status(status.map_or(200, |status| status.parse().unwrap()));
     if let Some(report) = report {
         response = response.header("settlement-overrides", report);
+    }
+    if let Some(status) = grpc {
+        response = response.header("grpc-status", status);
     }
     response.body(Body::from(body)).unwrap()
 }
@@ -638,6 +643,7 @@ async fn a_networks_first_requests_need_no_payment() {
     assert_eq!(site.charged(&payer), 2 * UNIT, "who pays is charged");
     for _ in 0..9 {
         assert_eq!(site.get("/x", &[("x-answer", "503")]).await.status, 503, "what fails does not count");
+        assert_eq!(site.get("/x", &[("x-grpc", "14")]).await.status, 200, "nor does a call that fails");
     }
     let waited = [("x-wait", "50")];
     let answers = futures_util::future::join_all((0..12).map(|_| site.get("/x", &waited))).await;

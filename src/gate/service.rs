@@ -37,7 +37,7 @@ use super::people::{FreeRequest, Watched};
 use super::policy::{Asked, Listing, Policy, Price, Route, Verdict};
 use super::record::{Draft, Outcome};
 use super::replay::{Content, Unheard};
-use super::served::is_served;
+use super::served::{has_failed, is_served};
 use super::tender::{Offered, Tender};
 use super::way::Way;
 use super::{Gate, Peer, meter, shop};
@@ -365,7 +365,7 @@ impl Gate {
         };
         match result {
             Ok(mut response) => {
-                if !response.status().is_client_error() && !response.status().is_server_error() {
+                if !has_failed(&response) {
                     // The next one may not be free.
                     answer::make_private(response.headers_mut());
                 } else {
