@@ -272,6 +272,18 @@ impl Race {
 
     /// The delay passes, and whoever has announced takes its money out, while it pays.
     async fn take_out(&self) {
+        // In a quarter of an hour even a slow machine has seen who leaves, and has claimed what would leave with them.
+        let exposed = async || {
+            let views = self.views().await;
+            let mut leaving = views.into_iter().filter_map(|(id, view)| Some((id, view, view.withdrawal?)));
+            let exposed = leaving.find(|(id, view, withdrawal)| {
+                let books = self.site.gate().accounts().statement(id).unwrap();
+                let stays = view.balance.saturating_sub(withdrawal.amount).max(view.total_claimed);
+                books.view.withdrawal.is_none() || books.charged > stays
+            });
+            exposed.map(|(id, view, _)| format!("{id}: {view:?}"))
+        };
+        self.eventually("nothing that is owed can leave", exposed).await;
         self.devnet.increase_time(Duration::from_secs(WITHDRAW_DELAY_S + 1));
         let announced = async || {
             let views = self.views().await.into_values();

@@ -49,8 +49,10 @@ use crate::protocol::{Address, Amount, ChannelId, Code, Hash};
 const X_PEAJE_PAYER: HeaderName = HeaderName::from_static("x-peaje-payer");
 /// The channel that paid.
 const X_PEAJE_CHANNEL: HeaderName = HeaderName::from_static("x-peaje-channel");
-/// The most the request will be charged, atomic units.
+/// The most the request will be charged, atomic units of its token.
 const X_PEAJE_CHARGED: HeaderName = HeaderName::from_static("x-peaje-charged");
+/// In which token that is, as CAIP-19 writes it.
+const X_PEAJE_ASSET: HeaderName = HeaderName::from_static("x-peaje-asset");
 
 /// The payment's header.
 const PAYMENT_SIGNATURE: HeaderName = HeaderName::from_static(x402::PAYMENT_SIGNATURE);
@@ -467,7 +469,7 @@ impl Gate {
         // Made once: its checksum takes a hash. Nearly always both are the same.
         let payer_text = payer.address.text();
         let account_text = if payer.account == payer.address { payer_text } else { payer.account.text() };
-        introduce(request.headers_mut(), &account_text, payer.channel, most);
+        introduce(request.headers_mut(), &account_text, payer.channel, most, tender);
         let (head_only, trailers) = (request.method() == Method::HEAD, metered::takes_trailers(&request));
         let (price, decimals) = (sale.price_for(&payer.account), terms.token.decimals);
         hold.sent();
@@ -742,7 +744,7 @@ fn read_payment<'p>(sent: &Sent, verdict: &Verdict<'p>) -> Result<Payment<'p>, R
 }
 
 /// Tells the inner service who pays.
-fn introduce(headers: &mut HeaderMap, payer_text: &[u8; 42], channel: ChannelId, price: Amount) {
+fn introduce(headers: &mut HeaderMap, payer_text: &[u8; 42], channel: ChannelId, price: Amount, tender: &Tender) {
     let of_text = |text: &[u8]| HeaderValue::from_bytes(text).expect("hex is header text");
     headers.insert(X_PEAJE_PAYER, of_text(payer_text));
     headers.insert(X_PEAJE_CHANNEL, of_text(&channel.lower_text()));
@@ -751,6 +753,7 @@ fn introduce(headers: &mut HeaderMap, payer_text: &[u8; 42], channel: ChannelId,
         Err(_) => HeaderValue::try_from(price.to_string()).expect("digits are header text"),
     };
     headers.insert(X_PEAJE_CHARGED, price);
+    headers.insert(X_PEAJE_ASSET, tender.asset.clone());
 }
 
 /// Writes down what became of a request, where anybody wants to know.

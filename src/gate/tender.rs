@@ -8,6 +8,8 @@
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 
+use http::HeaderValue;
+
 use super::identifier::Identifiers;
 use super::policy::{Price, Route, Terms};
 use super::shop::QuotePage;
@@ -24,6 +26,8 @@ pub struct Tender {
     pub settlement: Domain,
     /// The chain's name in headers.
     pub network: String,
+    /// The token's, by CAIP-19: `eip155:8453/erc20:0x…`.
+    pub(super) asset: HeaderValue,
     /// Decimal places of the preferred tender, in whose units an operator's dollars are counted.
     preferred_decimals: u8,
 }
@@ -31,7 +35,10 @@ pub struct Tender {
 impl Tender {
     /// Terms, beside those of the tender that is preferred.
     pub(super) fn of(terms: Terms, preferred_decimals: u8) -> Self {
-        Self { settlement: terms.settlement(), network: terms.network(), terms, preferred_decimals }
+        let network = terms.network();
+        let asset = HeaderValue::try_from(format!("{network}/erc20:{}", terms.token.address));
+        let asset = asset.expect("a network and an address are header text");
+        Self { settlement: terms.settlement(), network, asset, terms, preferred_decimals }
     }
 
     /// Dollars in the units of this token, rounded down: what is said once for all tenders, in units of the preferred one.

@@ -43,7 +43,8 @@ pub mod a_paid_request {
     //!    channel are being served, see [`side_by_side`](super::side_by_side)). Then its signature is checked, as strictly as
     //!    the contract does it.
     //! 6. The price is *held* on the channel. From now on nobody else can spend it.
-    //! 7. The request goes upstream without payment headers and with `X-Peaje-Payer`, `-Channel` and `-Charged`.
+    //! 7. The request goes upstream without payment headers and with `X-Peaje-Payer`, `-Channel`, `-Charged` and
+    //!    `-Asset`.
     //! 8. An answer below 400 is *posted*: charged, at most what was held. Everything else is *voided*.
     //! 9. The charge is queued for the disk while the channel is still locked, and waited for without a lock.
     //! 10. Once it is durable the head leaves with the receipt in `PAYMENT-RESPONSE`; the body streams.

@@ -150,7 +150,7 @@ async fn case_48_two_payment_headers_are_one_too_many() {
 }
 
 /// What a client might send to pass for somebody else, or to be served something else than was priced.
-const FORGED: [(&str, &str); 18] = [
+const FORGED: [(&str, &str); 19] = [
     ("x-payment-response", "forged"),
     ("payment-required", "forged"),
     ("payment-response", "forged"),
@@ -158,6 +158,7 @@ const FORGED: [(&str, &str); 18] = [
     ("x-peaje-payer", "forged"),
     ("x-peaje-channel", "forged"),
     ("x-peaje-charged", "forged"),
+    ("x-peaje-asset", "forged"),
     ("x-peaje-anything", "forged"),
     ("x-forwarded-for", "6.6.6.6"),
     ("x-forwarded-for", "7.7.7.7"),
@@ -189,6 +190,7 @@ async fn case_48_the_upstream_sees_no_payment_and_no_forgery() {
     assert_eq!(text("x-peaje-payer"), Some(payer.address().to_string()));
     assert_eq!(text("x-peaje-channel"), Some(payer.id().to_string()));
     assert_eq!(text("x-peaje-charged"), Some(PRICE.to_string()));
+    assert_eq!(text("x-peaje-asset"), Some(format!("eip155:84532/erc20:{}", world.terms.token.address)));
     assert_eq!(text("x-forwarded-for"), Some("127.0.0.1".to_owned()));
     assert_eq!(text("x-forwarded-host"), Some(host));
     assert_eq!(text("x-forwarded-proto"), Some("https".to_owned()), "the public URL's");
