@@ -20,22 +20,26 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use http::uri::PathAndQuery;
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use peaje::gate::Way;
-use peaje::proxy::{Breaker, HealthCheck, NoUpstream, Standing, Upstream, UpstreamSettings, UpstreamTls};
+use peaje::pricing::{Tariff, Unit};
+use peaje::protocol::Amount;
+use peaje::proxy::{Bounds, Breaker, HealthCheck, NoUpstream, Standing, Upstream, UpstreamSettings, UpstreamTls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Notify, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls;
 
-use stand::{PATIENCE, Setup, Stand, until, upstream_of};
+use stand::{PATIENCE, Setup, Stand, tariff, until, upstream_of};
 
 // ---- a server to sell
 
@@ -170,7 +174,78 @@ async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
+type LiveBody = UnsyncBoxBody<Bytes, Infallible>;
+
+/// A server that does with each request what a test says; it speaks both protocols.
+async fn live<F>(answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static) -> SocketAddr
+where
+    F: Future<Output = Response<LiveBody>> + Send + 'static,
+{
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = socket.accept().await.unwrap();
+            let answer = answer.clone();
+            let service = service_fn(move |request| {
+                let answered = answer(request);
+                async move { Ok::<_, Infallible>(answered.await) }
+            });
+            tokio::spawn(async move {
+                let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    address
+}
+
+/// A body whose pieces are sent while it is read.
+fn pieces() -> (mpsc::Sender<Bytes>, LiveBody) {
+    let (sender, pieces) = mpsc::channel::<Bytes>(1);
+    let stream = futures_util::stream::unfold(pieces, |mut pieces| async move {
+        Some((Ok::<_, Infallible>(Frame::data(pieces.recv().await?)), pieces))
+    });
+    (sender, StreamBody::new(stream).boxed_unsync())
+}
+
+/// A server of HTTP/2 that sends a piece of an answer, its end if it is to be whole, and then resets the stream without an
+/// error.
+async fn resetting(whole: bool) -> SocketAddr {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = socket.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_request, mut respond))) = connection.accept().await {
+                    tokio::spawn(async move {
+                        let mut answer = respond.send_response(Response::new(()), false).unwrap();
+                        answer.send_data(Bytes::from("piece"), whole).unwrap();
+                        // What is sent is on its way before.
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        respond.send_reset(h2::Reason::NO_ERROR);
+                    });
+                }
+            });
+        }
+    });
+    address
+}
+
 // ---- a client
+
+/// Reads until the bytes end with this; what there is, where the connection ends before.
+async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut read = Vec::new();
+    while !read.ends_with(end.as_bytes()) {
+        match tokio::time::timeout(PATIENCE, stream.read_u8()).await.expect("it goes on") {
+            Ok(byte) => read.push(byte),
+            Err(_) => break,
+        }
+    }
+    String::from_utf8(read).unwrap()
+}
 
 #[derive(Debug)]
 struct Answer {
@@ -610,3 +685,50 @@ async fn http2_is_agreed_on_under_tls_or_there_is_no_connection() {
         assert_eq!((answer.status, answer.header("x-version")), expected, "{protocols:?} {http2}");
     }
 }
+
+#[tokio::test]
+async fn readers_that_are_slow_do_not_stall_the_others_on_their_connection() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&sent);
+    let address = live(move |request| {
+        let count = Arc::clone(&count);
+        async move {
+            if request.uri().path() == "/fast" {
+                return Response::new(Full::from("fast").boxed_unsync());
+            }
+            let endless = futures_util::stream::unfold(count, |count| async move {
+                count.fetch_add(1, Ordering::SeqCst);
+                Some((Ok(Frame::data(Bytes::from(vec![0; 0x1_0000]))), count))
+            });
+            Response::new(StreamBody::new(endless).boxed_unsync())
+        }
+    })
+    .await;
+    let stand = Setup::new(UpstreamSettings { http2: true, ..upstream_of(&[address]) }).open().await;
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let mut stream = socket.connect(stand.address).await.unwrap();
+        stream.write_all(b"GET /slow HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+        assert!(read_until(&mut stream, "\r\n\r\n").await.starts_with("HTTP/1.1 200"));
+        slow.push(stream);
+    }
+    let mut before = 0;
+    while before != sent.load(Ordering::SeqCst) {
+        before = sent.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let fast = async { client().get(stand.url("/fast")).send().await.unwrap().text().await.unwrap() };
+    assert_eq!(tokio::time::timeout(PATIENCE, fast).await.expect("it waits for nobody"), "fast");
+}
+
+/// The most that a metered request costs here, atomic units.
+const MOST: u128 = 1_000_000;
+
+/// Five for a request, and something for what the upstream reports.
+fn reported() -> Tariff {
+    Tariff { base: Amount::new(5), ..tariff(Unit::Reported("x-units".into()), 1, MOST) }
+}
+
+// ---- who ends what costs by what it uses
