@@ -723,6 +723,40 @@ async fn readers_that_are_slow_do_not_stall_the_others_on_their_connection() {
     assert_eq!(tokio::time::timeout(PATIENCE, fast).await.expect("it waits for nobody"), "fast");
 }
 
+#[tokio::test]
+async fn a_body_that_its_client_breaks_is_no_failure_of_the_target() {
+    let body_time = Duration::from_millis(200);
+    let broken = [
+        // No chunk begins so; the rest does not come; and one that is too large.
+        ("transfer-encoding: chunked", "3\r\nabc\r\nzz\r\n".to_owned(), 400, "body_broken"),
+        ("content-length: 6", "abc".to_owned(), 408, "body_timeout"),
+        ("transfer-encoding: chunked", format!("ff\r\n{}\r\n", "x".repeat(0xff)), 413, "body_too_large"),
+    ];
+    for http2 in [false, true] {
+        let api = Api::start("api").await;
+        let breaker = Some(Breaker { failures: 5, open_for: PATIENCE });
+        let mut setup = Setup::new(UpstreamSettings { http2, breaker, ..upstream_of(&[api.address]) });
+        setup.bounds = Bounds { body_time, max_body: 100, ..Bounds::default() };
+        let stand = setup.open().await;
+        for _ in 0..2 {
+            for (framing, body, status, code) in &broken {
+                let mut stream = TcpStream::connect(stand.address).await.unwrap();
+                let payment = stand.payment();
+                let head =
+                    format!("POST /paid/x HTTP/1.1\r\nhost: h\r\npayment-signature: {payment}\r\n{framing}\r\n\r\n");
+                stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+                let answer = read_until(&mut stream, "}").await;
+                assert!(
+                    answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(code),
+                    "{http2}: {answer}"
+                );
+            }
+        }
+        assert_eq!(stand.upstream.targets()[0].standing, Standing::Up, "{http2}");
+        assert_eq!((stand.get("/paid/x").await.status, stand.charges()), (200, 1), "{http2}");
+    }
+}
+
 /// The most that a metered request costs here, atomic units.
 const MOST: u128 = 1_000_000;
 

@@ -29,7 +29,7 @@ use super::dial::{Dialer, UpstreamTls};
 use super::health::HealthCheck;
 use super::pool::{Answer, Pool, SendError};
 use super::streams::Streams;
-use super::transfer::{HeadWithin, TooLong, Upload, UpstreamBody};
+use super::transfer::{HeadWithin, Progress, TooLong, Upload, UpstreamBody};
 use super::tunnel::{Place, Switch, Tunnels, Wish};
 use super::{Caller, grpc, headers};
 use crate::causes::causes;
@@ -105,6 +105,16 @@ pub enum UpstreamError {
     /// The request's target cannot be expressed as a URL of the upstream.
     #[error("the request target cannot be forwarded")]
     Target,
+}
+
+impl From<&BodyBroken> for UpstreamError {
+    fn from(broken: &BodyBroken) -> Self {
+        match broken {
+            BodyBroken::Off(_) => Self::Body,
+            BodyBroken::Paused => Self::BodyPaused,
+            BodyBroken::TooLarge => Self::BodyTooLarge,
+        }
+    }
 }
 
 impl UpstreamError {
@@ -354,9 +364,11 @@ impl Upstream {
             request.body_mut().may_pause_for(group.known.idle_timeout);
         }
         let mut request = request.map(Upload::of);
+        let upload = request.body().progress();
         choice.link.address(&mut request, &asked)?;
         let sending = choice.link.send(request, group.known.response_timeout, switching.is_some());
-        Ok(Asking { sending, rest: Some(Rest { group, choice, asked, switching, id, head_only }), elsewhere: None })
+        let rest = Some(Rest { group, choice, asked, upload, switching, id, head_only });
+        Ok(Asking { sending, rest, elsewhere: None })
     }
 }
 
@@ -384,7 +396,7 @@ impl<F: Future<Output = Sent>> Future for Asking<'_, F> {
         }
         let sent = ready!(this.sending.poll(context));
         let mut rest = this.rest.take().expect("nobody asks again for an answer that was given");
-        match rest.choice.judge(sent, rest.id) {
+        match rest.choice.judge(sent, rest.upload.as_deref(), rest.id) {
             Ok(answer) => Poll::Ready(rest.finish(answer)),
             Err(Failure::Final(error)) => Poll::Ready(respond(error, rest.head_only)),
             Err(Failure::Unsent(unsent)) => {
@@ -406,6 +418,8 @@ struct Rest<'a> {
     group: &'a Group,
     choice: Choice<'a>,
     asked: PathAndQuery,
+    /// Where there is a body.
+    upload: Option<Arc<Progress>>,
     switching: Option<Box<Switching>>,
     id: &'a HeaderValue,
     head_only: bool,
@@ -423,7 +437,7 @@ impl Rest<'_> {
             unsent.headers_mut().insert(HOST, link.host.clone());
             link.address(&mut unsent, &self.asked)?;
             let sent = link.send(*unsent, self.group.known.response_timeout, self.switching.is_some()).await;
-            match self.choice.judge(sent, self.id) {
+            match self.choice.judge(sent, self.upload.as_deref(), self.id) {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Unsent(again)) => unsent = again,
@@ -491,7 +505,7 @@ impl Switching {
 
 impl Choice<'_> {
     /// What became of a request, as far as its target and the client must know.
-    fn judge(&self, sent: Sent, id: &HeaderValue) -> Result<Answer, Failure> {
+    fn judge(&self, sent: Sent, upload: Option<&Progress>, id: &HeaderValue) -> Result<Answer, Failure> {
         let error = match sent {
             Ok(Ok((response, taken))) => {
                 if let Some(target) = self.target {
@@ -505,12 +519,8 @@ impl Choice<'_> {
                 return Err(Failure::Final(UpstreamError::TimedOut));
             }
         };
-        if let Some(broken) = of_the_clients(&error) {
-            return Err(Failure::Final(match broken {
-                BodyBroken::Off(_) => UpstreamError::Body,
-                BodyBroken::Paused => UpstreamError::BodyPaused,
-                BodyBroken::TooLarge => UpstreamError::BodyTooLarge,
-            }));
+        if let Some(broken) = upload.and_then(Progress::broken) {
+            return Err(Failure::Final(broken));
         }
         self.failed();
         let (id, target) = (headers::text(id), self.target.map(|target| target.url.as_str()));
@@ -684,11 +694,6 @@ impl Lines {
             Self::Shared(streams) => streams.dialer(),
         }
     }
-}
-
-/// How its own body broke, if a request failed because of that.
-fn of_the_clients<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a BodyBroken> {
-    std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
 }
 
 fn respond(error: UpstreamError, head_only: bool) -> Response<UpstreamBody> {
