@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::Either;
-use http::header::{EXPECT, HOST, RETRY_AFTER, TE};
+use http::header::{CONNECTION, EXPECT, HOST, RETRY_AFTER, TE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
@@ -634,6 +634,8 @@ impl Link {
         headers.remove(HOST);
         // The body is sent at once, and asking for it is what tells the client to send it.
         headers.remove(EXPECT);
+        // Nothing is about the connection there; and what it names would go with it, `TE` too.
+        headers.remove(CONNECTION);
         // Trailers go through here, and servers of gRPC insist on that.
         headers.insert(TE, HeaderValue::from_static("trailers"));
         Ok(())
