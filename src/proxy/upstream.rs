@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::Either;
-use http::header::{CONNECTION, EXPECT, HOST, RETRY_AFTER, TE};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, RETRY_AFTER, TE, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use pin_project_lite::pin_project;
@@ -615,7 +616,7 @@ impl Link {
     }
 
     /// Names the same path and query behind this target's base path, as its protocol wants it.
-    fn address<B>(&self, request: &mut Request<B>, asked: &PathAndQuery) -> Result<(), UpstreamError> {
+    fn address<B: Body>(&self, request: &mut Request<B>, asked: &PathAndQuery) -> Result<(), UpstreamError> {
         let path = if self.base.is_empty() {
             asked.clone()
         } else {
@@ -624,6 +625,11 @@ impl Link {
         let Some((scheme, authority)) = &self.origin else {
             *request.uri_mut() = Uri::from(path);
             *request.version_mut() = Version::HTTP_11;
+            let sized = request.body().is_end_stream() || request.body().size_hint().exact().is_some();
+            // Said, because a `GET` that says nothing of a body is sent without the one it has.
+            if !sized && !request.headers().contains_key(CONTENT_LENGTH) {
+                request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
             return Ok(());
         };
         let uri = Uri::builder().scheme(scheme.clone()).authority(authority.clone()).path_and_query(path);
