@@ -1,10 +1,10 @@
 //! Connections to the upstream that many requests share: HTTP/2, a few connections a core.
 //!
 //! **Owns** the connections and the one task each of them has. **Promises** that a connection is given no more requests than
-//! the upstream lets it have while there may be another one; that no two are opened where one is on its way; that one which
-//! has left several requests in a row unanswered gets no more; that answers which nobody takes keep no other from coming; and
-//! that a request is written once. **Does not** ping: gRPC
-//! servers count that as abuse, and TCP's own keep-alive and the answer's timeout find a peer that is gone.
+//! the upstream lets it have while there may be another one; that no two are opened where one is on its way, and who waited
+//! for one that could not be opened is told so and opens none; that one which has left several requests in a row unanswered
+//! gets no more; that answers which nobody takes keep no other from coming; and that a request is written once. **Does not**
+//! ping: gRPC servers count that as abuse, and TCP's own keep-alive and the answer's timeout find a peer that is gone.
 
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
@@ -40,7 +40,10 @@ const MAX_UNANSWERED: usize = 3;
 pub(super) struct Streams {
     dialer: Dialer,
     lines: Mutex<Vec<SharedLine>>,
-    dialing: tokio::sync::Mutex<()>,
+    /// Held by who opens a connection. With what was wrong with the last one that could not be.
+    dialing: tokio::sync::Mutex<Arc<str>>,
+    /// How many could not be.
+    failed: AtomicUsize,
     /// How many requests the upstream lets a connection have, as the last connection that was told so knows. One that is
     /// new learns it only from the first thing it reads.
     room: Arc<AtomicU32>,
@@ -90,11 +93,17 @@ impl Drop for Stream {
     }
 }
 
+/// The connection that was waited for could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct FailedBefore(Arc<str>);
+
 impl Streams {
     /// For what the dialer reaches; nothing is connected yet.
     pub(super) fn new(dialer: Dialer) -> Self {
         let room = Arc::new(AtomicU32::new(MAX_STREAMS));
-        Self { dialer, lines: Mutex::default(), dialing: tokio::sync::Mutex::default(), room }
+        let dialing = tokio::sync::Mutex::new(Arc::from(""));
+        Self { dialer, lines: Mutex::default(), dialing, failed: AtomicUsize::new(0), room }
     }
 
     pub(super) fn dialer(&self) -> &Dialer {
@@ -127,12 +136,14 @@ impl Streams {
         unreachable!("the last turn returns")
     }
 
-    /// A connection with room for one more, or the one with the most room if there may be no other.
+    /// A connection with room for one more, or the one with the most room if there may be no other. Who waits while one is
+    /// opened fails with it: to try again, one after the other, would take the time that another target could have.
     async fn line(&self) -> Result<(SharedLine, Stream), BoxError> {
         if let Some(found) = self.with_room() {
             return Ok(found);
         }
-        let _dialing = self.dialing.lock().await;
+        let failed_before = self.failed.load(Ordering::Relaxed);
+        let mut dialing = self.dialing.lock().await;
         // Somebody may have opened one meanwhile.
         if let Some(found) = self.with_room() {
             return Ok(found);
@@ -140,7 +151,17 @@ impl Streams {
         if let Some(crowded) = self.crowded() {
             return Ok(crowded);
         }
-        let line = self.connect().await?;
+        if self.failed.load(Ordering::Relaxed) != failed_before {
+            return Err(FailedBefore(Arc::clone(&dialing)).into());
+        }
+        let line = match self.connect().await {
+            Ok(line) => line,
+            Err(error) => {
+                *dialing = causes(&*error).into();
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                return Err(error);
+            }
+        };
         let stream = Stream::on(&line.usage);
         self.lines().push(line.clone());
         Ok((line, stream))
