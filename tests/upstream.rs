@@ -767,6 +767,65 @@ fn reported() -> Tariff {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_reset_before_its_end_is_not_whole_although_the_reset_is_no_error() {
+    let mut setup = Setup::new(UpstreamSettings { http2: true, ..upstream_of(&[resetting(false).await]) });
+    setup.metered.push(("/metered/*", reported(), Way::default()));
+    let stand = setup.open().await;
+    let payment = stand.payment_for(&Method::POST, "/metered/x");
+    let request = client().post(stand.url("/metered/x")).header("payment-signature", payment);
+    let mut answer = request.send().await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.chunk().await.unwrap().unwrap().as_ref()), (200, &b"piece"[..]));
+    assert!(answer.chunk().await.is_err(), "it does not look whole");
+    until(|| stand.charged() > 0).await;
+    assert_eq!(stand.charged(), 5, "what is known by then");
+}
+
+#[tokio::test]
+async fn an_answer_that_needs_no_more_of_its_request_is_whole_although_its_stream_is_reset() {
+    let stand = Setup::new(UpstreamSettings { http2: true, ..upstream_of(&[resetting(true).await]) }).open().await;
+    let mut stream = TcpStream::connect(stand.address).await.unwrap();
+    stream.write_all(b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 6\r\n\r\nabc").await.unwrap();
+    let answer = read_until(&mut stream, "\r\n0\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("piece"), "{answer}");
+    assert!(answer.ends_with("\r\n0\r\n\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_upload_that_its_client_resets_is_not_whole_although_the_reset_is_no_error() {
+    let whole = Arc::new(AtomicUsize::new(0));
+    let broken = Arc::new(AtomicUsize::new(0));
+    let counts = (Arc::clone(&whole), Arc::clone(&broken));
+    let address = live(move |request| {
+        let (whole, broken) = counts.clone();
+        async move {
+            // It answers before it has read all.
+            let (sender, body) = pieces();
+            tokio::spawn(async move {
+                let count = if request.into_body().collect().await.is_ok() { whole } else { broken };
+                count.fetch_add(1, Ordering::SeqCst);
+                drop(sender);
+            });
+            Response::new(body)
+        }
+    })
+    .await;
+    for http2 in [false, true] {
+        let stand = Setup::new(UpstreamSettings { http2, ..upstream_of(&[address]) }).open().await;
+        let stream = TcpStream::connect(stand.address).await.unwrap();
+        let (client, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::post("http://h/free").body(()).unwrap();
+        let (answer, mut upload) = client.ready().await.unwrap().send_request(request, false).unwrap();
+        upload.send_data(Bytes::from("half"), false).unwrap();
+        assert_eq!(answer.await.unwrap().status(), 200);
+        upload.send_reset(h2::Reason::NO_ERROR);
+        let before = usize::from(http2);
+        until(|| whole.load(Ordering::SeqCst) + broken.load(Ordering::SeqCst) > before).await;
+        assert_eq!((whole.load(Ordering::SeqCst), broken.load(Ordering::SeqCst)), (0, before + 1), "{http2}");
+    }
+}
+
+#[tokio::test]
 async fn a_body_of_any_method_reaches_an_upstream_of_either_protocol() {
     for http2 in [false, true] {
         let api = Api::start("api").await;

@@ -6,8 +6,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
 use http::header::EXPECT;
+use http::{Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -30,6 +30,7 @@ const MAX_DRAIN_TIME: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct RequestBody {
     incoming: Option<Incoming>,
+    on_http2: bool,
     drain: bool,
     pause: Pause,
     /// Who hears what is read, where the request may come again.
@@ -53,10 +54,11 @@ impl RequestBody {
 pub(super) fn guard(request: Request<Incoming>, max_pause: Duration, max_bytes: u64) -> Request<RequestBody> {
     // A client that asked first (`Expect: 100-continue`) has sent nothing yet, and reading would invite it to.
     let drain = !request.headers().contains_key(EXPECT);
+    let on_http2 = request.version() == Version::HTTP_2;
     let pause = Pause::up_to(max_pause);
     let room = max_bytes;
     let (front, passed, heard) = Default::default();
-    request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause, room, front, passed, heard })
+    request.map(|incoming| RequestBody { incoming: Some(incoming), on_http2, drain, pause, room, front, passed, heard })
 }
 
 /// Lets the body count what is passed on of it, if the gate wants to know.
@@ -71,7 +73,7 @@ pub(super) fn count(request: &mut Request<RequestBody>) {
 pub(super) fn none() -> RequestBody {
     let pause = Pause::up_to(Duration::MAX);
     let (front, passed, heard) = Default::default();
-    RequestBody { incoming: None, drain: false, pause, room: 0, front, passed, heard }
+    RequestBody { incoming: None, on_http2: false, drain: false, pause, room: 0, front, passed, heard }
 }
 
 impl RequestBody {
@@ -86,7 +88,7 @@ impl RequestBody {
 pub enum BodyBroken {
     /// The client broke its request off, or framed its body wrongly.
     #[error("the request's body broke off")]
-    Off(#[source] hyper::Error),
+    Off(#[source] Option<hyper::Error>),
     /// Nothing of it came for too long.
     #[error("the request's body paused for too long")]
     Paused,
@@ -103,7 +105,7 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
-        let Self { incoming, pause, room, front, passed, heard, .. } = &mut *self;
+        let Self { incoming, on_http2, pause, room, front, passed, heard, .. } = &mut *self;
         if let Some(read) = front {
             match read.next() {
                 Some(frame) => {
@@ -121,7 +123,11 @@ impl Body for RequestBody {
             }
         }
         let Some(body) = incoming.as_mut() else { return Poll::Ready(None) };
-        let frame = Pin::new(&mut *body).poll_frame(context).map_err(BodyBroken::Off);
+        let mut frame = Pin::new(&mut *body).poll_frame(context).map_err(|error| BodyBroken::Off(Some(error)));
+        // A stream that is reset without an error has no more for us, whether or not it came to its end before.
+        if *on_http2 && matches!(frame, Poll::Ready(None)) && !body.is_end_stream() {
+            frame = Poll::Ready(Some(Err(BodyBroken::Off(None))));
+        }
         if frame.is_ready() {
             pause.end();
         } else if pause.poll(context).is_ready() {

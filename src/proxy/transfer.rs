@@ -159,7 +159,7 @@ pub(super) struct UpstreamBody {
     inner: Inner,
     pause: Pause,
     /// What it takes up for as long as it lasts.
-    _taken: (Option<Load>, Option<Stream>),
+    taken: (Option<Load>, Option<Stream>),
 }
 
 #[derive(Debug)]
@@ -171,12 +171,12 @@ enum Inner {
 impl UpstreamBody {
     /// The upstream's, which may pause for so long.
     pub(super) fn upstream(body: Incoming, max_pause: Duration, taken: (Option<Load>, Option<Stream>)) -> Self {
-        Self { inner: Inner::Upstream(body), pause: Pause::up_to(max_pause), _taken: taken }
+        Self { inner: Inner::Upstream(body), pause: Pause::up_to(max_pause), taken }
     }
 
     /// Ours.
     pub(super) fn own(body: Bytes) -> Self {
-        Self { inner: Inner::Own(Full::new(body)), pause: Pause::up_to(Duration::MAX), _taken: (None, None) }
+        Self { inner: Inner::Own(Full::new(body)), pause: Pause::up_to(Duration::MAX), taken: (None, None) }
     }
 }
 
@@ -185,7 +185,7 @@ impl UpstreamBody {
 pub(super) enum AnswerBroken {
     /// The upstream broke it off, or framed it wrongly.
     #[error("the upstream broke its answer off")]
-    Off(#[source] hyper::Error),
+    Off(#[source] Option<hyper::Error>),
     /// Nothing of it came for too long.
     #[error("the upstream's answer paused for too long")]
     Paused,
@@ -199,12 +199,16 @@ impl Body for UpstreamBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerBroken>>> {
-        let Self { inner, pause, .. } = &mut *self;
+        let Self { inner, pause, taken: (_, stream) } = &mut *self;
         let body = match inner {
             Inner::Upstream(body) => body,
             Inner::Own(body) => return Pin::new(body).poll_frame(context).map_err(|never| match never {}),
         };
-        let frame = Pin::new(body).poll_frame(context).map_err(AnswerBroken::Off);
+        let frame = Pin::new(&mut *body).poll_frame(context).map_err(|error| AnswerBroken::Off(Some(error)));
+        // A stream that is reset without an error has no more for us, whether or not it came to its end before.
+        if stream.is_some() && matches!(frame, Poll::Ready(None)) && !body.is_end_stream() {
+            return Poll::Ready(Some(Err(AnswerBroken::Off(None))));
+        }
         if frame.is_ready() {
             pause.end();
         } else if pause.poll(context).is_ready() {
