@@ -826,6 +826,46 @@ async fn an_upload_that_its_client_resets_is_not_whole_although_the_reset_is_no_
 }
 
 #[tokio::test]
+async fn who_waits_for_a_connection_that_cannot_be_opened_goes_elsewhere_with_the_first() {
+    // Takes connections, and never shakes hands.
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = socket.local_addr().unwrap();
+    let dialled = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&dialled);
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        loop {
+            held.push(socket.accept().await.unwrap());
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let api = Api::start("api").await;
+    let pki = Pki::new();
+    let connect_timeout = Duration::from_millis(600);
+    let settings = UpstreamSettings {
+        urls: vec![format!("https://{silent}").parse().unwrap(), format!("http://{}", api.address).parse().unwrap()],
+        tls: UpstreamTls { ca: Some(pki.path("ca.pem")), ..UpstreamTls::default() },
+        http2: true,
+        connect_timeout,
+        ..upstream_of(&[silent])
+    };
+    let stand = Arc::new(Setup::new(settings).open().await);
+    let begun = Instant::now();
+    let asking = |_| {
+        let stand = Arc::clone(&stand);
+        tokio::spawn(async move { stand.get("/free").await.text })
+    };
+    let answers = join_all((0..12).map(asking)).await;
+    assert!(answers.into_iter().all(|text| text.unwrap() == "api"));
+    assert!(begun.elapsed() < 2 * connect_timeout, "{:?}", begun.elapsed());
+    assert_eq!(dialled.load(Ordering::SeqCst), 1, "for all of them");
+    // The next one tries again.
+    while dialled.load(Ordering::SeqCst) == 1 {
+        assert_eq!(stand.get("/free").await.text, "api");
+    }
+}
+
+#[tokio::test]
 async fn a_body_of_any_method_reaches_an_upstream_of_either_protocol() {
     for http2 in [false, true] {
         let api = Api::start("api").await;
@@ -856,3 +896,46 @@ async fn a_body_of_any_method_reaches_an_upstream_of_either_protocol() {
 }
 
 // ---- who ends what costs by what it uses
+
+#[tokio::test]
+async fn a_payer_that_breaks_its_own_body_has_left_and_no_upstream_has_failed() {
+    let body_time = Duration::from_millis(300);
+    for http2 in [false, true] {
+        // Answers before it has all of the request, and reports nothing before its end.
+        let address = live(|request| async move {
+            let (sender, body) = pieces();
+            tokio::spawn(async move {
+                let _request = request;
+                let _ = sender.send(Bytes::from("piece")).await;
+                sender.closed().await;
+            });
+            Response::new(body)
+        })
+        .await;
+        for ends in ["pauses", "breaks", "leaves", "leaves well"] {
+            let mut setup = Setup::new(UpstreamSettings { http2, ..upstream_of(&[address]) });
+            setup.metered.push(("/metered/*", reported(), Way::default()));
+            setup.bounds = Bounds { body_time: if ends == "pauses" { body_time } else { PATIENCE }, ..setup.bounds };
+            let stand = setup.open().await;
+            let payment = stand.payment_for(&Method::POST, "/metered/x");
+            let head = "transfer-encoding: chunked\r\nhost: h";
+            let request =
+                format!("POST /metered/x HTTP/1.1\r\n{head}\r\npayment-signature: {payment}\r\n\r\n3\r\nabc\r\n");
+            let mut stream = TcpStream::connect(stand.address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            assert!(read_until(&mut stream, "piece\r\n").await.starts_with("HTTP/1.1 200"), "{http2} {ends}");
+            assert_eq!(stand.charged(), 0);
+            match ends {
+                "pauses" => {}
+                "breaks" => stream.write_all(b"zz\r\n").await.unwrap(),
+                "leaves well" => stream.shutdown().await.unwrap(),
+                _ => {
+                    stream.set_zero_linger().unwrap();
+                    drop(stream);
+                }
+            }
+            until(|| stand.charged() > 0).await;
+            assert_eq!(stand.charged(), MOST, "{http2} {ends}");
+        }
+    }
+}

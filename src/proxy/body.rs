@@ -35,7 +35,7 @@ pub struct RequestBody {
     pause: Pause,
     /// Who hears what is read, where the request may come again.
     heard: Option<Arc<Heard>>,
-    /// Counts what is passed on, where that costs something.
+    /// Counts what is passed on, and is told of its end, where that costs something.
     passed: Option<Passed>,
     /// How many bytes of it may still come.
     room: u64,
@@ -61,7 +61,7 @@ pub(super) fn guard(request: Request<Incoming>, max_pause: Duration, max_bytes: 
     request.map(|incoming| RequestBody { incoming: Some(incoming), on_http2, drain, pause, room, front, passed, heard })
 }
 
-/// Lets the body count what is passed on of it, if the gate wants to know.
+/// Lets the body count what is passed on of it, and say if it breaks, if the gate wants to know.
 pub(super) fn count(request: &mut Request<RequestBody>) {
     if let Some(passed) = request.extensions_mut().remove::<Passed>() {
         passed.begin();
@@ -128,23 +128,31 @@ impl Body for RequestBody {
         if *on_http2 && matches!(frame, Poll::Ready(None)) && !body.is_end_stream() {
             frame = Poll::Ready(Some(Err(BodyBroken::Off(None))));
         }
+        let mut paused = false;
         if frame.is_ready() {
             pause.end();
         } else if pause.poll(context).is_ready() {
-            // Not drained either: what does not come cannot be thrown away.
-            *incoming = None;
-            return Poll::Ready(Some(Err(BodyBroken::Paused)));
+            frame = Poll::Ready(Some(Err(BodyBroken::Paused)));
+            paused = true;
         }
-        if let Poll::Ready(Some(Ok(frame))) = &frame
-            && let Some(data) = frame.data_ref()
+        if let Poll::Ready(Some(Ok(read))) = &frame
+            && let Some(data) = read.data_ref()
         {
             match u64::try_from(data.len()).ok().and_then(|length| room.checked_sub(length)) {
                 Some(rest) => *room = rest,
-                None => return Poll::Ready(Some(Err(BodyBroken::TooLarge))),
+                None => frame = Poll::Ready(Some(Err(BodyBroken::TooLarge))),
             }
+        }
+        if let (Poll::Ready(Some(Err(_))), Some(passed)) = (&frame, &*passed) {
+            // Before the upstream hears of it.
+            passed.broke_off();
         }
         if let Some(heard) = heard {
             listen(heard, &frame, body.is_end_stream());
+        }
+        if paused {
+            // Not drained either: what does not come cannot be thrown away.
+            *incoming = None;
         }
         frame.map_ok(|mut frame| {
             if let (Some(passed), Some(data)) = (passed, frame.data_ref()) {
