@@ -19,7 +19,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http::header::CONNECTION;
-use http::{HeaderValue, Version};
+use http::{HeaderValue, StatusCode, Version};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -372,7 +372,9 @@ impl Inside {
                     // Behind a balancer each request has a client of its own.
                     let named = line.trusted.then(|| door.trusted.caller(&line.caller, &mut request));
                     let mut response = stack.serve(request, named.as_ref().unwrap_or(&line.caller)).await;
-                    if version < Version::HTTP_2 && phase.draining.load(Ordering::Relaxed) {
+                    // What switches protocols names that there, and has no further request.
+                    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                    if version < Version::HTTP_2 && !switches && phase.draining.load(Ordering::Relaxed) {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
                     Ok::<_, Infallible>(response)
