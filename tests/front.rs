@@ -636,6 +636,45 @@ async fn who_asks_while_it_ends_is_served_and_told_that_it_was_the_last_time() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_place_when_the_end_begins_gets_one_that_becomes_free() {
+    let may = Arc::new(tokio::sync::Semaphore::new(0));
+    let gate = Arc::clone(&may);
+    let (told, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+    let upstream = raw::script(move |stream| {
+        let (gate, told) = (Arc::clone(&gate), told.clone());
+        async move {
+            let mut peer = Client { stream, buffer: Vec::new() };
+            while raw::receive(&mut peer).await.is_some() {
+                told.send(()).unwrap();
+                gate.acquire().await.unwrap().forget();
+                peer.send(OK).await;
+            }
+        }
+    })
+    .await;
+    let site = Setup::new(upstream).open_with(|listener| listener.max_connections(1)).await;
+    let mut first = site.client().await;
+    first.send(get("/x")).await;
+    soon(arrived.recv()).await.unwrap();
+    // One of them is accepted and waits; the others are in the queue.
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        let mut client = site.client().await;
+        client.send(get("/x")).await;
+        waiting.push(client);
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    site.stop.cancel();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    may.add_permits(10);
+    assert_eq!(first.answer(false).await.status, 200);
+    for client in &mut waiting {
+        assert_eq!(client.answer(false).await.status, 200);
+    }
+    soon(site.task).await.unwrap();
+}
+
+#[tokio::test]
 async fn connections_that_nobody_accepted_yet_are_served_by_who_listens_beside() {
     let api = plain_api().await;
     let first = Setup::new(api.address).open().await;

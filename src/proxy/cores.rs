@@ -102,6 +102,9 @@ pub(super) struct Core {
     cut_off: CancellationToken,
 }
 
+/// A connection that has no place yet, and its peer's seat.
+type Accepted = (TcpStream, SocketAddr, Option<Seat>);
+
 /// What all connections of a core need.
 #[derive(Debug)]
 struct Inside {
@@ -174,10 +177,14 @@ impl Core {
                 return;
             }
         };
+        let mut waiting = None;
         tokio::select! {
             biased;
             () = self.stop.cancelled() => {}
-            () = self.accept_from(&socket) => {}
+            () = self.accept_from(&socket, &mut waiting) => {}
+        }
+        if let Some((stream, peer, seat)) = waiting {
+            self.take_later(stream, peer, seat);
         }
         if !inherited {
             self.accept_the_rest(socket);
@@ -189,30 +196,32 @@ impl Core {
         // Without the runtime, which would have to look at the socket first.
         let Ok(socket) = socket.into_std() else { return };
         while let Ok((stream, peer)) = socket.accept() {
-            let place = Arc::clone(&self.inside.door.places).try_acquire_owned();
             if let Some(seat) = self.inside.door.seat(peer)
-                && let Ok(place) = place
                 && stream.set_nonblocking(true).is_ok()
                 && let Ok(stream) = TcpStream::from_std(stream)
             {
-                self.take(stream, peer, (place, seat));
+                match Arc::clone(&self.inside.door.places).try_acquire_owned() {
+                    Ok(place) => self.take(stream, peer, (place, seat)),
+                    Err(_) => self.take_later(stream, peer, seat),
+                }
             }
         }
     }
 
-    async fn accept_from(&self, socket: &TcpListener) {
+    /// Accepts for ever. Who was accepted and has no place yet is `waiting`.
+    async fn accept_from(&self, socket: &TcpListener, waiting: &mut Option<Accepted>) {
         loop {
             match socket.accept().await {
                 Ok((stream, peer)) => {
                     // First of all, so that one peer's crowd does not make the others wait.
                     let Some(seat) = self.inside.door.seat(peer) else { continue };
+                    *waiting = Some((stream, peer, seat));
                     // Its place is waited for only now: a core that waits with one for a client would keep it from
                     // another.
-                    match Arc::clone(&self.inside.door.places).acquire_owned().await {
-                        Ok(place) => self.take(stream, peer, (place, seat)),
-                        // Nobody closes the places.
-                        Err(_) => return,
-                    }
+                    let place = Arc::clone(&self.inside.door.places).acquire_owned().await;
+                    // Nobody closes the places.
+                    let (Ok(place), Some((stream, peer, seat))) = (place, waiting.take()) else { return };
+                    self.take(stream, peer, (place, seat));
                 }
                 // A client that left before it was served; that is no reason to make the next one wait.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -239,6 +248,24 @@ impl Core {
                 biased;
                 () = inside.begin(stream, peer, place) => {}
                 // A connection that speaks HTTP is told by its phase; this is for what comes before.
+                () = cut_off.cancelled() => {}
+            }
+        });
+    }
+
+    /// The same at the end, when all places are taken: with one that becomes free before the deadline.
+    fn take_later(&self, stream: TcpStream, peer: SocketAddr, seat: Option<Seat>) {
+        let _ = stream.set_nodelay(true);
+        let (inside, cut_off) = (Arc::clone(&self.inside), self.cut_off.clone());
+        self.connections.spawn(async move {
+            let serving = async {
+                // Nobody closes the places.
+                let Ok(place) = Arc::clone(&inside.door.places).acquire_owned().await else { return };
+                inside.begin(stream, peer, (place, seat)).await;
+            };
+            tokio::select! {
+                biased;
+                () = serving => {}
                 () = cut_off.cancelled() => {}
             }
         });
