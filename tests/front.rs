@@ -547,6 +547,23 @@ async fn an_http_2_connection_that_is_told_to_end_finishes_what_was_asked() {
 }
 
 #[tokio::test]
+async fn an_http_2_connection_that_is_told_to_end_waits_for_an_upstream_that_is_silent() {
+    let upstream = raw::script(|stream| async move {
+        let mut peer = Client { stream, buffer: Vec::new() };
+        raw::receive(&mut peer).await.unwrap();
+        peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
+        tokio::time::sleep(6 * SHORT).await;
+        peer.send("4\r\nlast\r\n0\r\n\r\n").await;
+    })
+    .await;
+    let site = Setup::new(upstream).open_with(|listener| listener.idle_time(SHORT)).await;
+    let mut streams = h2(site.client().await.stream).await;
+    let request = Request::get("http://h/x").body(Full::default()).unwrap();
+    let response = soon(streams.send_request(request)).await.unwrap();
+    assert_eq!(text_of(response).await, (200, Bytes::from("firstlast")));
+}
+
+#[tokio::test]
 async fn one_client_does_not_take_all_requests_that_are_served_at_once() {
     let may = Arc::new(tokio::sync::Semaphore::new(0));
     let gate = Arc::clone(&may);

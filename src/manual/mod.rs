@@ -113,7 +113,7 @@ pub mod in_a_crowd {
     //! | connections | `limits.max_connections`, a quarter of it for one peer; this machine's own are not counted for it |
     //! | heads that do not come | `limits.header_timeout`; after its first request a connection of HTTP/2 is asked whether its client is there, and kept as long as that answers |
     //! | bodies that do not come | `limits.body_timeout`, then 408; half a request is void |
-    //! | answers that are not taken | [`MAX_WRITE_PAUSE`](crate::proxy::MAX_WRITE_PAUSE), for a connection and for a stream of HTTP/2 |
+    //! | answers that are not taken | [`MAX_WRITE_PAUSE`](crate::proxy::MAX_WRITE_PAUSE), for a connection and for a stream of HTTP/2; where a stream's answer stays, its connection is told to end after twice `limits.idle_timeout` at most, and cut once nothing on it is taken for that time |
     //! | requests | `limits.max_requests`, a quarter of it for one peer; of all, the last quarter is for those that pay. Those that wait for their channel's turn count too, so a few peers with many channels can fill it |
     //! | bodies that are read because a price depends on them | 256 MiB in all, a quarter of it for one peer, then 503 |
     //! | forged vouchers, channels without a deposit | `limits.bad_signatures_per_minute` for a peer; its refusals are held back for a second |

@@ -3,7 +3,7 @@
 //! A connection stays on the core that accepted it, and so does its way to the upstream: nothing on the way of a request
 //! is handed from thread to thread. **Owns** connections, HTTP/1.1 and HTTP/2 (by ALPN or prior knowledge) on the same port,
 //! and what comes before HTTP: a balancer's header and the TLS handshake. **Promises** a named bound for header time and
-//! header size, for what one connection of HTTP/2 may ask of us, and for connections that ask for nothing; that what had
+//! header size, for what one connection of HTTP/2 may ask of us, and for connections that ask for nothing or take nothing; that what had
 //! connected when the end began is served; and that a core whose own work panics still lets its requests end in order. **Does
 //! not** decide when to stop.
 
@@ -35,6 +35,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::answers::{Answers, Given, Work};
 use super::listener::DEFAULT_HEADERS;
 use super::peers::{Peers, Seat};
 use super::preface::{self, NoPreface};
@@ -42,8 +43,9 @@ use super::slow::Taken;
 use super::{Caller, Stack, Trusted};
 use crate::causes::causes;
 
-/// How many requests one HTTP/2 connection may have open.
-const MAX_H2_STREAMS: u32 = 256;
+/// How many requests one HTTP/2 connection may have open, answers that its client does not take among them: as many as most
+/// servers allow, and as few as any client has to expect (RFC 9113, 6.5.2).
+const MAX_H2_STREAMS: u32 = 100;
 /// How often a peer of HTTP/2 is asked whether it is still there; without an answer in 20 s it is not.
 const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How many streams of HTTP/2 a client may reset before we have looked at them; more end the connection (rapid reset,
@@ -387,6 +389,7 @@ impl Inside {
             trusted,
             heard: AtomicBool::new(false),
             streams: AtomicUsize::new(0),
+            answers: Arc::default(),
         });
         let service = {
             let line = Arc::clone(&line);
@@ -395,6 +398,7 @@ impl Inside {
                 async move {
                     let version = request.version();
                     line.hear(version);
+                    let work = (version == Version::HTTP_2).then(|| Work::begin(&line.answers)).flatten();
                     let Inside { stack, phase, door, .. } = &*line.inside;
                     // Behind a balancer each request has a client of its own.
                     let named = line.trusted.then(|| door.trusted.caller(&line.caller, &mut request));
@@ -404,7 +408,7 @@ impl Inside {
                     if version < Version::HTTP_2 && !switches && phase.draining.load(Ordering::Relaxed) {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
-                    Ok::<_, Infallible>(response)
+                    Ok::<_, Infallible>(response.map(|body| Given::new(body, work)))
                 }
             })
         };
@@ -415,6 +419,7 @@ impl Inside {
                 tracing::debug!(error = %causes(&*error), "a connection ended badly");
             }
             End::Silent => tracing::debug!("a connection without a request was closed"),
+            End::NotTaken => tracing::debug!("a connection whose client takes no answer was closed"),
         }
         drop(place);
     }
@@ -434,6 +439,8 @@ struct Line {
     heard: AtomicBool,
     /// How many came on HTTP/2.
     streams: AtomicUsize,
+    /// What became of those.
+    answers: Arc<Answers>,
 }
 
 impl Line {
@@ -459,6 +466,8 @@ enum End<E> {
     Connection(Result<(), E>),
     /// It never asked for anything.
     Silent,
+    /// It did not take what it had asked for.
+    NotTaken,
     /// It was told to.
     CutOff,
 }
@@ -500,6 +509,7 @@ impl Phase {
             }
             match idle.look(line, context) {
                 Idleness::Silent => return Poll::Ready(End::Silent),
+                Idleness::NotTaken => return Poll::Ready(End::NotTaken),
                 Idleness::Idle if !told => {
                     told = true;
                     connection.as_mut().graceful_shutdown();
@@ -512,27 +522,32 @@ impl Phase {
     }
 }
 
-/// The watch over a connection that asks for nothing. HTTP/1 has a timer of its own once it is known to be HTTP/1; before,
-/// and on HTTP/2, a client could keep its place for ever, the latter by nothing but answers to our pings.
+/// The watch over a connection that asks for nothing, or takes nothing. HTTP/1 has a timer of its own once it is known to be
+/// HTTP/1; before, and on HTTP/2, a client could keep its place for ever, the latter by nothing but answers to our pings, and
+/// our answers with it.
 struct Idle {
     timer: Option<Pin<Box<Sleep>>>,
     limit: Duration,
     /// How many streams there were when the timer was set.
     streams: usize,
+    /// Once it is to end: what had become of its answers when the timer was set.
+    ending: Option<Option<usize>>,
 }
 
 enum Idleness {
     /// There was no request within the time for one.
     Silent,
-    /// There was none for too long.
+    /// There was none for too long, or an answer was not taken for as long.
     Idle,
+    /// It is to end, and nothing that keeps it is taken.
+    NotTaken,
     Busy,
 }
 
 impl Idle {
     fn new(door: &Door) -> Self {
         let timer = Some(Box::pin(tokio::time::sleep(door.header_time)));
-        Self { timer, limit: door.idle_time, streams: 0 }
+        Self { timer, limit: door.idle_time, streams: 0, ending: None }
     }
 
     fn look(&mut self, line: &Line, context: &mut Context<'_>) -> Idleness {
@@ -545,20 +560,25 @@ impl Idle {
             self.timer = None;
             return Idleness::Busy;
         }
+        let mut idleness = Idleness::Busy;
         // The first stream, or the time is up: from here on all that came before does not count.
         while self.streams == 0 || timer.as_mut().poll(context).is_ready() {
-            if self.streams == streams {
-                self.timer = None;
-                return Idleness::Idle;
+            let now = line.answers.at_rest();
+            match self.ending.replace(now) {
+                Some(before) if now.is_some() && now == before => return Idleness::NotTaken,
+                // Whoever has not heard by now that it is to end goes on asking for its own reasons.
+                Some(_) => line.answers.close(),
+                None if self.streams == streams || line.answers.turn() => idleness = Idleness::Idle,
+                None => self.ending = None,
             }
             self.streams = streams;
             let Some(deadline) = Instant::now().checked_add(self.limit) else {
                 self.timer = None;
-                return Idleness::Busy;
+                return idleness;
             };
             timer.as_mut().reset(deadline);
         }
-        Idleness::Busy
+        idleness
     }
 }
 

@@ -6,6 +6,7 @@
 //! that is trusted did, and never as it says itself, and that a client that sends a large body unpaid gets its 402 at once and a connection it can go on using. **Does
 //! not** price, charge or speak to a chain.
 
+mod answers;
 mod balance;
 mod body;
 mod certificate;

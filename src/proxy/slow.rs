@@ -136,8 +136,11 @@ pub(super) struct Shared<B>(Mutex<State<B>>);
 
 #[derive(Debug)]
 struct State<B> {
-    /// Nothing, once it was let go.
+    /// Nothing, once it was let go: because its client took nothing, or because all of it was given out. What the client
+    /// still has to take of it then keeps nothing of the upstream's.
     body: Option<B>,
+    /// Whether all of it was given out.
+    is_over: bool,
     /// How many frames of it were taken.
     taken: u64,
     /// Whether the client has to take the last of them, or the head, before it asks for more.
@@ -169,7 +172,7 @@ impl<B> Wanted<B> {
         if body.is_end_stream() {
             return Self::unwatched(body);
         }
-        let state = State { body: Some(body), taken: 0, with_client: true };
+        let state = State { body: Some(body), is_over: false, taken: 0, with_client: true };
         let shared = Arc::new(Shared(Mutex::new(state)));
         let watcher = AbortOnDropHandle::new(tokio::spawn(watch(Arc::downgrade(&shared), limit)));
         Self::Watched { shared, watcher }
@@ -191,13 +194,22 @@ where
         };
         let mut state = shared.state();
         state.with_client = false;
+        if state.is_over {
+            return Poll::Ready(None);
+        }
         let Some(body) = state.body.as_mut() else { return Poll::Ready(Some(Err(NotTaken.into()))) };
         let frame = ready!(Pin::new(&mut *body).poll_frame(context));
         let more = matches!(frame, Some(Ok(_))) && !body.is_end_stream();
+        let mut given = None;
         if more {
             state.taken = state.taken.wrapping_add(1);
             state.with_client = true;
+        } else if !matches!(frame, Some(Err(_))) {
+            state.is_over = true;
+            given = state.body.take();
         }
+        drop(state);
+        drop(given);
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
@@ -205,7 +217,10 @@ where
         match self {
             Self::Unwatched { body } => body.is_end_stream(),
             // One that was let go has not come to its end.
-            Self::Watched { shared, .. } => shared.state().body.as_ref().is_some_and(Body::is_end_stream),
+            Self::Watched { shared, .. } => {
+                let state = shared.state();
+                state.is_over || state.body.as_ref().is_some_and(Body::is_end_stream)
+            }
         }
     }
 
@@ -213,7 +228,9 @@ where
         match self {
             Self::Unwatched { body } => body.size_hint(),
             Self::Watched { shared, .. } => {
-                shared.state().body.as_ref().map_or_else(SizeHint::default, Body::size_hint)
+                let state = shared.state();
+                let rest = state.body.as_ref().map(Body::size_hint);
+                rest.unwrap_or_else(|| if state.is_over { SizeHint::with_exact(0) } else { SizeHint::default() })
             }
         }
     }
