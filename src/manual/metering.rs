@@ -58,6 +58,8 @@
 //! [`MAX_READING_ON`](crate::gate::metered::MAX_READING_ON) answers are read on for payers that left; where there is no place
 //! for one more, it has no report.
 //!
+//! A proxy that stops reads on until its deadline (`server.shutdown_timeout`), and takes what is known by then.
+//!
 //! A payer that leaves could otherwise have a model's work for nothing, and one that stays pays for what it got. What is
 //! read after it left is not counted as its bytes, time or events.
 //!

@@ -273,14 +273,20 @@ impl Core {
         });
     }
 
-    /// Waits for the connections to end, or for the order to end them.
+    /// Waits for the connections to end, and for what goes on for clients that have left, or for the order to end them. What
+    /// goes on for others is on their cores; it is waited for as well, because it is not known whose it is.
     async fn drained(&self) {
         self.stop.cancelled().await;
         self.connections.close();
         let phase = &self.inside.phase;
         phase.begin(&phase.draining);
+        let all = async {
+            self.connections.wait().await;
+            // Connections leave this behind, so it is complete only now.
+            self.inside.stack.unfinished().await;
+        };
         tokio::select! {
-            () = self.connections.wait() => return,
+            () = all => return,
             () = self.cut_off.cancelled() => {
                 phase.begin(&phase.cutting_off);
                 self.inside.stack.tunnels().cut_off();

@@ -190,6 +190,11 @@ impl Stack {
         self.layers.upstream.attend();
     }
 
+    /// Ends when nothing goes on any more for clients that have left.
+    async fn unfinished(&self) {
+        self.layers.gate.unfinished().await;
+    }
+
     /// What this core's connections become when they stop speaking HTTP.
     fn tunnels(&self) -> &Tunnels {
         &self.layers.tunnels
