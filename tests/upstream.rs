@@ -847,6 +847,7 @@ async fn who_waits_for_a_connection_that_cannot_be_opened_goes_elsewhere_with_th
         tls: UpstreamTls { ca: Some(pki.path("ca.pem")), ..UpstreamTls::default() },
         http2: true,
         connect_timeout,
+        breaker: Some(Breaker { failures: 2, open_for: PATIENCE }),
         ..upstream_of(&[silent])
     };
     let stand = Arc::new(Setup::new(settings).open().await);
@@ -859,6 +860,7 @@ async fn who_waits_for_a_connection_that_cannot_be_opened_goes_elsewhere_with_th
     assert!(answers.into_iter().all(|text| text.unwrap() == "api"));
     assert!(begun.elapsed() < 2 * connect_timeout, "{:?}", begun.elapsed());
     assert_eq!(dialled.load(Ordering::SeqCst), 1, "for all of them");
+    assert_eq!(stand.upstream.targets()[0].standing, Standing::Up, "it failed once");
     // The next one tries again.
     while dialled.load(Ordering::SeqCst) == 1 {
         assert_eq!(stand.get("/free").await.text, "api");

@@ -96,7 +96,7 @@ impl Drop for Stream {
 /// The connection that was waited for could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct FailedBefore(Arc<str>);
+pub(super) struct FailedBefore(Arc<str>);
 
 impl Streams {
     /// For what the dialer reaches; nothing is connected yet.

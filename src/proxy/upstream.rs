@@ -523,7 +523,10 @@ impl Choice<'_> {
         if let Some(broken) = upload.and_then(Progress::broken) {
             return Err(Failure::Final(broken));
         }
-        self.failed();
+        // A connection that several waited for has failed once.
+        if !error.was_anothers() {
+            self.failed();
+        }
         let (id, target) = (headers::text(id), self.target.map(|target| target.url.as_str()));
         tracing::warn!(request = id, target, error = %causes(&error), "the upstream gave no answer");
         Err(match error {
