@@ -123,9 +123,9 @@ pub mod in_a_crowd {
     //!
     //! A peer is an address, or a network of version 6 (/64). Behind a load balancer on another machine all clients are
     //! one, unless `server.trusted_proxies` believes what it says of them. What comes from this machine, or from a trusted
-    //! proxy that names nobody, has no such bound. So that one forger among
-    //! them does not harm all, the channels that paid from a peer in the last hour are served whatever else comes from there,
-    //! unless their own vouchers are forged there as well. Whatever is refused here was not charged, and the same voucher is good afterwards.
+    //! proxy that names nobody, has no such bound. So that one forger among them does not harm all, the channels that paid
+    //! from a peer in the last hour are served whatever else comes from there, unless their own vouchers are forged there
+    //! as well. Whatever is refused here was not charged, and the same voucher is good afterwards.
 }
 
 pub mod side_by_side {

@@ -3,9 +3,9 @@
 //! A connection stays on the core that accepted it, and so does its way to the upstream: nothing on the way of a request
 //! is handed from thread to thread. **Owns** connections, HTTP/1.1 and HTTP/2 (by ALPN or prior knowledge) on the same port,
 //! and what comes before HTTP: a balancer's header and the TLS handshake. **Promises** a named bound for header time and
-//! header size, for what one connection of HTTP/2 may ask of us, and for connections that ask for nothing or take nothing; that what had
-//! connected when the end began is served; and that a core whose own work panics still lets its requests end in order. **Does
-//! not** decide when to stop.
+//! header size, for what one connection of HTTP/2 may ask of us, and for connections that ask for nothing or take nothing;
+//! that what had connected when the end began is served; and that a core whose own work panics still lets its requests end
+//! in order. **Does not** decide when to stop.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};

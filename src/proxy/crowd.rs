@@ -4,8 +4,8 @@
 //! or for a deposit included. **Promises** that one more than there is room for is told so at once (503, `overloaded`,
 //! `Retry-After`), before its body or payment is looked at, costs nothing, and keeps its connection; and that requests that
 //! pay find room where others find none: those that pay nothing may fill [`UNPAID_SHARE`] of it and no more; and that one
-//! peer, whether it pays or not, has its share of it ([`Shares`]) and leaves the rest to others. **Does not** count bodies that
-//! are on their way out: they are bounded by connections.
+//! peer, whether it pays or not, has its share of it ([`Shares`]) and leaves the rest to others. **Does not** count bodies
+//! that are on their way out: they are bounded by connections.
 //!
 //! A quote costs little more than the refusal, but one given now would be paid now, and refused then: so in a crowd there
 //! are no quotes either. Quotes themselves make no crowd: they wait for nobody. Free routes do, where the upstream is slow.

@@ -1,8 +1,9 @@
 //! Bodies that are read before their requests are judged, because the price depends on them.
 //!
-//! **Owns** the reading, and the memory it may take. **Promises** that what was read goes on to the upstream unchanged, that
-//! nothing is read beyond what decides, and that all such bodies together never take more than [`MAX_HELD_BYTES`], and one
-//! peer's no more than its share of that, however many are sent unpaid. **Does not** judge what was read, nor touch any other request.
+//! **Owns** the reading, and the memory it may take. **Promises** that what was read goes on to the upstream unchanged,
+//! that nothing is read beyond what decides, and that all such bodies together never take more than [`MAX_HELD_BYTES`], and
+//! one peer's no more than its share of that, however many are sent unpaid. **Does not** judge what was read, nor touch any
+//! other request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
