@@ -291,4 +291,38 @@ mod tests {
         assert!(poll(&mut pause).is_pending());
         assert!(deadline(&pause) > first);
     }
+
+    /// A body of known length in two pieces.
+    struct Pieces {
+        left: Vec<&'static [u8]>,
+        _kept: Arc<()>,
+    }
+
+    impl Body for Pieces {
+        type Data = Bytes;
+        type Error = io::Error;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+            Poll::Ready(self.left.pop().map(|piece| Ok(Frame::data(Bytes::from_static(piece)))))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.left.is_empty()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_was_given_out_whole_keeps_nothing_although_its_client_has_not_taken_it() {
+        let kept = Arc::new(());
+        let pieces = Pieces { left: vec![b"last", b"first"], _kept: Arc::clone(&kept) };
+        let mut body = Box::pin(Wanted::within(pieces, Duration::from_secs(3_600)));
+        let mut next = || match body.as_mut().poll_frame(&mut Context::from_waker(std::task::Waker::noop())) {
+            Poll::Ready(frame) => frame.map(|frame| frame.unwrap().into_data().unwrap()),
+            Poll::Pending => panic!("it is there"),
+        };
+        assert_eq!((next().unwrap(), Arc::strong_count(&kept)), (Bytes::from("first"), 2));
+        assert_eq!((next().unwrap(), Arc::strong_count(&kept)), (Bytes::from("last"), 1));
+        assert!(next().is_none());
+        assert!(body.is_end_stream() && body.size_hint().exact() == Some(0));
+    }
 }
