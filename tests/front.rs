@@ -546,6 +546,76 @@ async fn an_http_2_connection_that_is_told_to_end_finishes_what_was_asked() {
     assert_eq!(text_of(response).await, (200, Bytes::from("ok")));
 }
 
+#[tokio::test]
+async fn an_http_2_connection_that_is_told_to_end_waits_for_an_upstream_that_is_silent() {
+    let upstream = raw::script(|stream| async move {
+        let mut peer = Client { stream, buffer: Vec::new() };
+        raw::receive(&mut peer).await.unwrap();
+        peer.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
+        tokio::time::sleep(6 * SHORT).await;
+        peer.send("4\r\nlast\r\n0\r\n\r\n").await;
+    })
+    .await;
+    let site = Setup::new(upstream).open_with(|listener| listener.idle_time(SHORT)).await;
+    let mut streams = h2(site.client().await.stream).await;
+    let request = Request::get("http://h/x").body(Full::default()).unwrap();
+    let response = soon(streams.send_request(request)).await.unwrap();
+    assert_eq!(text_of(response).await, (200, Bytes::from("firstlast")));
+}
+
+#[tokio::test]
+async fn one_client_does_not_take_all_requests_that_are_served_at_once() {
+    let may = Arc::new(tokio::sync::Semaphore::new(0));
+    let gate = Arc::clone(&may);
+    let (told, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+    let upstream = raw::script(move |stream| {
+        let (gate, told) = (Arc::clone(&gate), told.clone());
+        async move {
+            let mut peer = Client { stream, buffer: Vec::new() };
+            while raw::receive(&mut peer).await.is_some() {
+                told.send(()).unwrap();
+                gate.acquire().await.unwrap().forget();
+                peer.send(OK).await;
+            }
+        }
+    })
+    .await;
+    let bounds = Bounds { max_requests: 16, ..Bounds::default() };
+    let site = Setup { bounds, ..Setup::new(upstream) };
+    let site = site.open_with(|listener| listener.trust(believe(&["127.0.0.2/32", "203.0.113.0/24"]))).await;
+    let mut served = Vec::new();
+    let mut ask = async |client: &str| {
+        let mut balancer = from(&site, 2).await;
+        balancer.send(with("/x", client)).await;
+        tokio::select! {
+            answer = balancer.try_answer(false) => answer.unwrap().told(),
+            arrived = soon(arrived.recv()) => {
+                arrived.unwrap();
+                served.push(balancer);
+                (200, String::new())
+            }
+        }
+    };
+    let (served_told, refused) = ((200, String::new()), (503, "overloaded".to_owned()));
+    for _ in 0..4 {
+        assert_eq!(ask("x-forwarded-for: 192.0.2.1").await, served_told);
+    }
+    assert_eq!(ask("x-forwarded-for: 192.0.2.1").await, refused, "it has a quarter");
+    assert_eq!(ask("x-forwarded-for: 2001:db8::1").await, served_told, "others have theirs");
+    // Who is believed and names nobody stands for many; so does this machine.
+    for unnamed in ["x-other: 1", "x-forwarded-for: 203.0.113.9", "x-forwarded-for: 127.0.0.1"] {
+        for _ in 0..2 {
+            assert_eq!(ask(unnamed).await, served_told, "{unnamed}");
+        }
+    }
+    may.add_permits(1_000);
+    for client in &mut served {
+        assert_eq!(client.answer(false).await.status, 200);
+    }
+    let mut again = from(&site, 2).await;
+    assert_eq!(again.ask(&with("/x", "x-forwarded-for: 192.0.2.1")).await.status, 200, "its places are free again");
+}
+
 // ---- what passes through
 
 #[tokio::test]
@@ -633,6 +703,45 @@ async fn who_asks_while_it_ends_is_served_and_told_that_it_was_the_last_time() {
         assert!(soon(streams.ready()).await.is_err() || soon(streams.send_request(request())).await.is_err());
         soon(site.task).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_place_when_the_end_begins_gets_one_that_becomes_free() {
+    let may = Arc::new(tokio::sync::Semaphore::new(0));
+    let gate = Arc::clone(&may);
+    let (told, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+    let upstream = raw::script(move |stream| {
+        let (gate, told) = (Arc::clone(&gate), told.clone());
+        async move {
+            let mut peer = Client { stream, buffer: Vec::new() };
+            while raw::receive(&mut peer).await.is_some() {
+                told.send(()).unwrap();
+                gate.acquire().await.unwrap().forget();
+                peer.send(OK).await;
+            }
+        }
+    })
+    .await;
+    let site = Setup::new(upstream).open_with(|listener| listener.max_connections(1)).await;
+    let mut first = site.client().await;
+    first.send(get("/x")).await;
+    soon(arrived.recv()).await.unwrap();
+    // One of them is accepted and waits; the others are in the queue.
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        let mut client = site.client().await;
+        client.send(get("/x")).await;
+        waiting.push(client);
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    site.stop.cancel();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    may.add_permits(10);
+    assert_eq!(first.answer(false).await.status, 200);
+    for client in &mut waiting {
+        assert_eq!(client.answer(false).await.status, 200);
+    }
+    soon(site.task).await.unwrap();
 }
 
 #[tokio::test]

@@ -121,6 +121,8 @@ impl ServerStreamingService<Say> for Echo {
 
     fn call(&mut self, request: Request<Say>) -> Self::Future {
         let costs = request.metadata().get(COSTS).cloned();
+        // Servers of gRPC insist on that, whatever the call costs.
+        assert_eq!(request.metadata().get("te").unwrap(), "trailers");
         let Say { text, times } = request.into_inner();
         if text == "refuse" {
             return ready(Err(Status::not_found("there is no such thing")));

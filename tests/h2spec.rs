@@ -732,6 +732,78 @@ async fn data_waits_for_the_window() {
     assert_eq!(frames.last().unwrap().payload, b"llo");
 }
 
+/// How long a connection may ask for nothing, where a test waits for that.
+const IDLE: Duration = Duration::from_millis(300);
+
+/// Sends pieces with a pause after each while it hears what comes, until the connection has ended or so much time has
+/// passed. Whether it has ended, and what came.
+async fn live_on(line: Line, pieces: impl Iterator<Item = Vec<u8>>, pause: Duration) -> (bool, Vec<Frame>) {
+    let (reads, mut writes) = line.stream.into_split();
+    let reading = tokio::spawn(async move {
+        let mut reads = reads;
+        let mut all = Vec::new();
+        let ended = tokio::time::timeout(20 * IDLE, reads.read_to_end(&mut all)).await.is_ok();
+        (ended, all)
+    });
+    for piece in pieces {
+        if reading.is_finished() || writes.write_all(&piece).await.is_err() {
+            break;
+        }
+        tokio::time::sleep(pause).await;
+    }
+    let (ended, mut rest) = reading.await.unwrap();
+    let mut frames = Vec::new();
+    while rest.len() >= 9 {
+        let length = u32::from_be_bytes([0, rest[0], rest[1], rest[2]]) as usize;
+        let stream = u32::from_be_bytes([rest[5] & 0x7f, rest[6], rest[7], rest[8]]);
+        frames.push(Frame { kind: rest[3], flags: rest[4], stream, payload: rest[9..9 + length].to_vec() });
+        rest.drain(..9 + length);
+    }
+    (ended, frames)
+}
+
+/// A client whose windows never open: its answers stay, whether they are the upstream's or ours, and however alive it is.
+#[tokio::test]
+async fn answers_that_are_never_taken_end_the_connection() {
+    let api = raw::plain_api().await;
+    let site = Setup::new(api.address).open_with(|listener: Listener| listener.idle_time(IDLE)).await;
+    let unpaid = [(":method", "GET"), (":scheme", "http"), (":path", "/paid/x"), (":authority", "h")];
+    for headers in [&GET, &unpaid] {
+        let mut line = Line::begin(&site).await;
+        line.send(&all(&[&settings(&[(4, 0)]), &request(1, headers)])).await;
+        let (ended, frames) = live_on(line, std::iter::repeat_with(ping).take(60), IDLE / 3).await;
+        assert!(frames.iter().any(|frame| (frame.kind, frame.stream) == (HEADERS, 1)), "{frames:?}");
+        assert!(frames.iter().all(|frame| frame.kind != DATA), "{frames:?}");
+        assert!(ended, "{frames:?}");
+    }
+}
+
+/// The same from one that goes on asking: it is told to end, and no more of its answers pile up.
+#[tokio::test]
+async fn answers_that_are_never_taken_end_the_connection_of_who_goes_on_asking() {
+    let api = raw::plain_api().await;
+    let site = Setup::new(api.address).open_with(|listener: Listener| listener.idle_time(IDLE)).await;
+    let mut line = Line::begin(&site).await;
+    line.send(&settings(&[(4, 0)])).await;
+    let (ended, frames) = live_on(line, (0..60).map(|n| request(2 * n + 1, &GET)), IDLE / 3).await;
+    assert!(frames.iter().any(|frame| frame.kind == GOAWAY), "{} frames", frames.len());
+    assert!(ended);
+}
+
+/// One that takes its answers slowly is served.
+#[tokio::test]
+async fn answers_that_are_taken_slowly_are_given() {
+    let api = raw::plain_api().await;
+    let site = Setup::new(api.address).open_with(|listener: Listener| listener.idle_time(IDLE)).await;
+    let mut line = Line::begin(&site).await;
+    line.send(&settings(&[(4, 0)])).await;
+    let pieces =
+        (0..12).map(|n| all(&[&request(2 * n + 1, &GET), &window((2 * n + 1) - if n > 0 { 2 } else { 0 }, 5)]));
+    let (_, frames) = live_on(line, pieces, IDLE / 2).await;
+    let given = frames.iter().filter(|frame| frame.kind == DATA && frame.flags & END_STREAM != 0).count();
+    assert!(given >= 11 && frames.iter().all(|frame| frame.kind != RST_STREAM), "{given}: {frames:?}");
+}
+
 // ---- floods
 
 /// How much of a flood is sent at most.

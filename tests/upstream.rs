@@ -19,23 +19,27 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::uri::PathAndQuery;
-use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full};
+use http::{Method, Request, Response};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use peaje::gate::Way;
-use peaje::proxy::{Breaker, HealthCheck, NoUpstream, Standing, Upstream, UpstreamSettings, UpstreamTls};
+use peaje::pricing::{Tariff, Unit};
+use peaje::protocol::Amount;
+use peaje::proxy::{Bounds, Breaker, HealthCheck, NoUpstream, Standing, Upstream, UpstreamSettings, UpstreamTls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Notify, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls;
 
-use stand::{PATIENCE, Setup, Stand, until, upstream_of};
+use stand::{PATIENCE, Setup, Stand, tariff, until, upstream_of};
 
 // ---- a server to sell
 
@@ -145,7 +149,7 @@ impl Seen {
             return Response::builder().status(status).body(Full::default()).unwrap();
         }
         self.requests.fetch_add(1, Ordering::SeqCst);
-        let version = format!("{:?}", request.version());
+        let (version, is_head) = (format!("{:?}", request.version()), request.method() == Method::HEAD);
         let host = request.uri().authority().map(ToString::to_string);
         let host = host.or_else(|| Some(request.headers().get("host")?.to_str().unwrap().to_owned()));
         if let Ok(body) = request.into_body().collect().await {
@@ -161,7 +165,8 @@ impl Seen {
         let status = self.status.load(Ordering::SeqCst);
         let answer = Response::builder().status(status).header("x-version", version);
         let answer = answer.header("x-host", host.unwrap_or_default());
-        answer.body(Full::from(self.name)).unwrap()
+        // On HTTP/2 the library would send it.
+        answer.body(if is_head { Full::default() } else { Full::from(self.name) }).unwrap()
     }
 }
 
@@ -170,7 +175,78 @@ async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
+type LiveBody = UnsyncBoxBody<Bytes, Infallible>;
+
+/// A server that does with each request what a test says; it speaks both protocols.
+async fn live<F>(answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static) -> SocketAddr
+where
+    F: Future<Output = Response<LiveBody>> + Send + 'static,
+{
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = socket.accept().await.unwrap();
+            let answer = answer.clone();
+            let service = service_fn(move |request| {
+                let answered = answer(request);
+                async move { Ok::<_, Infallible>(answered.await) }
+            });
+            tokio::spawn(async move {
+                let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    address
+}
+
+/// A body whose pieces are sent while it is read.
+fn pieces() -> (mpsc::Sender<Bytes>, LiveBody) {
+    let (sender, pieces) = mpsc::channel::<Bytes>(1);
+    let stream = futures_util::stream::unfold(pieces, |mut pieces| async move {
+        Some((Ok::<_, Infallible>(Frame::data(pieces.recv().await?)), pieces))
+    });
+    (sender, StreamBody::new(stream).boxed_unsync())
+}
+
+/// A server of HTTP/2 that sends a piece of an answer, its end if it is to be whole, and then resets the stream without an
+/// error.
+async fn resetting(whole: bool) -> SocketAddr {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = socket.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_request, mut respond))) = connection.accept().await {
+                    tokio::spawn(async move {
+                        let mut answer = respond.send_response(Response::new(()), false).unwrap();
+                        answer.send_data(Bytes::from("piece"), whole).unwrap();
+                        // What is sent is on its way before.
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        respond.send_reset(h2::Reason::NO_ERROR);
+                    });
+                }
+            });
+        }
+    });
+    address
+}
+
 // ---- a client
+
+/// Reads until the bytes end with this; what there is, where the connection ends before.
+async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut read = Vec::new();
+    while !read.ends_with(end.as_bytes()) {
+        match tokio::time::timeout(PATIENCE, stream.read_u8()).await.expect("it goes on") {
+            Ok(byte) => read.push(byte),
+            Err(_) => break,
+        }
+    }
+    String::from_utf8(read).unwrap()
+}
 
 #[derive(Debug)]
 struct Answer {
@@ -608,5 +684,260 @@ async fn http2_is_agreed_on_under_tls_or_there_is_no_connection() {
         let stand = Setup::new(UpstreamSettings { http2, ..encrypted(api.address, tls.clone()) }).open().await;
         let answer = stand.get("/paid/x").await;
         assert_eq!((answer.status, answer.header("x-version")), expected, "{protocols:?} {http2}");
+    }
+}
+
+#[tokio::test]
+async fn readers_that_are_slow_do_not_stall_the_others_on_their_connection() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&sent);
+    let address = live(move |request| {
+        let count = Arc::clone(&count);
+        async move {
+            if request.uri().path() == "/fast" {
+                return Response::new(Full::from("fast").boxed_unsync());
+            }
+            let endless = futures_util::stream::unfold(count, |count| async move {
+                count.fetch_add(1, Ordering::SeqCst);
+                Some((Ok(Frame::data(Bytes::from(vec![0; 0x1_0000]))), count))
+            });
+            Response::new(StreamBody::new(endless).boxed_unsync())
+        }
+    })
+    .await;
+    let stand = Setup::new(UpstreamSettings { http2: true, ..upstream_of(&[address]) }).open().await;
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let mut stream = socket.connect(stand.address).await.unwrap();
+        stream.write_all(b"GET /slow HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+        assert!(read_until(&mut stream, "\r\n\r\n").await.starts_with("HTTP/1.1 200"));
+        slow.push(stream);
+    }
+    let mut before = 0;
+    while before != sent.load(Ordering::SeqCst) {
+        before = sent.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let fast = async { client().get(stand.url("/fast")).send().await.unwrap().text().await.unwrap() };
+    assert_eq!(tokio::time::timeout(PATIENCE, fast).await.expect("it waits for nobody"), "fast");
+}
+
+#[tokio::test]
+async fn a_body_that_its_client_breaks_is_no_failure_of_the_target() {
+    let body_time = Duration::from_millis(200);
+    let broken = [
+        // No chunk begins so; the rest does not come; and one that is too large.
+        ("transfer-encoding: chunked", "3\r\nabc\r\nzz\r\n".to_owned(), 400, "body_broken"),
+        ("content-length: 6", "abc".to_owned(), 408, "body_timeout"),
+        ("transfer-encoding: chunked", format!("ff\r\n{}\r\n", "x".repeat(0xff)), 413, "body_too_large"),
+    ];
+    for http2 in [false, true] {
+        let api = Api::start("api").await;
+        let breaker = Some(Breaker { failures: 5, open_for: PATIENCE });
+        let mut setup = Setup::new(UpstreamSettings { http2, breaker, ..upstream_of(&[api.address]) });
+        setup.bounds = Bounds { body_time, max_body: 100, ..Bounds::default() };
+        let stand = setup.open().await;
+        for _ in 0..2 {
+            for (framing, body, status, code) in &broken {
+                let mut stream = TcpStream::connect(stand.address).await.unwrap();
+                let payment = stand.payment();
+                let head =
+                    format!("POST /paid/x HTTP/1.1\r\nhost: h\r\npayment-signature: {payment}\r\n{framing}\r\n\r\n");
+                stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+                let answer = read_until(&mut stream, "}").await;
+                assert!(
+                    answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(code),
+                    "{http2}: {answer}"
+                );
+            }
+        }
+        assert_eq!(stand.upstream.targets()[0].standing, Standing::Up, "{http2}");
+        assert_eq!((stand.get("/paid/x").await.status, stand.charges()), (200, 1), "{http2}");
+    }
+}
+
+/// The most that a metered request costs here, atomic units.
+const MOST: u128 = 1_000_000;
+
+/// Five for a request, and something for what the upstream reports.
+fn reported() -> Tariff {
+    Tariff { base: Amount::new(5), ..tariff(Unit::Reported("x-units".into()), 1, MOST) }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_reset_before_its_end_is_not_whole_although_the_reset_is_no_error() {
+    let mut setup = Setup::new(UpstreamSettings { http2: true, ..upstream_of(&[resetting(false).await]) });
+    setup.metered.push(("/metered/*", reported(), Way::default()));
+    let stand = setup.open().await;
+    let payment = stand.payment_for(&Method::POST, "/metered/x");
+    let request = client().post(stand.url("/metered/x")).header("payment-signature", payment);
+    let mut answer = request.send().await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.chunk().await.unwrap().unwrap().as_ref()), (200, &b"piece"[..]));
+    assert!(answer.chunk().await.is_err(), "it does not look whole");
+    until(|| stand.charged() > 0).await;
+    assert_eq!(stand.charged(), 5, "what is known by then");
+}
+
+#[tokio::test]
+async fn an_answer_that_needs_no_more_of_its_request_is_whole_although_its_stream_is_reset() {
+    let stand = Setup::new(UpstreamSettings { http2: true, ..upstream_of(&[resetting(true).await]) }).open().await;
+    let mut stream = TcpStream::connect(stand.address).await.unwrap();
+    stream.write_all(b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 6\r\n\r\nabc").await.unwrap();
+    let answer = read_until(&mut stream, "\r\n0\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("piece"), "{answer}");
+    assert!(answer.ends_with("\r\n0\r\n\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_upload_that_its_client_resets_is_not_whole_although_the_reset_is_no_error() {
+    let whole = Arc::new(AtomicUsize::new(0));
+    let broken = Arc::new(AtomicUsize::new(0));
+    let counts = (Arc::clone(&whole), Arc::clone(&broken));
+    let address = live(move |request| {
+        let (whole, broken) = counts.clone();
+        async move {
+            // It answers before it has read all.
+            let (sender, body) = pieces();
+            tokio::spawn(async move {
+                let count = if request.into_body().collect().await.is_ok() { whole } else { broken };
+                count.fetch_add(1, Ordering::SeqCst);
+                drop(sender);
+            });
+            Response::new(body)
+        }
+    })
+    .await;
+    for http2 in [false, true] {
+        let stand = Setup::new(UpstreamSettings { http2, ..upstream_of(&[address]) }).open().await;
+        let stream = TcpStream::connect(stand.address).await.unwrap();
+        let (client, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::post("http://h/free").body(()).unwrap();
+        let (answer, mut upload) = client.ready().await.unwrap().send_request(request, false).unwrap();
+        upload.send_data(Bytes::from("half"), false).unwrap();
+        assert_eq!(answer.await.unwrap().status(), 200);
+        upload.send_reset(h2::Reason::NO_ERROR);
+        let before = usize::from(http2);
+        until(|| whole.load(Ordering::SeqCst) + broken.load(Ordering::SeqCst) > before).await;
+        assert_eq!((whole.load(Ordering::SeqCst), broken.load(Ordering::SeqCst)), (0, before + 1), "{http2}");
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_connection_that_cannot_be_opened_goes_elsewhere_with_the_first() {
+    // Takes connections, and never shakes hands.
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = socket.local_addr().unwrap();
+    let dialled = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&dialled);
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        loop {
+            held.push(socket.accept().await.unwrap());
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let api = Api::start("api").await;
+    let pki = Pki::new();
+    let connect_timeout = Duration::from_millis(600);
+    let settings = UpstreamSettings {
+        urls: vec![format!("https://{silent}").parse().unwrap(), format!("http://{}", api.address).parse().unwrap()],
+        tls: UpstreamTls { ca: Some(pki.path("ca.pem")), ..UpstreamTls::default() },
+        http2: true,
+        connect_timeout,
+        breaker: Some(Breaker { failures: 2, open_for: PATIENCE }),
+        ..upstream_of(&[silent])
+    };
+    let stand = Arc::new(Setup::new(settings).open().await);
+    let begun = Instant::now();
+    let asking = |_| {
+        let stand = Arc::clone(&stand);
+        tokio::spawn(async move { stand.get("/free").await.text })
+    };
+    let answers = join_all((0..12).map(asking)).await;
+    assert!(answers.into_iter().all(|text| text.unwrap() == "api"));
+    assert!(begun.elapsed() < 2 * connect_timeout, "{:?}", begun.elapsed());
+    assert_eq!(dialled.load(Ordering::SeqCst), 1, "for all of them");
+    assert_eq!(stand.upstream.targets()[0].standing, Standing::Up, "it failed once");
+    // The next one tries again.
+    while dialled.load(Ordering::SeqCst) == 1 {
+        assert_eq!(stand.get("/free").await.text, "api");
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_any_method_reaches_an_upstream_of_either_protocol() {
+    for http2 in [false, true] {
+        let api = Api::start("api").await;
+        let stand = Setup::new(UpstreamSettings { http2, ..upstream_of(&[api.address]) }).open().await;
+        let mut expected = 0;
+        for method in ["GET", "HEAD", "POST"] {
+            let mut stream = TcpStream::connect(stand.address).await.unwrap();
+            let head = "HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\nconnection: close";
+            stream.write_all(format!("{method} /free {head}\r\n\r\n5\r\nhello\r\n0\r\n\r\n").as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            expected += 5;
+            assert_eq!(api.seen.bytes.load(Ordering::SeqCst), expected, "{method} over HTTP/1, {http2}");
+            // On HTTP/2 a body needs no length.
+            let stream = TcpStream::connect(stand.address).await.unwrap();
+            let (client, connection) = h2::client::handshake(stream).await.unwrap();
+            tokio::spawn(connection);
+            let request = Request::builder().method(method).uri("http://h/free").body(()).unwrap();
+            let (answer, mut upload) = client.ready().await.unwrap().send_request(request, false).unwrap();
+            upload.send_data(Bytes::from("hello"), false).unwrap();
+            upload.send_data(Bytes::from(" again"), true).unwrap();
+            assert_eq!(answer.await.unwrap().status(), 200);
+            expected += 11;
+            assert_eq!(api.seen.bytes.load(Ordering::SeqCst), expected, "{method} over HTTP/2, {http2}");
+        }
+    }
+}
+
+// ---- who ends what costs by what it uses
+
+#[tokio::test]
+async fn a_payer_that_breaks_its_own_body_has_left_and_no_upstream_has_failed() {
+    let body_time = Duration::from_millis(300);
+    for http2 in [false, true] {
+        // Answers before it has all of the request, and reports nothing before its end.
+        let address = live(|request| async move {
+            let (sender, body) = pieces();
+            tokio::spawn(async move {
+                let _request = request;
+                let _ = sender.send(Bytes::from("piece")).await;
+                sender.closed().await;
+            });
+            Response::new(body)
+        })
+        .await;
+        for ends in ["pauses", "breaks", "leaves", "leaves well"] {
+            let mut setup = Setup::new(UpstreamSettings { http2, ..upstream_of(&[address]) });
+            setup.metered.push(("/metered/*", reported(), Way::default()));
+            setup.bounds = Bounds { body_time: if ends == "pauses" { body_time } else { PATIENCE }, ..setup.bounds };
+            let stand = setup.open().await;
+            let payment = stand.payment_for(&Method::POST, "/metered/x");
+            let head = "transfer-encoding: chunked\r\nhost: h";
+            let request =
+                format!("POST /metered/x HTTP/1.1\r\n{head}\r\npayment-signature: {payment}\r\n\r\n3\r\nabc\r\n");
+            let mut stream = TcpStream::connect(stand.address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            assert!(read_until(&mut stream, "piece\r\n").await.starts_with("HTTP/1.1 200"), "{http2} {ends}");
+            assert_eq!(stand.charged(), 0);
+            match ends {
+                "pauses" => {}
+                "breaks" => stream.write_all(b"zz\r\n").await.unwrap(),
+                "leaves well" => stream.shutdown().await.unwrap(),
+                _ => {
+                    stream.set_zero_linger().unwrap();
+                    drop(stream);
+                }
+            }
+            until(|| stand.charged() > 0).await;
+            assert_eq!(stand.charged(), MOST, "{http2} {ends}");
+        }
     }
 }

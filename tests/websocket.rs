@@ -333,6 +333,31 @@ async fn a_proxy_that_stops_lets_a_socket_go_on_until_its_deadline() {
 }
 
 #[tokio::test]
+async fn a_handshake_while_a_proxy_stops_opens_its_socket_all_the_same() {
+    let (upstream, _) = echo().await;
+    let mut stand = Setup { drain: PATIENCE, ..setup(upstream_of(&[upstream])) }.open().await;
+    let mut request = format!("ws://{}/live/x", stand.address).into_client_request().unwrap();
+    request.headers_mut().insert("payment-signature", stand.payment().parse().unwrap());
+    let mut stream = TcpStream::connect(stand.address).await.unwrap();
+    // A connection that has been used may ask once more.
+    stream.write_all(b"HEAD /paid/x HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    let talking = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let (mut socket, answer) = client_async_with_config(request, stream, Some(config())).await.unwrap();
+        assert_eq!(answer.headers().get_all("connection").iter().collect::<Vec<_>>(), ["upgrade"]);
+        socket.send(Message::text("x")).await.unwrap();
+        assert_eq!(next(&mut socket).await, Message::text("x"));
+        close(socket).await;
+    };
+    tokio::join!(stand.stop(), talking);
+    assert_eq!(stand.charges(), 1);
+}
+
+#[tokio::test]
 async fn a_server_that_goes_ends_the_clients_socket() {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();

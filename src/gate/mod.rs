@@ -52,6 +52,7 @@
 pub mod accounts;
 mod admit;
 mod answer;
+mod background;
 mod body;
 pub mod desk;
 mod evidence;
@@ -86,9 +87,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::Semaphore;
 
 use crate::protocol::{ChannelConfig, Domain, Hash};
+use background::Background;
 use desk::DepositPlace;
 use evidence::Evidence;
 use former::Former;
@@ -139,7 +140,7 @@ pub struct Gate {
     hot_keys: HotKeys,
     recorder: Option<Recorder>,
     /// For those who read on for the report of an answer whose payer has left.
-    reading_on: Arc<Semaphore>,
+    reading_on: Background,
     replays: Replays,
 }
 
@@ -151,6 +152,7 @@ impl Gate {
 
     /// A gate that goes on with these accounts.
     pub fn with_accounts(policy: Policy, desk: Desk, accounts: Accounts) -> Self {
+        let reading_on = Background::of(metered::MAX_READING_ON);
         Self {
             chain_id: policy.terms().chain_id,
             settlement: *policy.settlement(),
@@ -168,8 +170,8 @@ impl Gate {
             doorkeeper: Arc::default(),
             hot_keys: HotKeys::default(),
             recorder: None,
-            reading_on: Arc::new(Semaphore::new(metered::MAX_READING_ON)),
-            replays: Replays::default(),
+            replays: Replays::new(Idempotency::default(), &reading_on),
+            reading_on,
         }
     }
 
@@ -190,7 +192,7 @@ impl Gate {
     /// keep theirs.
     #[must_use]
     pub fn with_idempotency(self, rules: Idempotency) -> Self {
-        Self { replays: Replays::new(rules), ..self }
+        Self { replays: Replays::new(rules, &self.reading_on), ..self }
     }
 
     /// The tables of keys that pay often.
@@ -271,5 +273,12 @@ impl Gate {
     /// The accounts.
     pub fn accounts(&self) -> &Accounts {
         &self.accounts
+    }
+
+    /// Ends when nothing goes on any more for clients that have left: neither requests that will be asked for again, nor
+    /// reports of what an answer cost. What is left of it when its runtime ends costs what a request does that we end, once
+    /// the accounts are told to abandon ([`Accounts::abandon`]).
+    pub async fn unfinished(&self) {
+        self.reading_on.done().await;
     }
 }

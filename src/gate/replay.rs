@@ -35,9 +35,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use sha3::{Digest as _, Keccak256};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::answer::Refusal;
+use super::background::Background;
 use super::identifier::Identifiers;
 use super::served::is_served;
 use crate::pricing::StatusRule;
@@ -219,7 +220,7 @@ struct Shelf {
     places: Mutex<Places>,
     /// How many entries there are, so that nobody need lock to learn that there are none.
     count: AtomicUsize,
-    finishing: Arc<Semaphore>,
+    finishing: Background,
 }
 
 #[derive(Debug, Default)]
@@ -239,15 +240,10 @@ struct Ended {
     bytes: usize,
 }
 
-impl Default for Replays {
-    fn default() -> Self {
-        Self::new(Idempotency::default())
-    }
-}
-
 impl Replays {
-    pub(super) fn new(rules: Idempotency) -> Self {
-        let finishing = Arc::new(Semaphore::new(MAX_FINISHING));
+    /// Whose unfinished work is waited for together with what else goes on.
+    pub(super) fn new(rules: Idempotency, beside: &Background) -> Self {
+        let finishing = beside.beside(MAX_FINISHING);
         Self(Arc::new(Shelf { rules, places: Mutex::default(), count: AtomicUsize::new(0), finishing }))
     }
 
@@ -570,12 +566,8 @@ impl<T: Send + 'static> Drop for Finish<T> {
 
 /// Does something in the background, if there is room for it and time left.
 fn go_on(replays: &Replays, work: impl Future<Output = ()> + Send + 'static) {
-    let Ok(permit) = Arc::clone(&replays.0.finishing).try_acquire_owned() else { return };
-    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-    runtime.spawn(async move {
-        let _permit = permit;
-        let _ = tokio::time::timeout(MAX_FINISHING_TIME, work).await;
-    });
+    let Some(place) = replays.0.finishing.enter() else { return };
+    place.go_on(async move { drop(tokio::time::timeout(MAX_FINISHING_TIME, work).await) });
 }
 
 /// What the part of an answer takes that has passed.

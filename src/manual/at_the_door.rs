@@ -4,13 +4,14 @@
 //!
 //! `[server] tls = { cert = "fullchain.pem", key = "key.pem" }` speaks TLS 1.2 and 1.3 on the port, HTTP/2 for those that
 //! offer it, and nothing else on the same port. The files are looked at every few seconds and on SIGHUP. A renewal is often
-//! two writes: between them the pair does not fit, which is logged, and the old one is shown until it does. `peaje check`
-//! says when a certificate ends, whether one is for the public URL's host, and who else can read the key.
+//! two writes: between them the pair does not fit, which is logged, and the old one is shown until it does; other pairs are
+//! renewed meanwhile. `peaje check` says when a certificate ends, whether one is for the public URL's host, and who else
+//! can read the key.
 //!
 //! # Who the client is
 //!
-//! Limits for a peer (connections, deposits, bad signatures) are worth what the peer's address is worth. Behind a balancer
-//! there are two ways to learn the client's:
+//! Limits for a peer (connections, requests, deposits, bad signatures) are worth what the peer's address is worth. Behind a
+//! balancer there are two ways to learn the client's:
 //!
 //! | balancer | says it by | config |
 //! |---|---|---|

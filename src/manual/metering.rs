@@ -46,6 +46,7 @@
 //! | the payer, before the head | so far | the most |
 //! | the payer, after the head | so far | the upstream is read to its end, for 30 s at most, and its report counts; the most, if there is none |
 //! | the upstream, before the head | nothing | nothing |
+//! | the payer, by breaking its request's body off | so far | what is reported by then; the most, if nothing is |
 //! | the upstream, after the head | so far | what is known by then |
 //! | us, before the head | nothing | nothing |
 //! | us, after the head: we stop | so far | what is known by then |
@@ -57,8 +58,14 @@
 //! [`MAX_READING_ON`](crate::gate::metered::MAX_READING_ON) answers are read on for payers that left; where there is no place
 //! for one more, it has no report.
 //!
+//! A proxy that stops reads on until its deadline (`server.shutdown_timeout`), and takes what is known by then.
+//!
 //! A payer that leaves could otherwise have a model's work for nothing, and one that stays pays for what it got. What is
 //! read after it left is not counted as its bytes, time or events.
+//!
+//! An answer may come before its request's body has come to its end. A payer that breaks that body off then, lets it pause
+//! for too long, sends too much of it or frames it wrongly has left: the request is taken back from the upstream, and
+//! that its answer breaks off is no failure of the upstream's.
 //!
 //! # Upgraded connections
 //!

@@ -114,16 +114,19 @@ pub mod in_a_crowd {
     //! | connections | `limits.max_connections`, a quarter of it for one peer; this machine's own are not counted for it |
     //! | heads that do not come | `limits.header_timeout`; after its first request a connection of HTTP/2 is asked whether its client is there, and kept as long as that answers |
     //! | bodies that do not come | `limits.body_timeout`, then 408; half a request is void |
-    //! | answers that are not taken | [`MAX_WRITE_PAUSE`](crate::proxy::MAX_WRITE_PAUSE), for a connection and for a stream of HTTP/2 |
-    //! | requests | `limits.max_requests`, of which the last quarter is for those that pay; those that wait for their channel's turn count too, so payers with many channels can fill it |
+    //! | answers that are not taken | [`MAX_WRITE_PAUSE`](crate::proxy::MAX_WRITE_PAUSE), for a connection and for a stream of HTTP/2; where a stream's answer stays, its connection is told to end after twice `limits.idle_timeout` at most, and cut once nothing on it is taken for that time |
+    //! | requests | `limits.max_requests`, a quarter of it for one peer; of all, the last quarter is for those that pay. Those that wait for their channel's turn count too, so a few peers with many channels can fill it |
+    //! | bodies that are read because a price depends on them | 256 MiB in all, a quarter of it for one peer, then 503 |
     //! | forged vouchers, channels without a deposit | `limits.bad_signatures_per_minute` for a peer; its refusals are held back for a second |
     //! | deposits, refunds | `[deposits]`, for a peer and in all |
     //! | questions to the chain | [`desk::MAX_WAITING`](crate::gate::desk::MAX_WAITING), then 503 |
     //! | charges that wait for the disk | [`MAX_UNWRITTEN_CHARGES`](crate::store::MAX_UNWRITTEN_CHARGES), then 503 |
     //!
-    //! A peer is an address, or a network of version 6 (/64). Behind a load balancer all clients are one. So the channels that
-    //! paid from a peer in the last hour are served whatever else comes from there, unless their own vouchers are forged
-    //! there as well. Whatever is refused here was not charged, and the same voucher is good afterwards.
+    //! A peer is an address, or a network of version 6 (/64). Behind a load balancer on another machine all clients are
+    //! one, unless `server.trusted_proxies` believes what it says of them. What comes from this machine, or from a trusted
+    //! proxy that names nobody, has no such bound. So that one forger among them does not harm all, the channels that paid
+    //! from a peer in the last hour are served whatever else comes from there, unless their own vouchers are forged there
+    //! as well. Whatever is refused here was not charged, and the same voucher is good afterwards.
 }
 
 pub mod side_by_side {

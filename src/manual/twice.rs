@@ -28,7 +28,8 @@
 //! A client that leaves early is served to the end: the upstream's work goes on, is charged by what it answers, and is there
 //! when the client comes back. (Without a name leaving ends the work, and costs the price: see
 //! [`what_is_charged`](super::what_is_charged).) At most [`MAX_FINISHING`](crate::gate::MAX_FINISHING) requests are finished
-//! so, each within [`MAX_FINISHING_TIME`](crate::gate::MAX_FINISHING_TIME).
+//! so, each within [`MAX_FINISHING_TIME`](crate::gate::MAX_FINISHING_TIME). A proxy that stops waits for them as for any
+//! other request: what the upstream answers within `server.shutdown_timeout` is charged, and what it does not is not.
 //!
 //! # Without one
 //!

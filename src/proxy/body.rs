@@ -6,8 +6,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
 use http::header::EXPECT;
+use http::{Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -30,11 +30,12 @@ const MAX_DRAIN_TIME: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct RequestBody {
     incoming: Option<Incoming>,
+    on_http2: bool,
     drain: bool,
     pause: Pause,
     /// Who hears what is read, where the request may come again.
     heard: Option<Arc<Heard>>,
-    /// Counts what is passed on, where that costs something.
+    /// Counts what is passed on, and is told of its end, where that costs something.
     passed: Option<Passed>,
     /// How many bytes of it may still come.
     room: u64,
@@ -53,13 +54,14 @@ impl RequestBody {
 pub(super) fn guard(request: Request<Incoming>, max_pause: Duration, max_bytes: u64) -> Request<RequestBody> {
     // A client that asked first (`Expect: 100-continue`) has sent nothing yet, and reading would invite it to.
     let drain = !request.headers().contains_key(EXPECT);
+    let on_http2 = request.version() == Version::HTTP_2;
     let pause = Pause::up_to(max_pause);
     let room = max_bytes;
     let (front, passed, heard) = Default::default();
-    request.map(|incoming| RequestBody { incoming: Some(incoming), drain, pause, room, front, passed, heard })
+    request.map(|incoming| RequestBody { incoming: Some(incoming), on_http2, drain, pause, room, front, passed, heard })
 }
 
-/// Lets the body count what is passed on of it, if the gate wants to know.
+/// Lets the body count what is passed on of it, and say if it breaks, if the gate wants to know.
 pub(super) fn count(request: &mut Request<RequestBody>) {
     if let Some(passed) = request.extensions_mut().remove::<Passed>() {
         passed.begin();
@@ -71,7 +73,7 @@ pub(super) fn count(request: &mut Request<RequestBody>) {
 pub(super) fn none() -> RequestBody {
     let pause = Pause::up_to(Duration::MAX);
     let (front, passed, heard) = Default::default();
-    RequestBody { incoming: None, drain: false, pause, room: 0, front, passed, heard }
+    RequestBody { incoming: None, on_http2: false, drain: false, pause, room: 0, front, passed, heard }
 }
 
 impl RequestBody {
@@ -86,7 +88,7 @@ impl RequestBody {
 pub enum BodyBroken {
     /// The client broke its request off, or framed its body wrongly.
     #[error("the request's body broke off")]
-    Off(#[source] hyper::Error),
+    Off(#[source] Option<hyper::Error>),
     /// Nothing of it came for too long.
     #[error("the request's body paused for too long")]
     Paused,
@@ -103,7 +105,7 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
-        let Self { incoming, pause, room, front, passed, heard, .. } = &mut *self;
+        let Self { incoming, on_http2, pause, room, front, passed, heard, .. } = &mut *self;
         if let Some(read) = front {
             match read.next() {
                 Some(frame) => {
@@ -121,24 +123,36 @@ impl Body for RequestBody {
             }
         }
         let Some(body) = incoming.as_mut() else { return Poll::Ready(None) };
-        let frame = Pin::new(&mut *body).poll_frame(context).map_err(BodyBroken::Off);
+        let mut frame = Pin::new(&mut *body).poll_frame(context).map_err(|error| BodyBroken::Off(Some(error)));
+        // A stream that is reset without an error has no more for us, whether or not it came to its end before.
+        if *on_http2 && matches!(frame, Poll::Ready(None)) && !body.is_end_stream() {
+            frame = Poll::Ready(Some(Err(BodyBroken::Off(None))));
+        }
+        let mut paused = false;
         if frame.is_ready() {
             pause.end();
         } else if pause.poll(context).is_ready() {
-            // Not drained either: what does not come cannot be thrown away.
-            *incoming = None;
-            return Poll::Ready(Some(Err(BodyBroken::Paused)));
+            frame = Poll::Ready(Some(Err(BodyBroken::Paused)));
+            paused = true;
         }
-        if let Poll::Ready(Some(Ok(frame))) = &frame
-            && let Some(data) = frame.data_ref()
+        if let Poll::Ready(Some(Ok(read))) = &frame
+            && let Some(data) = read.data_ref()
         {
             match u64::try_from(data.len()).ok().and_then(|length| room.checked_sub(length)) {
                 Some(rest) => *room = rest,
-                None => return Poll::Ready(Some(Err(BodyBroken::TooLarge))),
+                None => frame = Poll::Ready(Some(Err(BodyBroken::TooLarge))),
             }
+        }
+        if let (Poll::Ready(Some(Err(_))), Some(passed)) = (&frame, &*passed) {
+            // Before the upstream hears of it.
+            passed.broke_off();
         }
         if let Some(heard) = heard {
             listen(heard, &frame, body.is_end_stream());
+        }
+        if paused {
+            // Not drained either: what does not come cannot be thrown away.
+            *incoming = None;
         }
         frame.map_ok(|mut frame| {
             if let (Some(passed), Some(data)) = (passed, frame.data_ref()) {

@@ -3,9 +3,9 @@
 //! A connection stays on the core that accepted it, and so does its way to the upstream: nothing on the way of a request
 //! is handed from thread to thread. **Owns** connections, HTTP/1.1 and HTTP/2 (by ALPN or prior knowledge) on the same port,
 //! and what comes before HTTP: a balancer's header and the TLS handshake. **Promises** a named bound for header time and
-//! header size, for what one connection of HTTP/2 may ask of us, and for connections that ask for nothing; that what had
-//! connected when the end began is served; and that a core whose own work panics still lets its requests end in order. **Does
-//! not** decide when to stop.
+//! header size, for what one connection of HTTP/2 may ask of us, and for connections that ask for nothing or take nothing;
+//! that what had connected when the end began is served; and that a core whose own work panics still lets its requests end
+//! in order. **Does not** decide when to stop.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -19,7 +19,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http::header::CONNECTION;
-use http::{HeaderValue, Version};
+use http::{HeaderValue, StatusCode, Version};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -35,6 +35,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::answers::{Answers, Given, Work};
 use super::listener::DEFAULT_HEADERS;
 use super::peers::{Peers, Seat};
 use super::preface::{self, NoPreface};
@@ -42,8 +43,9 @@ use super::slow::Taken;
 use super::{Caller, Stack, Trusted};
 use crate::causes::causes;
 
-/// How many requests one HTTP/2 connection may have open.
-const MAX_H2_STREAMS: u32 = 256;
+/// How many requests one HTTP/2 connection may have open, answers that its client does not take among them: as many as most
+/// servers allow, and as few as any client has to expect (RFC 9113, 6.5.2).
+const MAX_H2_STREAMS: u32 = 100;
 /// How often a peer of HTTP/2 is asked whether it is still there; without an answer in 20 s it is not.
 const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How many streams of HTTP/2 a client may reset before we have looked at them; more end the connection (rapid reset,
@@ -101,6 +103,9 @@ pub(super) struct Core {
     stop: CancellationToken,
     cut_off: CancellationToken,
 }
+
+/// A connection that has no place yet, and its peer's seat.
+type Accepted = (TcpStream, SocketAddr, Option<Seat>);
 
 /// What all connections of a core need.
 #[derive(Debug)]
@@ -174,10 +179,14 @@ impl Core {
                 return;
             }
         };
+        let mut waiting = None;
         tokio::select! {
             biased;
             () = self.stop.cancelled() => {}
-            () = self.accept_from(&socket) => {}
+            () = self.accept_from(&socket, &mut waiting) => {}
+        }
+        if let Some((stream, peer, seat)) = waiting {
+            self.take_later(stream, peer, seat);
         }
         if !inherited {
             self.accept_the_rest(socket);
@@ -189,30 +198,32 @@ impl Core {
         // Without the runtime, which would have to look at the socket first.
         let Ok(socket) = socket.into_std() else { return };
         while let Ok((stream, peer)) = socket.accept() {
-            let place = Arc::clone(&self.inside.door.places).try_acquire_owned();
             if let Some(seat) = self.inside.door.seat(peer)
-                && let Ok(place) = place
                 && stream.set_nonblocking(true).is_ok()
                 && let Ok(stream) = TcpStream::from_std(stream)
             {
-                self.take(stream, peer, (place, seat));
+                match Arc::clone(&self.inside.door.places).try_acquire_owned() {
+                    Ok(place) => self.take(stream, peer, (place, seat)),
+                    Err(_) => self.take_later(stream, peer, seat),
+                }
             }
         }
     }
 
-    async fn accept_from(&self, socket: &TcpListener) {
+    /// Accepts for ever. Who was accepted and has no place yet is `waiting`.
+    async fn accept_from(&self, socket: &TcpListener, waiting: &mut Option<Accepted>) {
         loop {
             match socket.accept().await {
                 Ok((stream, peer)) => {
                     // First of all, so that one peer's crowd does not make the others wait.
                     let Some(seat) = self.inside.door.seat(peer) else { continue };
+                    *waiting = Some((stream, peer, seat));
                     // Its place is waited for only now: a core that waits with one for a client would keep it from
                     // another.
-                    match Arc::clone(&self.inside.door.places).acquire_owned().await {
-                        Ok(place) => self.take(stream, peer, (place, seat)),
-                        // Nobody closes the places.
-                        Err(_) => return,
-                    }
+                    let place = Arc::clone(&self.inside.door.places).acquire_owned().await;
+                    // Nobody closes the places.
+                    let (Ok(place), Some((stream, peer, seat))) = (place, waiting.take()) else { return };
+                    self.take(stream, peer, (place, seat));
                 }
                 // A client that left before it was served; that is no reason to make the next one wait.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -244,14 +255,38 @@ impl Core {
         });
     }
 
-    /// Waits for the connections to end, or for the order to end them.
+    /// The same at the end, when all places are taken: with one that becomes free before the deadline.
+    fn take_later(&self, stream: TcpStream, peer: SocketAddr, seat: Option<Seat>) {
+        let _ = stream.set_nodelay(true);
+        let (inside, cut_off) = (Arc::clone(&self.inside), self.cut_off.clone());
+        self.connections.spawn(async move {
+            let serving = async {
+                // Nobody closes the places.
+                let Ok(place) = Arc::clone(&inside.door.places).acquire_owned().await else { return };
+                inside.begin(stream, peer, (place, seat)).await;
+            };
+            tokio::select! {
+                biased;
+                () = serving => {}
+                () = cut_off.cancelled() => {}
+            }
+        });
+    }
+
+    /// Waits for the connections to end, and for what goes on for clients that have left, or for the order to end them. What
+    /// goes on for others is on their cores; it is waited for as well, because it is not known whose it is.
     async fn drained(&self) {
         self.stop.cancelled().await;
         self.connections.close();
         let phase = &self.inside.phase;
         phase.begin(&phase.draining);
+        let all = async {
+            self.connections.wait().await;
+            // Connections leave this behind, so it is complete only now.
+            self.inside.stack.unfinished().await;
+        };
         tokio::select! {
-            () = self.connections.wait() => return,
+            () = all => return,
             () = self.cut_off.cancelled() => {
                 phase.begin(&phase.cutting_off);
                 self.inside.stack.tunnels().cut_off();
@@ -360,6 +395,7 @@ impl Inside {
             trusted,
             heard: AtomicBool::new(false),
             streams: AtomicUsize::new(0),
+            answers: Arc::default(),
         });
         let service = {
             let line = Arc::clone(&line);
@@ -368,14 +404,17 @@ impl Inside {
                 async move {
                     let version = request.version();
                     line.hear(version);
+                    let work = (version == Version::HTTP_2).then(|| Work::begin(&line.answers)).flatten();
                     let Inside { stack, phase, door, .. } = &*line.inside;
                     // Behind a balancer each request has a client of its own.
                     let named = line.trusted.then(|| door.trusted.caller(&line.caller, &mut request));
                     let mut response = stack.serve(request, named.as_ref().unwrap_or(&line.caller)).await;
-                    if version < Version::HTTP_2 && phase.draining.load(Ordering::Relaxed) {
+                    // What switches protocols names that there, and has no further request.
+                    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                    if version < Version::HTTP_2 && !switches && phase.draining.load(Ordering::Relaxed) {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
-                    Ok::<_, Infallible>(response)
+                    Ok::<_, Infallible>(response.map(|body| Given::new(body, work)))
                 }
             })
         };
@@ -386,6 +425,7 @@ impl Inside {
                 tracing::debug!(error = %causes(&*error), "a connection ended badly");
             }
             End::Silent => tracing::debug!("a connection without a request was closed"),
+            End::NotTaken => tracing::debug!("a connection whose client takes no answer was closed"),
         }
         drop(place);
     }
@@ -405,6 +445,8 @@ struct Line {
     heard: AtomicBool,
     /// How many came on HTTP/2.
     streams: AtomicUsize,
+    /// What became of those.
+    answers: Arc<Answers>,
 }
 
 impl Line {
@@ -430,6 +472,8 @@ enum End<E> {
     Connection(Result<(), E>),
     /// It never asked for anything.
     Silent,
+    /// It did not take what it had asked for.
+    NotTaken,
     /// It was told to.
     CutOff,
 }
@@ -471,6 +515,7 @@ impl Phase {
             }
             match idle.look(line, context) {
                 Idleness::Silent => return Poll::Ready(End::Silent),
+                Idleness::NotTaken => return Poll::Ready(End::NotTaken),
                 Idleness::Idle if !told => {
                     told = true;
                     connection.as_mut().graceful_shutdown();
@@ -483,27 +528,32 @@ impl Phase {
     }
 }
 
-/// The watch over a connection that asks for nothing. HTTP/1 has a timer of its own once it is known to be HTTP/1; before,
-/// and on HTTP/2, a client could keep its place for ever, the latter by nothing but answers to our pings.
+/// The watch over a connection that asks for nothing, or takes nothing. HTTP/1 has a timer of its own once it is known to be
+/// HTTP/1; before, and on HTTP/2, a client could keep its place for ever, the latter by nothing but answers to our pings, and
+/// our answers with it.
 struct Idle {
     timer: Option<Pin<Box<Sleep>>>,
     limit: Duration,
     /// How many streams there were when the timer was set.
     streams: usize,
+    /// Once it is to end: what had become of its answers when the timer was set.
+    ending: Option<Option<usize>>,
 }
 
 enum Idleness {
     /// There was no request within the time for one.
     Silent,
-    /// There was none for too long.
+    /// There was none for too long, or an answer was not taken for as long.
     Idle,
+    /// It is to end, and nothing that keeps it is taken.
+    NotTaken,
     Busy,
 }
 
 impl Idle {
     fn new(door: &Door) -> Self {
         let timer = Some(Box::pin(tokio::time::sleep(door.header_time)));
-        Self { timer, limit: door.idle_time, streams: 0 }
+        Self { timer, limit: door.idle_time, streams: 0, ending: None }
     }
 
     fn look(&mut self, line: &Line, context: &mut Context<'_>) -> Idleness {
@@ -516,20 +566,25 @@ impl Idle {
             self.timer = None;
             return Idleness::Busy;
         }
+        let mut idleness = Idleness::Busy;
         // The first stream, or the time is up: from here on all that came before does not count.
         while self.streams == 0 || timer.as_mut().poll(context).is_ready() {
-            if self.streams == streams {
-                self.timer = None;
-                return Idleness::Idle;
+            let now = line.answers.at_rest();
+            match self.ending.replace(now) {
+                Some(before) if now.is_some() && now == before => return Idleness::NotTaken,
+                // Whoever has not heard by now that it is to end goes on asking for its own reasons.
+                Some(_) => line.answers.close(),
+                None if self.streams == streams || line.answers.turn() => idleness = Idleness::Idle,
+                None => self.ending = None,
             }
             self.streams = streams;
             let Some(deadline) = Instant::now().checked_add(self.limit) else {
                 self.timer = None;
-                return Idleness::Busy;
+                return idleness;
             };
             timer.as_mut().reset(deadline);
         }
-        Idleness::Busy
+        idleness
     }
 }
 

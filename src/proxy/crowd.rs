@@ -3,8 +3,9 @@
 //! **Owns** the count of requests between their head and the head of their answer, those that wait for their channel's turn
 //! or for a deposit included. **Promises** that one more than there is room for is told so at once (503, `overloaded`,
 //! `Retry-After`), before its body or payment is looked at, costs nothing, and keeps its connection; and that requests that
-//! pay find room where others find none: those that pay nothing may fill [`UNPAID_SHARE`] of it and no more. **Does not**
-//! count bodies that are on their way out: they are bounded by connections.
+//! pay find room where others find none: those that pay nothing may fill [`UNPAID_SHARE`] of it and no more; and that one
+//! peer, whether it pays or not, has its share of it ([`Shares`]) and leaves the rest to others. **Does not** count bodies
+//! that are on their way out: they are bounded by connections.
 //!
 //! A quote costs little more than the refusal, but one given now would be paid now, and refused then: so in a crowd there
 //! are no quotes either. Quotes themselves make no crowd: they wait for nobody. Free routes do, where the upstream is slow.
@@ -21,6 +22,8 @@ use bytes::Bytes;
 use http::header::RETRY_AFTER;
 use http::{HeaderValue, Response, StatusCode};
 
+use super::Caller;
+use super::shares::{Account, Shares};
 use crate::gate::refusal;
 
 /// Of how many parts of the room the requests that pay nothing may fill all but one.
@@ -39,6 +42,7 @@ const MAX_HELD_BACK: usize = 4_096;
 #[derive(Debug, Clone)]
 pub(super) struct Crowd {
     inside: Arc<Count>,
+    shares: Arc<Shares>,
     held_back: Arc<Count>,
 }
 
@@ -51,7 +55,21 @@ struct Count {
 
 /// One of them, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Place<'a>(&'a Count);
+struct Place<'a>(&'a Count);
+
+/// A request's place, and a part of its peer's share, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Admitted<'a> {
+    _place: Place<'a>,
+    shares: &'a Shares,
+    account: Account,
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        self.shares.take_back(self.account, 1);
+    }
+}
 
 impl Count {
     fn up_to(most: usize) -> Self {
@@ -77,13 +95,17 @@ impl Drop for Place<'_> {
 impl Crowd {
     /// So many at once.
     pub(super) fn up_to(max_requests: usize) -> Self {
-        Self { inside: Arc::new(Count::up_to(max_requests)), held_back: Arc::new(Count::up_to(MAX_HELD_BACK)) }
+        let (inside, held_back) = (Arc::new(Count::up_to(max_requests)), Arc::new(Count::up_to(MAX_HELD_BACK)));
+        Self { inside, shares: Arc::new(Shares::of(max_requests)), held_back }
     }
 
-    /// A place for a request until the head of its answer leaves, if there is room for it. `is_paying` is asked only where
-    /// there is none for others.
-    pub(super) fn enter(&self, is_paying: impl FnOnce() -> bool) -> Option<Place<'_>> {
-        self.inside.enter(is_paying)
+    /// A place for a request until the head of its answer leaves, if there is room for it and its peer has not its share
+    /// already. `is_paying` is asked only where there is none for others.
+    pub(super) fn enter(&self, caller: &Caller, is_paying: impl FnOnce() -> bool) -> Option<Admitted<'_>> {
+        let place = self.inside.enter(is_paying)?;
+        let (shares, account) = (&*self.shares, self.shares.account(caller));
+        // Not before it is added: what is dropped is taken back.
+        shares.add(account, 1).then(|| Admitted { _place: place, shares, account })
     }
 
     /// Waits before an answer that is to be held back, unless too many wait already.
@@ -136,5 +158,25 @@ mod tests {
         drop(paid);
         assert_eq!(count.now.load(Ordering::Relaxed), 0);
         assert_eq!(fill(&count, false).len(), 6);
+    }
+
+    #[test]
+    fn one_peer_has_a_quarter_and_leaves_the_rest_to_others() {
+        let crowd = Crowd::up_to(16);
+        let caller = |text: &str| Caller::new(text.parse().unwrap());
+        let (one, other, here) = (caller("192.0.2.1:1"), caller("192.0.2.2:1"), caller("127.0.0.1:1"));
+        let mut its: Vec<_> = std::iter::from_fn(|| crowd.enter(&one, || true)).collect();
+        assert_eq!(its.len(), 4);
+        for _ in 0..100 {
+            assert!(crowd.enter(&one, || true).is_none(), "it is refused, and not counted");
+        }
+        its.pop();
+        its.extend(crowd.enter(&one, || false));
+        assert_eq!((its.len(), crowd.inside.now.load(Ordering::Relaxed)), (4, 4));
+        let of_many: Vec<_> = std::iter::from_fn(|| crowd.enter(&here, || true)).collect();
+        assert_eq!(of_many.len(), 12, "who stands for many has all the rest");
+        drop((its, of_many));
+        assert!(crowd.enter(&one, || false).is_some() && crowd.enter(&other, || false).is_some());
+        assert_eq!(crowd.inside.now.load(Ordering::Relaxed), 0);
     }
 }

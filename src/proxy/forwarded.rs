@@ -68,7 +68,8 @@ impl Trusted {
         }
         let address = said.client.unwrap_or(through.address);
         let scheme = said.scheme.map(HeaderValue::from_static).or_else(|| through.scheme.clone());
-        Caller { scheme, ..Caller::new(SocketAddr::new(address, 0)) }
+        let caller = Caller::new(SocketAddr::new(address, 0));
+        Caller { scheme, stands_for_many: caller.stands_for_many || self.includes(address), ..caller }
     }
 
     fn by_x_forwarded(&self, headers: &HeaderMap) -> Said {

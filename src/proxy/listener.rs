@@ -154,7 +154,8 @@ impl Listener {
     }
 
     /// How long an HTTP/2 connection may be without a new request before it is told to end; [`MAX_IDLE_TIME`] unless said.
-    /// It may be up to twice as long, and what was asked before is served to its end.
+    /// It may be up to twice as long, and what was asked before is served to its end. One on which an answer is not taken for
+    /// so long is told to end too, and ended once nothing on it has been taken for that time again.
     pub fn idle_time(self, limit: Duration) -> Self {
         Self { idle_time: limit, ..self }
     }

@@ -1,8 +1,9 @@
 //! Bodies that are read before their requests are judged, because the price depends on them.
 //!
-//! **Owns** the reading, and the memory it may take. **Promises** that what was read goes on to the upstream unchanged, that
-//! nothing is read beyond what decides, and that all such bodies together never take more than [`MAX_HELD_BYTES`], however
-//! many clients send them unpaid. **Does not** judge what was read, nor touch any other request.
+//! **Owns** the reading, and the memory it may take. **Promises** that what was read goes on to the upstream unchanged,
+//! that nothing is read beyond what decides, and that all such bodies together never take more than [`MAX_HELD_BYTES`], and
+//! one peer's no more than its share of that, however many are sent unpaid. **Does not** judge what was read, nor touch any
+//! other request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +15,8 @@ use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
 
 use super::body::{BodyBroken, RequestBody};
-use super::crowd;
+use super::shares::{Account, Shares};
+use super::{Caller, crowd};
 use crate::gate::{BodyKind, BodyWanted, Gate, kind_of_body, refusal};
 
 /// How much memory all bodies may take that are held until they can be sent on.
@@ -24,28 +26,57 @@ const MAX_HELD_BYTES: usize = 256 << 20;
 const MAX_READING_TIME: Duration = Duration::from_secs(30);
 
 /// The memory that is left. All its clones count together.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Room(Arc<AtomicUsize>);
+#[derive(Debug, Clone)]
+pub(super) struct Room(Arc<Held>);
+
+/// What is held, in all and of each peer, bytes.
+#[derive(Debug)]
+struct Held {
+    all: AtomicUsize,
+    shares: Shares,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Arc::new(Held { all: AtomicUsize::new(0), shares: Shares::of(MAX_HELD_BYTES) }))
+    }
+}
 
 /// A part of it, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     room: Room,
+    account: Account,
     bytes: usize,
 }
 
 impl Share {
+    fn of(room: &Room, caller: &Caller) -> Self {
+        Self { room: room.clone(), account: room.0.shares.account(caller), bytes: 0 }
+    }
+
+    /// Whether there was room for so much more, in all and for this peer.
     fn grow(&mut self, more: usize) -> bool {
+        let Held { all, shares } = &*self.room.0;
+        if !shares.add(self.account, more) {
+            return false;
+        }
         let add = |held: usize| held.checked_add(more).filter(|held| *held <= MAX_HELD_BYTES);
-        let has_grown = self.room.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok();
-        self.bytes += if has_grown { more } else { 0 };
+        let has_grown = all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok();
+        if has_grown {
+            self.bytes += more;
+        } else {
+            shares.take_back(self.account, more);
+        }
         has_grown
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.room.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        let Held { all, shares } = &*self.room.0;
+        all.fetch_sub(self.bytes, Ordering::Relaxed);
+        shares.take_back(self.account, self.bytes);
     }
 }
 
@@ -57,6 +88,7 @@ impl Drop for Share {
 pub(super) async fn look(
     gate: &Gate,
     room: &Room,
+    caller: &Caller,
     mut request: Request<RequestBody>,
 ) -> Result<Request<RequestBody>, Response<Bytes>> {
     let Some(wanted) = gate.wants_body(&request) else { return Ok(request) };
@@ -68,7 +100,7 @@ pub(super) async fn look(
         return Ok(request);
     }
     // In a box, so that other requests have no room for it.
-    let reading = Box::pin(read(request.body_mut(), &wanted, room));
+    let reading = Box::pin(read(request.body_mut(), &wanted, Share::of(room, caller)));
     let Ok(read) = tokio::time::timeout(MAX_READING_TIME, reading).await else { return Err(too_slow()) };
     let front = read?;
     wanted.read(&mut request, front.is_enough.then(|| front.bytes.clone()));
@@ -108,8 +140,7 @@ impl Front {
 }
 
 /// Reads as much of a body as its request's price depends on.
-async fn read(body: &mut RequestBody, wanted: &BodyWanted, room: &Room) -> Result<Front, Response<Bytes>> {
-    let mut share = Share { room: room.clone(), bytes: 0 };
+async fn read(body: &mut RequestBody, wanted: &BodyWanted, mut share: Share) -> Result<Front, Response<Bytes>> {
     // Most come in one piece, which need not be copied.
     let mut pieces = Pieces::default();
     let (mut trailers, mut is_enough, mut kind) = (None, true, BodyKind::Empty);
@@ -175,4 +206,27 @@ impl Pieces {
 
 fn too_slow() -> Response<Bytes> {
     refusal(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the request's body took too long")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_peer_has_a_quarter_of_the_memory_and_others_have_theirs() {
+        let room = Room::default();
+        let caller = |text: &str| Caller::new(text.parse().unwrap());
+        let mut one = Share::of(&room, &caller("192.0.2.1:1"));
+        let mut same = Share::of(&room, &caller("192.0.2.1:2"));
+        assert!(one.grow(MAX_HELD_BYTES / 4 - 1) && same.grow(1));
+        assert!(!one.grow(1) && !same.grow(1));
+        let mut many = Share::of(&room, &caller("127.0.0.1:1"));
+        assert!(many.grow(MAX_HELD_BYTES / 4 * 3) && !many.grow(1), "all the rest");
+        let mut other = Share::of(&room, &caller("192.0.2.2:1"));
+        assert!(!other.grow(1));
+        drop(one);
+        assert!(other.grow(1) && same.grow(1), "what was not grown by was not counted");
+        drop((same, many, other));
+        assert_eq!(room.0.all.load(Ordering::Relaxed), 0);
+    }
 }

@@ -6,6 +6,7 @@
 //! that is trusted did, and never as it says itself, and that a client that sends a large body unpaid gets its 402 at once and a connection it can go on using. **Does
 //! not** price, charge or speak to a chain.
 
+mod answers;
 mod balance;
 mod body;
 mod certificate;
@@ -22,6 +23,7 @@ mod look;
 mod peers;
 mod pool;
 mod preface;
+mod shares;
 mod slow;
 mod streams;
 mod tls;
@@ -81,20 +83,24 @@ struct Caller {
     name: HeaderValue,
     /// With which scheme it came, where that is known; otherwise the public URL's.
     scheme: Option<HeaderValue>,
+    /// Whether others are behind it who are not known one by one: it is this machine, where somebody's TLS or balancer may
+    /// be, or a trusted proxy that names nobody.
+    stands_for_many: bool,
 }
 
 impl Caller {
     fn new(peer: SocketAddr) -> Self {
-        let name = peer.ip().to_canonical().to_string();
-        let name = HeaderValue::try_from(name).expect("an address is header text");
-        Self { address: peer.ip(), name, scheme: None }
+        let canonical = peer.ip().to_canonical();
+        let name = HeaderValue::try_from(canonical.to_string()).expect("an address is header text");
+        Self { address: peer.ip(), name, scheme: None, stands_for_many: canonical.is_loopback() }
     }
 }
 
 /// What a crowd may take of the stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// How many requests are served at once, each until the head of its answer leaves; further ones are told to come back.
+    /// How many requests are served at once, each until the head of its answer leaves, a quarter of them for one peer;
+    /// further ones are told to come back.
     pub max_requests: usize,
     /// How long a request's body may pause while it is being sent on. Half a request cannot be served: the upstream's
     /// connection is ended, and nothing is charged. The client gets 408 if it has no answer yet.
@@ -184,6 +190,11 @@ impl Stack {
         self.layers.upstream.attend();
     }
 
+    /// Ends when nothing goes on any more for clients that have left.
+    async fn unfinished(&self) {
+        self.layers.gate.unfinished().await;
+    }
+
     /// What this core's connections become when they stop speaking HTTP.
     fn tunnels(&self) -> &Tunnels {
         &self.layers.tunnels
@@ -251,7 +262,7 @@ impl Stack {
     ) -> Response<ResponseBody> {
         let Layers { bounds, crowd, looks, gate, .. } = &*self.layers;
         // What there is no room for is told so before anything is done for it.
-        let Some(place) = crowd.enter(|| gate.is_paying(&request)) else {
+        let Some(place) = crowd.enter(caller, || gate.is_paying(&request)) else {
             record(gate, &request, Outcome::Overloaded, StatusCode::SERVICE_UNAVAILABLE);
             // Its client may be writing still, and wants to use the connection again.
             drop(body::guard(request, Duration::MAX, u64::MAX));
@@ -270,7 +281,8 @@ impl Stack {
         // An unpaid client's body is drained, so that it can read its 402 and stay connected.
         // On HTTP/1 the connection is watched; on HTTP/2 it is well while one of its streams stands still.
         let watched = (request.version() == Version::HTTP_2).then_some(bounds.answer_time);
-        let mut request = match look::look(gate, looks, body::guard(request, bounds.body_time, bounds.max_body)).await {
+        let guarded = body::guard(request, bounds.body_time, bounds.max_body);
+        let mut request = match look::look(gate, looks, caller, guarded).await {
             Ok(request) => request,
             Err(refusal) => return own(refusal),
         };
@@ -361,11 +373,12 @@ mod tests {
     fn the_crowd_is_one_for_all_cores() {
         let one = cores::tests::free("127.0.0.1:1".parse().unwrap());
         let other = one.apart();
-        let places: Vec<_> = std::iter::from_fn(|| one.layers.crowd.enter(|| true)).collect();
+        let many = Caller::new("127.0.0.1:1".parse().unwrap());
+        let places: Vec<_> = std::iter::from_fn(|| one.layers.crowd.enter(&many, || true)).collect();
         assert_eq!(places.len(), one.layers.bounds.max_requests);
-        assert!(other.layers.crowd.enter(|| true).is_none());
+        assert!(other.layers.crowd.enter(&many, || true).is_none());
         drop(places);
-        assert!(other.layers.crowd.enter(|| false).is_some());
+        assert!(other.layers.crowd.enter(&many, || false).is_some());
     }
 
     #[tokio::test]

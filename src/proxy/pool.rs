@@ -18,7 +18,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use tower::BoxError;
 
 use super::dial::{Dialer, Line};
-use super::streams::Stream;
+use super::streams::{FailedBefore, Stream};
 use super::transfer::Upload;
 use crate::causes::causes;
 
@@ -53,6 +53,11 @@ pub(super) enum SendError {
 impl SendError {
     pub(super) fn connect(source: impl Into<BoxError>, unsent: Request<Upload>) -> Self {
         Self::Connect { source: source.into(), unsent: Box::new(unsent) }
+    }
+
+    /// Whether it is that of a connection that another request had to wait for, and was told of.
+    pub(super) fn was_anothers(&self) -> bool {
+        matches!(self, Self::Connect { source, .. } if source.is::<FailedBefore>())
     }
 
     /// Of a connection that was given a request.

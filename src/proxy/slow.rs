@@ -120,8 +120,8 @@ pin_project! {
     ///
     /// A stream of HTTP/2 stands still when its client opens no window for it, while its connection is well. Then nobody
     /// asks the body for anything, so it cannot notice by itself; somebody beside it does. What is let go is the upstream's
-    /// connection; the stream's few bytes here stay for as long as its connection does, and there are never many. A window
-    /// that was never opened is one that does not open: the watch begins with the head.
+    /// connection; the stream's few bytes here stay for as long as its connection does, which is ended for that in its time
+    /// ([`Answers`](super::answers::Answers)). A window that was never opened is one that does not open: the watch begins with the head.
     #[project = WantedProjection]
     #[derive(Debug)]
     pub(super) enum Wanted<B> {
@@ -136,8 +136,11 @@ pub(super) struct Shared<B>(Mutex<State<B>>);
 
 #[derive(Debug)]
 struct State<B> {
-    /// Nothing, once it was let go.
+    /// Nothing, once it was let go: because its client took nothing, or because all of it was given out. What the client
+    /// still has to take of it then keeps nothing of the upstream's.
     body: Option<B>,
+    /// Whether all of it was given out.
+    is_over: bool,
     /// How many frames of it were taken.
     taken: u64,
     /// Whether the client has to take the last of them, or the head, before it asks for more.
@@ -169,7 +172,7 @@ impl<B> Wanted<B> {
         if body.is_end_stream() {
             return Self::unwatched(body);
         }
-        let state = State { body: Some(body), taken: 0, with_client: true };
+        let state = State { body: Some(body), is_over: false, taken: 0, with_client: true };
         let shared = Arc::new(Shared(Mutex::new(state)));
         let watcher = AbortOnDropHandle::new(tokio::spawn(watch(Arc::downgrade(&shared), limit)));
         Self::Watched { shared, watcher }
@@ -191,13 +194,22 @@ where
         };
         let mut state = shared.state();
         state.with_client = false;
+        if state.is_over {
+            return Poll::Ready(None);
+        }
         let Some(body) = state.body.as_mut() else { return Poll::Ready(Some(Err(NotTaken.into()))) };
         let frame = ready!(Pin::new(&mut *body).poll_frame(context));
         let more = matches!(frame, Some(Ok(_))) && !body.is_end_stream();
+        let mut given = None;
         if more {
             state.taken = state.taken.wrapping_add(1);
             state.with_client = true;
+        } else if !matches!(frame, Some(Err(_))) {
+            state.is_over = true;
+            given = state.body.take();
         }
+        drop(state);
+        drop(given);
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
@@ -205,7 +217,10 @@ where
         match self {
             Self::Unwatched { body } => body.is_end_stream(),
             // One that was let go has not come to its end.
-            Self::Watched { shared, .. } => shared.state().body.as_ref().is_some_and(Body::is_end_stream),
+            Self::Watched { shared, .. } => {
+                let state = shared.state();
+                state.is_over || state.body.as_ref().is_some_and(Body::is_end_stream)
+            }
         }
     }
 
@@ -213,7 +228,9 @@ where
         match self {
             Self::Unwatched { body } => body.size_hint(),
             Self::Watched { shared, .. } => {
-                shared.state().body.as_ref().map_or_else(SizeHint::default, Body::size_hint)
+                let state = shared.state();
+                let rest = state.body.as_ref().map(Body::size_hint);
+                rest.unwrap_or_else(|| if state.is_over { SizeHint::with_exact(0) } else { SizeHint::default() })
             }
         }
     }
@@ -273,5 +290,39 @@ mod tests {
         pause.end();
         assert!(poll(&mut pause).is_pending());
         assert!(deadline(&pause) > first);
+    }
+
+    /// A body of known length in two pieces.
+    struct Pieces {
+        left: Vec<&'static [u8]>,
+        _kept: Arc<()>,
+    }
+
+    impl Body for Pieces {
+        type Data = Bytes;
+        type Error = io::Error;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+            Poll::Ready(self.left.pop().map(|piece| Ok(Frame::data(Bytes::from_static(piece)))))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.left.is_empty()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_was_given_out_whole_keeps_nothing_although_its_client_has_not_taken_it() {
+        let kept = Arc::new(());
+        let pieces = Pieces { left: vec![b"last", b"first"], _kept: Arc::clone(&kept) };
+        let mut body = Box::pin(Wanted::within(pieces, Duration::from_secs(3_600)));
+        let mut next = || match body.as_mut().poll_frame(&mut Context::from_waker(std::task::Waker::noop())) {
+            Poll::Ready(frame) => frame.map(|frame| frame.unwrap().into_data().unwrap()),
+            Poll::Pending => panic!("it is there"),
+        };
+        assert_eq!((next().unwrap(), Arc::strong_count(&kept)), (Bytes::from("first"), 2));
+        assert_eq!((next().unwrap(), Arc::strong_count(&kept)), (Bytes::from("last"), 1));
+        assert!(next().is_none());
+        assert!(body.is_end_stream() && body.size_hint().exact() == Some(0));
     }
 }

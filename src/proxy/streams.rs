@@ -1,13 +1,14 @@
 //! Connections to the upstream that many requests share: HTTP/2, a few connections a core.
 //!
 //! **Owns** the connections and the one task each of them has. **Promises** that a connection is given no more requests than
-//! the upstream lets it have while there may be another one; that no two are opened where one is on its way; that one which
-//! has left several requests in a row unanswered gets no more; and that a request is written once. **Does not** ping: gRPC
-//! servers count that as abuse, and TCP's own keep-alive and the answer's timeout find a peer that is gone.
+//! the upstream lets it have while there may be another one; that no two are opened where one is on its way, and who waited
+//! for one that could not be opened is told so and opens none; that one which has left several requests in a row unanswered
+//! gets no more; that answers which nobody takes keep no other from coming; and that a request is written once. **Does not**
+//! ping: gRPC servers count that as abuse, and TCP's own keep-alive and the answer's timeout find a peer that is gone.
 
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::task::AtomicWaker;
@@ -24,7 +25,12 @@ use crate::causes::causes;
 /// How many connections a core opens to one target. Beyond what they hold, requests wait for each other.
 const MAX_LINES: usize = 8;
 /// How many requests a connection is given at most, however many more the upstream would take.
-const MAX_STREAMS: usize = 256;
+const MAX_STREAMS: u32 = 256;
+/// How much of an answer the upstream may send before it is taken, bytes: about what a connection of HTTP/1 reads ahead.
+const STREAM_WINDOW: u32 = 512 * 1024;
+/// How much of all answers on a connection: each of them its whole window, so that those that nobody takes never keep one
+/// that is waited for from coming.
+const LINE_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
 /// After so many requests in a row that got no answer, a connection is left to those it still has. One answer is proof
 /// that it is well.
 const MAX_UNANSWERED: usize = 3;
@@ -34,10 +40,13 @@ const MAX_UNANSWERED: usize = 3;
 pub(super) struct Streams {
     dialer: Dialer,
     lines: Mutex<Vec<SharedLine>>,
-    dialing: tokio::sync::Mutex<()>,
+    /// Held by who opens a connection. With what was wrong with the last one that could not be.
+    dialing: tokio::sync::Mutex<Arc<str>>,
+    /// How many could not be.
+    failed: AtomicUsize,
     /// How many requests the upstream lets a connection have, as the last connection that was told so knows. One that is
     /// new learns it only from the first thing it reads.
-    room: Arc<AtomicUsize>,
+    room: Arc<AtomicU32>,
 }
 
 #[derive(Debug, Clone)]
@@ -48,7 +57,7 @@ struct SharedLine {
 
 #[derive(Debug, Default)]
 struct Usage {
-    streams: AtomicUsize,
+    streams: AtomicU32,
     unanswered: AtomicUsize,
     /// Wakes the connection's task, which looks again how many requests it may have.
     task: AtomicWaker,
@@ -84,11 +93,17 @@ impl Drop for Stream {
     }
 }
 
+/// The connection that was waited for could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct FailedBefore(Arc<str>);
+
 impl Streams {
     /// For what the dialer reaches; nothing is connected yet.
     pub(super) fn new(dialer: Dialer) -> Self {
-        let room = Arc::new(AtomicUsize::new(MAX_STREAMS));
-        Self { dialer, lines: Mutex::default(), dialing: tokio::sync::Mutex::default(), room }
+        let room = Arc::new(AtomicU32::new(MAX_STREAMS));
+        let dialing = tokio::sync::Mutex::new(Arc::from(""));
+        Self { dialer, lines: Mutex::default(), dialing, failed: AtomicUsize::new(0), room }
     }
 
     pub(super) fn dialer(&self) -> &Dialer {
@@ -121,12 +136,14 @@ impl Streams {
         unreachable!("the last turn returns")
     }
 
-    /// A connection with room for one more, or the one with the most room if there may be no other.
+    /// A connection with room for one more, or the one with the most room if there may be no other. Who waits while one is
+    /// opened fails with it: to try again, one after the other, would take the time that another target could have.
     async fn line(&self) -> Result<(SharedLine, Stream), BoxError> {
         if let Some(found) = self.with_room() {
             return Ok(found);
         }
-        let _dialing = self.dialing.lock().await;
+        let failed_before = self.failed.load(Ordering::Relaxed);
+        let mut dialing = self.dialing.lock().await;
         // Somebody may have opened one meanwhile.
         if let Some(found) = self.with_room() {
             return Ok(found);
@@ -134,7 +151,17 @@ impl Streams {
         if let Some(crowded) = self.crowded() {
             return Ok(crowded);
         }
-        let line = self.connect().await?;
+        if self.failed.load(Ordering::Relaxed) != failed_before {
+            return Err(FailedBefore(Arc::clone(&dialing)).into());
+        }
+        let line = match self.connect().await {
+            Ok(line) => line,
+            Err(error) => {
+                *dialing = causes(&*error).into();
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                return Err(error);
+            }
+        };
         let stream = Stream::on(&line.usage);
         self.lines().push(line.clone());
         Ok((line, stream))
@@ -168,6 +195,7 @@ impl Streams {
     async fn connect(&self) -> Result<SharedLine, BoxError> {
         let line = self.dialer.dial().await?;
         let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(LINE_WINDOW);
         let (sender, connection) = builder.timer(TokioTimer::new()).handshake(line).await?;
         let usage = Arc::new(Usage::default());
         let (room, looked_at) = (Arc::clone(&self.room), Arc::clone(&usage));
@@ -180,7 +208,7 @@ impl Streams {
                 if polled.is_pending() {
                     let now = connection.current_max_send_streams();
                     if std::mem::replace(&mut before, now) != now {
-                        room.store(now.max(1), Ordering::Relaxed);
+                        room.store(u32::try_from(now).unwrap_or(u32::MAX).max(1), Ordering::Relaxed);
                     }
                 }
                 polled

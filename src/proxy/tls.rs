@@ -2,8 +2,8 @@
 //!
 //! **Owns** which certificate a client is shown, and following the files as they change. **Promises** TLS 1.2 and later
 //! only, HTTP/2 before HTTP/1.1 for who offers both (ALPN), no data before the handshake is complete (a replayed payment
-//! would be one), and that a changed pair of files that cannot be used leaves the one in use as it is, and says why.
-//! **Does not** ask clients for certificates.
+//! would be one), and that a changed pair of files that cannot be used leaves the one in use as it is, says why, and keeps no
+//! other pair from being renewed. **Does not** ask clients for certificates.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub struct Certificates {
 
 /// Those in use, in the order of the files.
 #[derive(Debug)]
-struct Shown(ArcSwap<Vec<Certificate>>);
+struct Shown(ArcSwap<Vec<Arc<Certificate>>>);
 
 impl Certificates {
     /// Reads all pairs.
@@ -41,7 +41,8 @@ impl Certificates {
     /// # Errors
     /// One of them cannot be used.
     pub fn load(files: &[CertificateFiles]) -> Result<Self, CertificateError> {
-        let shown = Arc::new(Shown(ArcSwap::from_pointee(read_all(files)?)));
+        let all = files.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let shown = Arc::new(Shown(ArcSwap::from_pointee(all)));
         let mut config = ServerConfig::builder_with_provider(ring::default_provider().into())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .expect("ring speaks both versions")
@@ -61,10 +62,19 @@ impl Certificates {
         Arc::clone(&self.config)
     }
 
-    /// Reads the files again.
-    fn renew(&self) -> Result<(), CertificateError> {
-        self.shown.0.store(Arc::new(read_all(&self.files)?));
-        Ok(())
+    /// Reads the files again. Each pair that cannot be used is as it was; why it cannot, in the order of the files.
+    fn renew(&self) -> Vec<CertificateError> {
+        let mut unusable = Vec::new();
+        let present = self.shown.0.load();
+        let renewed = self.files.iter().zip(present.iter()).map(|(files, present)| {
+            read(files).unwrap_or_else(|error| {
+                unusable.push(error);
+                Arc::clone(present)
+            })
+        });
+        let renewed = renewed.collect();
+        self.shown.0.store(Arc::new(renewed));
+        unusable
     }
 
     /// Reads the files again whenever they have changed, or a hang-up asks for it, until `stop`.
@@ -83,11 +93,12 @@ impl Certificates {
                 continue;
             }
             before = marks;
-            match self.renew() {
-                Ok(()) => tracing::info!("the TLS certificates were read again"),
-                Err(error) => {
-                    tracing::error!(error = %causes(&error), "the new TLS certificates cannot be used; the old ones stay");
-                }
+            let unusable = self.renew();
+            for error in &unusable {
+                tracing::error!(error = %causes(error), "a new TLS certificate cannot be used; the one in use stays");
+            }
+            if unusable.len() < self.files.len() {
+                tracing::info!("the TLS certificates were read again");
             }
         }
     }
@@ -108,16 +119,13 @@ impl ResolvesServerCert for Shown {
     }
 }
 
-fn read_all(files: &[CertificateFiles]) -> Result<Vec<Certificate>, CertificateError> {
-    let mut all = Vec::with_capacity(files.len());
-    for files in files {
-        let certificate = Certificate::read(files)?;
-        if certificate.others_can_read_the_key() {
-            tracing::warn!(key = %files.key.display(), "every account of this machine can read this private key");
-        }
-        all.push(certificate);
+/// Reads a pair.
+fn read(files: &CertificateFiles) -> Result<Arc<Certificate>, CertificateError> {
+    let certificate = Certificate::read(files)?;
+    if certificate.others_can_read_the_key() {
+        tracing::warn!(key = %files.key.display(), "every account of this machine can read this private key");
     }
-    Ok(all)
+    Ok(Arc::new(certificate))
 }
 
 #[cfg(test)]
@@ -135,14 +143,30 @@ mod tests {
         assert_eq!(certificates.marks(), before);
         std::fs::write(&files.key, "half").unwrap();
         assert_ne!(certificates.marks(), before);
-        assert!(certificates.renew().is_err());
+        assert_eq!(certificates.renew().len(), 1);
         assert!(covers("old.example"));
         issue(directory.path(), &["new.example"], (2040, 1, 1));
-        certificates.renew().unwrap();
+        assert!(certificates.renew().is_empty());
         assert!(covers("new.example") && !covers("old.example"));
         std::fs::remove_file(&files.cert).unwrap();
         assert_eq!(certificates.marks().first(), Some(&None));
-        assert!(certificates.renew().is_err());
+        assert_eq!(certificates.renew().len(), 1);
         assert!(covers("new.example"));
+    }
+
+    #[test]
+    fn a_broken_pair_keeps_no_other_from_being_renewed() {
+        let directories = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let files = directories.each_ref().map(|directory| issue(directory.path(), &["old.example"], (2040, 1, 1)));
+        let certificates = Certificates::load(&files).unwrap();
+        for directory in &directories {
+            issue(directory.path(), &["new.example"], (2040, 1, 1));
+        }
+        std::fs::write(&files[1].key, "half").unwrap();
+        assert_eq!(certificates.renew().len(), 1);
+        let shown = certificates.shown.0.load();
+        let new: Vec<bool> = shown.iter().map(|certificate| certificate.covers("new.example")).collect();
+        assert_eq!(new, [true, false, true]);
+        assert!(shown[1].covers("old.example"));
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! **Owns** the wait for the head of an answer and the wait between two parts of its body. **Promises** that the time a
 //! client takes to send its body is not the upstream's: the wait for the head counts from the last part that the upstream
-//! took, and not while the client is the one who is waited for. **Does not** bound the client's own pauses; the request's
+//! took, and not while the client is the one who is waited for; and that it is known when the client broke its own body,
+//! whatever the connection to the upstream says of that. **Does not** bound the client's own pauses; the request's
 //! body does ([`RequestBody`]).
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use super::balance::Load;
 use super::body::RequestBody;
 use super::slow::Pause;
 use super::streams::Stream;
+use super::upstream::UpstreamError;
 
 /// A request's body on its way to the upstream.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ pub(super) struct Progress {
     /// When something was last taken or the end was reached, milliseconds from the beginning; [`WITH_CLIENT`] while the
     /// client is waited for.
     moved_ms: AtomicU64,
+    /// How it broke, where it did. What failed because of that need not say so: a stream of HTTP/2 is only reset.
+    broken: OnceLock<UpstreamError>,
 }
 
 /// The client has sent nothing more yet.
@@ -47,8 +51,7 @@ const WITH_CLIENT: u64 = u64::MAX;
 impl Upload {
     pub(super) fn of(body: RequestBody) -> Self {
         // Nothing is set up for a request without a body.
-        let progress =
-            (!body.is_end_stream()).then(|| Arc::new(Progress { begun: Instant::now(), moved_ms: AtomicU64::new(0) }));
+        let progress = (!body.is_end_stream()).then(|| Arc::new(Progress::begin()));
         Self { body, progress }
     }
 
@@ -59,6 +62,15 @@ impl Upload {
 }
 
 impl Progress {
+    fn begin() -> Self {
+        Self { begun: Instant::now(), moved_ms: AtomicU64::new(0), broken: OnceLock::new() }
+    }
+
+    /// How its client broke it, if that is what happened.
+    pub(super) fn broken(&self) -> Option<UpstreamError> {
+        self.broken.get().copied()
+    }
+
     fn note(&self, with_client: bool) {
         let elapsed = || u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(WITH_CLIENT - 1);
         self.moved_ms.store(if with_client { WITH_CLIENT } else { elapsed() }, Ordering::Relaxed);
@@ -84,6 +96,9 @@ impl Body for Upload {
         let frame = Pin::new(&mut self.body).poll_frame(context);
         if let Some(progress) = &self.progress {
             progress.note(frame.is_pending());
+            if let Poll::Ready(Some(Err(broken))) = &frame {
+                let _ = progress.broken.set(broken.into());
+            }
         }
         frame
     }
@@ -144,7 +159,7 @@ pub(super) struct UpstreamBody {
     inner: Inner,
     pause: Pause,
     /// What it takes up for as long as it lasts.
-    _taken: (Option<Load>, Option<Stream>),
+    taken: (Option<Load>, Option<Stream>),
 }
 
 #[derive(Debug)]
@@ -156,12 +171,12 @@ enum Inner {
 impl UpstreamBody {
     /// The upstream's, which may pause for so long.
     pub(super) fn upstream(body: Incoming, max_pause: Duration, taken: (Option<Load>, Option<Stream>)) -> Self {
-        Self { inner: Inner::Upstream(body), pause: Pause::up_to(max_pause), _taken: taken }
+        Self { inner: Inner::Upstream(body), pause: Pause::up_to(max_pause), taken }
     }
 
     /// Ours.
     pub(super) fn own(body: Bytes) -> Self {
-        Self { inner: Inner::Own(Full::new(body)), pause: Pause::up_to(Duration::MAX), _taken: (None, None) }
+        Self { inner: Inner::Own(Full::new(body)), pause: Pause::up_to(Duration::MAX), taken: (None, None) }
     }
 }
 
@@ -170,7 +185,7 @@ impl UpstreamBody {
 pub(super) enum AnswerBroken {
     /// The upstream broke it off, or framed it wrongly.
     #[error("the upstream broke its answer off")]
-    Off(#[source] hyper::Error),
+    Off(#[source] Option<hyper::Error>),
     /// Nothing of it came for too long.
     #[error("the upstream's answer paused for too long")]
     Paused,
@@ -184,12 +199,16 @@ impl Body for UpstreamBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerBroken>>> {
-        let Self { inner, pause, .. } = &mut *self;
+        let Self { inner, pause, taken: (_, stream) } = &mut *self;
         let body = match inner {
             Inner::Upstream(body) => body,
             Inner::Own(body) => return Pin::new(body).poll_frame(context).map_err(|never| match never {}),
         };
-        let frame = Pin::new(body).poll_frame(context).map_err(AnswerBroken::Off);
+        let frame = Pin::new(&mut *body).poll_frame(context).map_err(|error| AnswerBroken::Off(Some(error)));
+        // A stream that is reset without an error has no more for us, whether or not it came to its end before.
+        if stream.is_some() && matches!(frame, Poll::Ready(None)) && !body.is_end_stream() {
+            return Poll::Ready(Some(Err(AnswerBroken::Off(None))));
+        }
         if frame.is_ready() {
             pause.end();
         } else if pause.poll(context).is_ready() {

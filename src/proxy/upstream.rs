@@ -14,9 +14,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::Either;
-use http::header::{EXPECT, HOST, RETRY_AFTER, TE};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, RETRY_AFTER, TE, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use pin_project_lite::pin_project;
@@ -29,7 +30,7 @@ use super::dial::{Dialer, UpstreamTls};
 use super::health::HealthCheck;
 use super::pool::{Answer, Pool, SendError};
 use super::streams::Streams;
-use super::transfer::{HeadWithin, TooLong, Upload, UpstreamBody};
+use super::transfer::{HeadWithin, Progress, TooLong, Upload, UpstreamBody};
 use super::tunnel::{Place, Switch, Tunnels, Wish};
 use super::{Caller, grpc, headers};
 use crate::causes::causes;
@@ -105,6 +106,16 @@ pub enum UpstreamError {
     /// The request's target cannot be expressed as a URL of the upstream.
     #[error("the request target cannot be forwarded")]
     Target,
+}
+
+impl From<&BodyBroken> for UpstreamError {
+    fn from(broken: &BodyBroken) -> Self {
+        match broken {
+            BodyBroken::Off(_) => Self::Body,
+            BodyBroken::Paused => Self::BodyPaused,
+            BodyBroken::TooLarge => Self::BodyTooLarge,
+        }
+    }
 }
 
 impl UpstreamError {
@@ -354,9 +365,11 @@ impl Upstream {
             request.body_mut().may_pause_for(group.known.idle_timeout);
         }
         let mut request = request.map(Upload::of);
+        let upload = request.body().progress();
         choice.link.address(&mut request, &asked)?;
         let sending = choice.link.send(request, group.known.response_timeout, switching.is_some());
-        Ok(Asking { sending, rest: Some(Rest { group, choice, asked, switching, id, head_only }), elsewhere: None })
+        let rest = Some(Rest { group, choice, asked, upload, switching, id, head_only });
+        Ok(Asking { sending, rest, elsewhere: None })
     }
 }
 
@@ -384,7 +397,7 @@ impl<F: Future<Output = Sent>> Future for Asking<'_, F> {
         }
         let sent = ready!(this.sending.poll(context));
         let mut rest = this.rest.take().expect("nobody asks again for an answer that was given");
-        match rest.choice.judge(sent, rest.id) {
+        match rest.choice.judge(sent, rest.upload.as_deref(), rest.id) {
             Ok(answer) => Poll::Ready(rest.finish(answer)),
             Err(Failure::Final(error)) => Poll::Ready(respond(error, rest.head_only)),
             Err(Failure::Unsent(unsent)) => {
@@ -406,6 +419,8 @@ struct Rest<'a> {
     group: &'a Group,
     choice: Choice<'a>,
     asked: PathAndQuery,
+    /// Where there is a body.
+    upload: Option<Arc<Progress>>,
     switching: Option<Box<Switching>>,
     id: &'a HeaderValue,
     head_only: bool,
@@ -423,7 +438,7 @@ impl Rest<'_> {
             unsent.headers_mut().insert(HOST, link.host.clone());
             link.address(&mut unsent, &self.asked)?;
             let sent = link.send(*unsent, self.group.known.response_timeout, self.switching.is_some()).await;
-            match self.choice.judge(sent, self.id) {
+            match self.choice.judge(sent, self.upload.as_deref(), self.id) {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Unsent(again)) => unsent = again,
@@ -491,7 +506,7 @@ impl Switching {
 
 impl Choice<'_> {
     /// What became of a request, as far as its target and the client must know.
-    fn judge(&self, sent: Sent, id: &HeaderValue) -> Result<Answer, Failure> {
+    fn judge(&self, sent: Sent, upload: Option<&Progress>, id: &HeaderValue) -> Result<Answer, Failure> {
         let error = match sent {
             Ok(Ok((response, taken))) => {
                 if let Some(target) = self.target {
@@ -505,14 +520,13 @@ impl Choice<'_> {
                 return Err(Failure::Final(UpstreamError::TimedOut));
             }
         };
-        if let Some(broken) = of_the_clients(&error) {
-            return Err(Failure::Final(match broken {
-                BodyBroken::Off(_) => UpstreamError::Body,
-                BodyBroken::Paused => UpstreamError::BodyPaused,
-                BodyBroken::TooLarge => UpstreamError::BodyTooLarge,
-            }));
+        if let Some(broken) = upload.and_then(Progress::broken) {
+            return Err(Failure::Final(broken));
         }
-        self.failed();
+        // A connection that several waited for has failed once.
+        if !error.was_anothers() {
+            self.failed();
+        }
         let (id, target) = (headers::text(id), self.target.map(|target| target.url.as_str()));
         tracing::warn!(request = id, target, error = %causes(&error), "the upstream gave no answer");
         Err(match error {
@@ -605,7 +619,7 @@ impl Link {
     }
 
     /// Names the same path and query behind this target's base path, as its protocol wants it.
-    fn address<B>(&self, request: &mut Request<B>, asked: &PathAndQuery) -> Result<(), UpstreamError> {
+    fn address<B: Body>(&self, request: &mut Request<B>, asked: &PathAndQuery) -> Result<(), UpstreamError> {
         let path = if self.base.is_empty() {
             asked.clone()
         } else {
@@ -614,6 +628,11 @@ impl Link {
         let Some((scheme, authority)) = &self.origin else {
             *request.uri_mut() = Uri::from(path);
             *request.version_mut() = Version::HTTP_11;
+            let sized = request.body().is_end_stream() || request.body().size_hint().exact().is_some();
+            // Said, because a `GET` that says nothing of a body is sent without the one it has.
+            if !sized && !request.headers().contains_key(CONTENT_LENGTH) {
+                request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
             return Ok(());
         };
         let uri = Uri::builder().scheme(scheme.clone()).authority(authority.clone()).path_and_query(path);
@@ -624,6 +643,8 @@ impl Link {
         headers.remove(HOST);
         // The body is sent at once, and asking for it is what tells the client to send it.
         headers.remove(EXPECT);
+        // Nothing is about the connection there; and what it names would go with it, `TE` too.
+        headers.remove(CONNECTION);
         // Trailers go through here, and servers of gRPC insist on that.
         headers.insert(TE, HeaderValue::from_static("trailers"));
         Ok(())
@@ -684,11 +705,6 @@ impl Lines {
             Self::Shared(streams) => streams.dialer(),
         }
     }
-}
-
-/// How its own body broke, if a request failed because of that.
-fn of_the_clients<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a BodyBroken> {
-    std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
 }
 
 fn respond(error: UpstreamError, head_only: bool) -> Response<UpstreamBody> {

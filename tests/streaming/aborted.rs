@@ -3,7 +3,13 @@
 use std::io;
 use std::time::Duration;
 
+use peaje::gate::identifier::Identifiers;
+use peaje::gate::policy::Policy;
+use peaje::protocol::x402::PAYMENT_IDENTIFIER;
+use serde_json::json;
+
 use super::llm::{anthropic, openai};
+use super::payer::usual_terms;
 use super::stage::*;
 
 const SSE: &[(&str, &str)] = &[("content-type", "text/event-stream")];
@@ -209,6 +215,65 @@ async fn when_we_stop_a_payer_pays_for_what_is_known_by_then() {
     }
     site.stopped().await;
     assert_eq!(site.charged(), 0);
+}
+
+#[tokio::test]
+async fn when_we_stop_the_report_of_a_payer_that_left_is_waited_for_until_the_deadline() {
+    for (comes, expected) in [(true, price_of_tokens(0, 0, 0, 2)), (false, 7)] {
+        let mut site = Site::open().await;
+        let frames = site.api.next_live(SSE);
+        let mut answer = site.ask("/tokens").await;
+        send(&frames, "data: {\"choices\":[]}\n\n").await;
+        first_piece(&mut answer).await;
+        answer.leave();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        site.stop();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(site.charged(), 0, "it is read on");
+        if comes {
+            send(&frames, "data: {\"usage\":{\"completion_tokens\":2}}\n\n").await;
+            drop(frames);
+            site.stopped().await;
+        } else {
+            site.stopped().await;
+            drop(frames);
+        }
+        assert_eq!(site.charged(), expected, "{comes}");
+    }
+}
+
+/// A price list whose payments may have a name.
+fn named() -> Policy {
+    let mut routes = routes();
+    for route in &mut routes {
+        route.extensions.insert(PAYMENT_IDENTIFIER.to_owned(), Identifiers::Optional.extension().unwrap());
+    }
+    Policy::new(usual_terms(), "https://api.example.com", routes).unwrap()
+}
+
+#[tokio::test]
+async fn when_we_stop_a_named_request_whose_payer_left_is_waited_for_until_the_deadline() {
+    for (path, comes, expected) in
+        [("/fixed", true, MOST), ("/fixed", false, 0), ("/bytes", true, 2 * 4), ("/bytes", false, 0)]
+    {
+        let mut site = Site::selling(named()).await;
+        let name = json!({PAYMENT_IDENTIFIER: {"info": {"required": false, "id": "order-0000000000001"}}});
+        site.payer.extensions = name.as_object().unwrap().clone();
+        let seen = || site.api.seen().len();
+        tokio::select! {
+            answer = site.ask(path) => panic!("nobody answers: {} {:?}", answer.status, answer.headers),
+            () = eventually("the upstream works", || seen() == 1) => {}
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        site.stop();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(site.charged(), 0, "{path}: it is not served yet");
+        if comes {
+            site.api.next(whole(&[], "late"));
+        }
+        site.stopped().await;
+        assert_eq!(site.charged(), expected, "{path} {comes}");
+    }
 }
 
 #[tokio::test]

@@ -113,11 +113,13 @@ impl Api {
                         let (head, body) = request.into_parts();
                         seen.lock().unwrap().push(head.headers);
                         let _ = body.collect().await;
-                        let answer = answers.lock().unwrap().pop_front();
-                        match answer {
-                            Some(answer) => Ok::<_, Infallible>(answer),
-                            // A request nobody answers.
-                            None => std::future::pending().await,
+                        loop {
+                            let answer = answers.lock().unwrap().pop_front();
+                            if let Some(answer) = answer {
+                                return Ok::<_, Infallible>(answer);
+                            }
+                            // A request nobody answers yet, or ever.
+                            tokio::time::sleep(Duration::from_millis(5)).await;
                         }
                     }
                 });

@@ -1,14 +1,12 @@
 //! How a metered answer goes on once its head is there.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::header::TRAILER;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
-use tokio::sync::Semaphore;
 
 use super::super::accounts::Posted;
+use super::super::background::Background;
 use super::super::body::AnswerBody;
 use super::super::record::Draft;
 use super::super::service::strip_payment_headers;
@@ -57,7 +55,7 @@ impl Bill {
         mut response: Response<R>,
         trailers: Trailers,
         receipts: Receipts,
-        places: &Arc<Semaphore>,
+        reading_on: &Background,
     ) -> Course<R>
     where
         R: Body<Data = Bytes> + Send + 'static,
@@ -94,6 +92,9 @@ impl Bill {
             response.headers_mut().append(TRAILER, HeaderValue::from_static(PAYMENT_RESPONSE));
         }
         let receipts = told.then_some(receipts);
-        Course::Open(response.map(|body| AnswerBody::metered(MeteredBody::new(body, self, receipts, places))), state)
+        Course::Open(
+            response.map(|body| AnswerBody::metered(MeteredBody::new(body, self, receipts, reading_on))),
+            state,
+        )
     }
 }

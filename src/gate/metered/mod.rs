@@ -10,7 +10,7 @@ mod stream;
 mod tunnel;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http::header::{ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TE, TRAILER};
@@ -32,31 +32,47 @@ pub use stream::{MAX_COLLECTED_BYTES, MAX_READ_ON, MAX_READING_ON};
 pub use tunnel::Metering;
 
 /// Counts the bytes of a request's body that are passed on, as an extension of a metered request. Whoever passes them on
-/// takes it out and counts; where nobody does, they are taken to be as many as `Content-Length` says.
+/// takes it out, counts, and says if the client breaks the body; where nobody does, they are taken to be as many as
+/// `Content-Length` says.
 #[derive(Debug, Clone)]
-pub struct Passed(Arc<AtomicU64>);
+pub struct Passed(Arc<Passing>);
+
+#[derive(Debug)]
+struct Passing {
+    bytes: AtomicU64,
+    broken: AtomicBool,
+}
 
 /// Nobody counts yet.
 const NOT_COUNTED: u64 = u64::MAX;
 
 impl Passed {
     fn new() -> Self {
-        Self(Arc::new(AtomicU64::new(NOT_COUNTED)))
+        Self(Arc::new(Passing { bytes: AtomicU64::new(NOT_COUNTED), broken: AtomicBool::new(false) }))
     }
 
     /// From now on somebody counts.
     pub fn begin(&self) {
-        let _ = self.0.compare_exchange(NOT_COUNTED, 0, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.0.bytes.compare_exchange(NOT_COUNTED, 0, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// So many more were passed on.
     pub fn add(&self, bytes: usize) {
         self.begin();
-        self.0.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.0.bytes.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The client does not send the rest, or not as it said. What becomes of the answer afterwards is the client's doing.
+    pub fn broke_off(&self) {
+        self.0.broken.store(true, Ordering::Release);
+    }
+
+    fn is_broken(&self) -> bool {
+        self.0.broken.load(Ordering::Acquire)
     }
 
     fn count(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|count| *count != NOT_COUNTED)
+        Some(self.0.bytes.load(Ordering::Relaxed)).filter(|count| *count != NOT_COUNTED)
     }
 }
 
@@ -274,6 +290,8 @@ impl Bill {
     }
 
     fn measured(&self, end: End) -> Measured {
+        // A request that its client breaks is taken back from the upstream, whose answer then breaks off too.
+        let end = if end == End::UpstreamFailed && self.passed.is_broken() { End::PayerLeft } else { end };
         let now = self.begun.elapsed().as_millis();
         let there = Left {
             response_bytes: self.response_bytes,

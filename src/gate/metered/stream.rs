@@ -3,20 +3,18 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tower::BoxError;
 
 use super::super::accounts::{Charged, NotWritten};
 use super::super::answer::{PAYMENT_RESPONSE, insert};
+use super::super::background::Background;
 use super::super::service::strip_payment_headers;
 use super::{Bill, LOOK_EVERY};
 use crate::pricing::End;
@@ -51,12 +49,12 @@ pub(in super::super) struct MeteredBody<B> {
     given: u64,
     /// Where the client takes trailers.
     receipts: Option<Receipts>,
-    places: Arc<Semaphore>,
+    reading_on: Background,
     /// A function, because what it needs of the body is not known where it is dropped.
     read_on: ReadOn<B>,
 }
 
-type ReadOn<B> = fn(Pin<Box<B>>, Box<Bill>, &Arc<Semaphore>);
+type ReadOn<B> = fn(Pin<Box<B>>, Box<Bill>, &Background);
 
 enum Stage<B> {
     Passing(Passing<B>),
@@ -109,12 +107,12 @@ where
     B: Body<Data = Bytes> + Send + 'static,
 {
     /// One whose head leaves now. A client that takes trailers is told with `receipts` what it cost.
-    pub(in super::super) fn new(body: B, bill: Box<Bill>, receipts: Option<Receipts>, places: &Arc<Semaphore>) -> Self {
+    pub(in super::super) fn new(body: B, bill: Box<Bill>, receipts: Option<Receipts>, reading_on: &Background) -> Self {
         let total = body.size_hint().exact();
         let mut looks = interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stage = Stage::Passing(Passing { body: Box::pin(body), bill, held: None, looks });
-        Self { stage, total, given: 0, receipts, places: Arc::clone(places), read_on }
+        Self { stage, total, given: 0, receipts, reading_on: reading_on.clone(), read_on }
     }
 }
 
@@ -285,7 +283,7 @@ impl<B> MeteredBody<B> {
         if let Stage::Passing(Passing { body, bill, .. }) = std::mem::replace(&mut self.stage, Stage::Over)
             && bill.may_hear_more()
         {
-            (self.read_on)(body, bill, &self.places);
+            (self.read_on)(body, bill, &self.reading_on);
         }
     }
 }
@@ -298,13 +296,13 @@ impl<B> Drop for MeteredBody<B> {
 }
 
 /// Reads on for the report, in the background. Nothing else that comes is the payer's.
-fn read_on<B>(mut body: Pin<Box<B>>, mut bill: Box<Bill>, places: &Arc<Semaphore>)
+fn read_on<B>(mut body: Pin<Box<B>>, mut bill: Box<Bill>, reading_on: &Background)
 where
     B: Body<Data = Bytes> + Send + 'static,
 {
-    let (Ok(runtime), Ok(place)) = (Handle::try_current(), Arc::clone(places).try_acquire_owned()) else { return };
+    let Some(place) = reading_on.enter() else { return };
     bill.leave();
-    runtime.spawn(async move {
+    place.go_on(async move {
         let reading = async {
             loop {
                 match poll_fn(|context| body.as_mut().poll_frame(context)).await {
@@ -328,7 +326,6 @@ where
             // What was said so far may not be the last word.
             Err(_) => bill.close_unreported(),
         }
-        drop(place);
     });
 }
 

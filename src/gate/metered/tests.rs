@@ -4,9 +4,10 @@ use bytes::Bytes;
 use http::header::HeaderName;
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::super::accounts::Accounts;
+use super::super::background::Background;
 use super::*;
 use crate::gate::path::PathPattern;
 use crate::ledger::{Limits, View};
@@ -151,7 +152,7 @@ fn endless() -> (mpsc::UnboundedSender<Bytes>, impl http_body::Body<Data = Bytes
 #[tokio::test]
 async fn so_many_answers_are_read_on_and_no_more() {
     for (free, expected) in [(1, 2), (0, MOST)] {
-        let places = Arc::new(Semaphore::new(free));
+        let places = Background::of(free);
         let (booth, mut bill, _) = Booth::bill(&[Unit::OutputTokens]);
         bill.head(200, &headers(SSE));
         let (upstream, body) = endless();
@@ -161,14 +162,14 @@ async fn so_many_answers_are_read_on_and_no_more() {
         upstream.send(Bytes::from_static(b": ping\n\n")).unwrap();
         body.frame().await.unwrap().unwrap();
         drop(body);
-        assert_eq!(places.available_permits(), 0);
+        assert_eq!(places.free_places(), 0);
         let _ = upstream.send(Bytes::from_static(b"data: {\"usage\":{\"completion_tokens\":2}}\n\n"));
         drop(upstream);
         while !booth.is_at_rest() {
             tokio::task::yield_now().await;
         }
         assert_eq!(booth.charged(), expected);
-        while places.available_permits() < free {
+        while places.free_places() < free {
             tokio::task::yield_now().await;
         }
     }
