@@ -285,6 +285,22 @@ impl Route {
         self.methods.is_empty() || self.methods.contains(method)
     }
 
+    /// Its prices for everybody, at whatever hour.
+    pub fn prices(&self) -> impl Iterator<Item = &Price> {
+        std::iter::once(&self.price).chain(self.schedule.windows().iter().map(|(_, price)| price))
+    }
+
+    /// Whether it costs something at any hour.
+    pub fn is_ever_paid(&self) -> bool {
+        self.prices().any(|price| *price != Price::Free)
+    }
+
+    /// Whether any price of it, somebody's own included, has a rate for what `counts` looks for.
+    pub fn has_rate(&self, counts: impl Fn(&Tariff) -> bool) -> bool {
+        let own = self.rules.iter().flat_map(|rules| rules.prices.iter().map(|own| &own.price));
+        self.prices().chain(own).any(|price| matches!(price, Price::Metered(tariff) if counts(tariff)))
+    }
+
     /// Whether it decides and logs, and never refuses.
     pub fn is_shadow(&self) -> bool {
         self.rules.as_ref().is_some_and(|rules| rules.shadow)
@@ -550,18 +566,17 @@ impl Policy {
         Self { shop: Some(shop), ..self }
     }
 
-    /// What is listed and costs something. Where routes are for some hosts only, those of others are to be left out here.
+    /// What is listed and costs something, if only at some hours. Where routes are for some hosts only, those of others are to
+    /// be left out here.
     fn listed(&self) -> Vec<&Listing> {
-        self.entries
-            .iter()
-            .filter_map(|entry| entry.listing.as_deref())
-            .filter(|listing| listing.route.shelf.listed)
-            .collect()
+        let listings =
+            self.entries.iter().filter_map(|entry| entry.listing.iter().chain(entry.by_window.iter().flatten()).next());
+        listings.map(|listing| &**listing).filter(|listing| listing.route.shelf.listed).collect()
     }
 
     /// What is listed and free.
     fn listed_free(&self) -> Vec<&Route> {
-        let free = self.entries.iter().filter(|entry| entry.listing.is_none()).map(|entry| &*entry.route);
+        let free = self.routes().filter(|route| !route.is_ever_paid()).map(|route| &**route);
         free.filter(|route| route.shelf.listed).collect()
     }
 
