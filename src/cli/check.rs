@@ -20,7 +20,7 @@ use crate::chain::{self, AlloyChain, Chain as _, ChainError, GasPrice, Head, Key
 use crate::clock;
 use crate::config::{Config, ConfigErrors, KeyReference, MaxLag, Redeem};
 use crate::facilitator::Client;
-use crate::gate::policy::{Price, Route, TokenTerms, Transfer};
+use crate::gate::policy::{Route, TokenTerms, Transfer};
 use crate::protocol::contracts::{ERC3009_COLLECTOR, PERMIT2, PERMIT2_COLLECTOR, SETTLEMENT};
 use crate::protocol::{Address, Amount, Domain, Hash};
 use crate::proxy::TargetState;
@@ -197,12 +197,21 @@ fn in_file(config: &Config) -> Vec<Finding> {
     let mut findings =
         vec![Finding::fine("config", format!("{count} {}", if count == 1 { "route" } else { "routes" }))];
     findings.extend(free_findings(&config.routes));
+    findings.extend(config.of_each_chain().iter().filter_map(share_finding));
     findings
+}
+
+/// What gas takes of a claim is known only where a coin has a price.
+fn share_finding(chain: &Config) -> Option<Finding> {
+    (chain.redeem.max_gas_share_bps.is_some() && chain.redeem.coin_price.is_none()).then(|| {
+        let detail = format!("says nothing on {}: nobody knows what gas costs there in dollars", chain_name(chain));
+        Finding::warning("max_gas_share", detail).fix("give that [[chain]] a coin_price")
+    })
 }
 
 /// Free routes are listed by name. One that ends with `*` gives away whatever the API will ever have there.
 fn free_findings(routes: &[Route]) -> Vec<Finding> {
-    let free = || routes.iter().filter(|route| route.price == Price::Free);
+    let free = || routes.iter().filter(|route| !route.is_ever_paid());
     let names = |wide: bool| {
         free().filter(move |route| route.pattern.to_string().ends_with('*') == wide).map(|route| &*route.name)
     };

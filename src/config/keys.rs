@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::{Chain, Config, Cors, LogFormat, LogLevel, MaxLag, RpcReference, Upstream, write_duration};
 use crate::gate::policy::{TokenTerms, Transfer};
+use crate::pricing::Share;
 use crate::protocol::Amount;
 
 /// When a change of a key takes effect.
@@ -119,7 +120,8 @@ pub const KEYS: &[Key] = &[
     start("[chain]", "gas_key", |c| chains(c, |x| some(x.gas_key.as_ref(), "the receiver's"))),
     start("[chain]", "books", |c| chains(c, |x| file(x.books.as_ref()))),
     start("[chain]", "coin_price", |c| chains(c, |x| money(c, x.coin_price))),
-    start("[chain]", "max_fee", |c| chains(c, |x| some(x.max_fee_wei.map(|wei| format!("{wei} wei")), "as usual"))),
+    start("[chain]", "max_fee", |c| chains(c, |x| some(x.max_fee_wei.map(write_fee), "as usual"))),
+    start("[chain]", "urgent_max_fee", |c| chains(c, |x| some(x.urgent_max_fee_wei.map(write_fee), "as usual"))),
     start("[chain.token]", "address", |c| tokens(c, |token| token.address.to_string())),
     start("[chain.token]", "decimals", |c| tokens(c, |token| token.decimals.to_string())),
     start("[chain.token]", "domain_name", |c| tokens(c, |token| token.domain_name.clone())),
@@ -166,13 +168,16 @@ pub const KEYS: &[Key] = &[
     start("[redeem]", "max_unclaimed_per_payer", |c| money(c, c.redeem.max_unclaimed_per_payer)),
     start("[redeem]", "max_age", |c| some(c.redeem.max_age.map(write_duration), "none")),
     start("[redeem]", "max_gas_share", |c| {
-        some(c.redeem.max_gas_share_bps.map(|share| format!("{share} hundredths of a percent")), "none")
+        some(c.redeem.max_gas_share_bps.and_then(|bps| Share::from_hundredths(u16::try_from(bps).ok()?)), "none")
     }),
     start("[redeem]", "coin_price", |c| money(c, c.redeem.coin_price)),
     start("[redeem]", "max_rows", |c| c.redeem.max_rows.to_string()),
     start("[redeem]", "on_shutdown", |c| c.redeem.on_shutdown.to_string()),
-    start("[redeem]", "max_fee", |c| format!("{} wei", c.redeem.max_fee_wei)),
-    start("[redeem]", "urgent_max_fee", |c| format!("{} wei", c.redeem.urgent_max_fee_wei)),
+    start("[redeem]", "max_fee", |c| write_fee(c.redeem.max_fee_wei)),
+    start("[redeem]", "urgent_max_fee", |c| match (c.redeem.urgent_is_said, write_fee(c.redeem.urgent_max_fee_wei)) {
+        (true, said) => said,
+        (false, usual) => format!("{usual}, as usual"),
+    }),
     start("[redeem]", "bump_after", |c| write_duration(c.redeem.bump_after)),
     start("[redeem]", "stuck_after", |c| write_duration(c.redeem.stuck_after)),
     start("[redeem]", "sweep_interval", |c| write_duration(c.redeem.sweep_interval)),
@@ -256,6 +261,13 @@ fn age(duration: Option<Duration>) -> String {
 
 fn some(value: Option<impl Display>, none: &str) -> String {
     value.map_or_else(|| none.to_owned(), |value| value.to_string())
+}
+
+/// As the file writes it.
+pub(super) fn write_fee(wei: u128) -> String {
+    let gwei = Amount::new(wei).to_price(9);
+    let number = gwei.trim_start_matches('$').trim_end_matches('0').trim_end_matches('.');
+    format!("{number} gwei")
 }
 
 fn money(config: &Config, amount: Option<Amount>) -> String {

@@ -192,9 +192,17 @@ pub(super) struct Entry<'a> {
 impl<'a> Section<'a> {
     /// The document itself.
     pub(super) fn root(report: &'a Report<'a>, table: &'a DeTable<'a>) -> Self {
-        let (heading, known_as) = Default::default();
-        let (table, asked) = (Some(table), BTreeSet::new());
-        Self { report, heading, known_as, table, span: None, spoilt: false, asked, is_open: false }
+        Self::new(report, String::new(), String::new(), Some(table), None)
+    }
+
+    fn new(
+        report: &'a Report<'a>,
+        heading: String,
+        known_as: String,
+        table: Option<&'a DeTable<'a>>,
+        span: Option<Range<usize>>,
+    ) -> Self {
+        Self { report, heading, known_as, table, span, spoilt: false, asked: BTreeSet::new(), is_open: false }
     }
 
     /// The section of this name; an empty one if it is not there or is none.
@@ -208,7 +216,9 @@ impl<'a> Section<'a> {
                 (None, Some(entry.span), true)
             }
         };
-        Section { report: self.report, heading, known_as, table, span, spoilt, asked: BTreeSet::new(), is_open: false }
+        let mut section = Self::new(self.report, heading, known_as, table, span);
+        section.spoilt = spoilt;
+        section
     }
 
     /// The sections with names of the operator's choice in the section of this name, each with its name. They have the keys
@@ -225,19 +235,10 @@ impl<'a> Section<'a> {
             let name = key.get_ref().to_string();
             let heading = nested(&heading, &quoted_key(&name));
             match item.get_ref() {
-                DeValue::Table(table) => sections.push((
-                    name,
-                    Section {
-                        report: self.report,
-                        heading,
-                        known_as: like.to_owned(),
-                        table: Some(table),
-                        span: Some(key.span()),
-                        spoilt: false,
-                        asked: BTreeSet::new(),
-                        is_open: false,
-                    },
-                )),
+                DeValue::Table(table) => {
+                    let section = Section::new(self.report, heading, like.to_owned(), Some(table), Some(key.span()));
+                    sections.push((name, section));
+                }
                 _ => self.report.error(Some(item.span()), &heading, Problem::new("is a section, not a value")),
             }
         }
@@ -257,15 +258,8 @@ impl<'a> Section<'a> {
         match tables {
             // A list of something else is refused as what it is.
             Some(tables) if !tables.is_empty() => {
-                let section = |(table, span)| Section {
-                    report: self.report,
-                    heading: heading.clone(),
-                    known_as: heading.clone(),
-                    table: Some(table),
-                    span: Some(span),
-                    spoilt: false,
-                    asked: BTreeSet::new(),
-                    is_open: false,
+                let section = |(table, span)| {
+                    Section::new(self.report, heading.clone(), heading.clone(), Some(table), Some(span))
                 };
                 tables.into_iter().map(section).collect()
             }
@@ -285,16 +279,10 @@ impl<'a> Section<'a> {
         let mut sections = Vec::new();
         for item in array.iter() {
             match item.get_ref() {
-                DeValue::Table(table) => sections.push(Section {
-                    report: self.report,
-                    heading: heading.clone(),
-                    known_as: heading.clone(),
-                    table: Some(table),
-                    span: Some(item.span()),
-                    spoilt: false,
-                    asked: BTreeSet::new(),
-                    is_open: false,
-                }),
+                DeValue::Table(table) => {
+                    let span = Some(item.span());
+                    sections.push(Section::new(self.report, heading.clone(), heading.clone(), Some(table), span));
+                }
                 _ => self.report.error(Some(item.span()), &heading, Problem::new("is a section, not a value")),
             }
         }
@@ -306,8 +294,7 @@ impl<'a> Section<'a> {
         let DeValue::Table(table) = entry.value else { return None };
         let span = Some(entry.span.clone());
         let (heading, known_as) = (nested(&self.heading, name), nested(&self.known_as, name));
-        let (report, table, asked) = (self.report, Some(table), BTreeSet::new());
-        Some(Section { report, heading, known_as, table, span, spoilt: false, asked, is_open: false })
+        Some(Section::new(self.report, heading, known_as, Some(table), span))
     }
 
     /// All that stands in a section whose keys are names of the operator's own. `example` stands for them among the known
@@ -342,16 +329,7 @@ impl<'a> Section<'a> {
                 self.refuse(&entry, Problem::new(format!("expected a table, found {}", kind(value))));
                 return Given::Refused;
             };
-            sections.push(Section {
-                report: self.report,
-                heading: heading.clone(),
-                known_as: known_as.clone(),
-                table: Some(table),
-                span: Some(span),
-                spoilt: false,
-                asked: BTreeSet::new(),
-                is_open: false,
-            });
+            sections.push(Section::new(self.report, heading.clone(), known_as.clone(), Some(table), Some(span)));
         }
         Given::Value(sections, entry.span)
     }
@@ -505,9 +483,10 @@ impl<'a> Section<'a> {
         self.report.error(self.span.clone(), &path(&self.heading, key), Problem::new("is missing").fix(fix));
     }
 
-    /// Reports an error of a key that was read already.
+    /// Reports an error of a key that was read already, where it stands unless another place is given.
     pub(super) fn error(&self, key: &'static str, span: Option<Range<usize>>, problem: Problem) {
-        self.report.error(span.or_else(|| self.span.clone()), &path(&self.heading, key), problem);
+        let own = || self.table.and_then(|table| Some(table.get(key)?.span()));
+        self.report.error(span.or_else(own).or_else(|| self.span.clone()), &path(&self.heading, key), problem);
     }
 
     fn given<T>(&self, entry: &Entry<'_>, result: Result<T, Problem>) -> Given<T> {
@@ -555,6 +534,13 @@ impl<'a> Entry<'a> {
     pub(super) fn place_of(&self, key: &str) -> Option<Range<usize>> {
         let DeValue::Table(table) = self.value else { return None };
         Some(table.get(key)?.span())
+    }
+
+    /// What a key of a table holds, whoever reads it.
+    pub(super) fn inner(&self, key: &str) -> Option<Self> {
+        let DeValue::Table(table) = self.value else { return None };
+        let item = table.get(key)?;
+        Some(Self { value: item.get_ref(), span: item.span(), path: format!("{}.{key}", self.path) })
     }
 
     pub(super) fn as_text(&self) -> Option<&'a str> {

@@ -63,5 +63,5 @@
 //! # Upgraded connections
 //!
 //! On a fixed price a WebSocket, or anything else that answers 101, is charged at the handshake. On a tariff it is charged
-//! when it ends ([`Metering`](crate::gate::metered::Metering)), by bytes, time or messages, and is closed when it has cost
+//! when it ends ([`Metering`](crate::gate::metered::Metering)), by bytes and time, and is closed when it has cost
 //! the most. It reports nothing, so a tariff for tokens charges it the most.

@@ -34,8 +34,8 @@ use other::{cors, log, store};
 use people::payers;
 use price::Denomination;
 use receiver::receiver;
-pub(super) use redeem::{DEFAULT_MAX_FEE_WEI, URGENT_TIMES};
-use redeem::{facilitator, redeem};
+use redeem::{check_fees, facilitator, redeem};
+pub(super) use redeem::{usual_max_fee_wei, usual_urgent_fee_wei};
 use routes::{Whose, routes};
 use server::{admin, server};
 use shop::{discovery, idempotency};
@@ -87,6 +87,9 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>, folder: Option<&P
     let limits = limits(root.section("limits"));
     let store = store(root.section("store"));
     let redeem = redeem(root.section("redeem"), chain.as_ref(), channel.as_ref());
+    if let (Some(redeem), true) = (&redeem, whole.len() == chains.len()) {
+        check_fees(report, &mut root, redeem, &whole);
+    }
     let cors = cors(root.section("cors"));
     let log = log(root.section("log"));
     let (discovery, bazaar) = discovery(root.section("discovery"));

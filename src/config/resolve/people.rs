@@ -112,17 +112,18 @@ fn at_most(members: usize) -> Result<(), Problem> {
     if members <= MAX_MEMBERS { Ok(()) } else { Err(Problem::new(format!("has more than {MAX_MEMBERS} addresses"))) }
 }
 
-/// What a route makes of who asks, if anything; `None` if something was refused.
+/// What a route makes of who asks, if anything; `None` if something was refused. `prices` are its own at all hours, as far
+/// as they could be read.
 #[expect(clippy::option_option, reason = "a section that was refused, one that says nothing, one that does")]
 pub(super) fn rules(
     route: &mut Section<'_>,
-    price: Option<&Price>,
+    prices: &[&Price],
     money: Denomination,
     lists: &Lists,
     defaults: Rates,
 ) -> Option<Option<Rules>> {
     let keys = ["allow", "deny", "for", "free", "cap", "rate", "shadow"];
-    if price == Some(&Price::Free) {
+    if !prices.is_empty() && prices.iter().all(|price| **price == Price::Free) {
         let mut said = false;
         for key in keys {
             if let Some(entry) = route.entry(key) {
@@ -135,7 +136,8 @@ pub(super) fn rules(
     }
     let allow = named(route, "allow", lists);
     let deny = named(route, "deny", lists);
-    let prices = own_prices(route, price, money, lists);
+    let highest = prices.iter().map(|price| price.most().unwrap_or(Amount::ZERO)).max();
+    let prices = own_prices(route, highest, money, lists);
     let free = free(route);
     let cap = cap(route, money);
     let rates = rates(route);
@@ -185,7 +187,7 @@ fn named(section: &mut Section<'_>, key: &'static str, lists: &Lists) -> Option<
 
 fn own_prices(
     route: &mut Section<'_>,
-    list_price: Option<&Price>,
+    highest: Option<Amount>,
     money: Denomination,
     lists: &Lists,
 ) -> Option<Vec<OwnPrice>> {
@@ -203,9 +205,8 @@ fn own_prices(
             whole = false;
         }
         let price = price(&mut section, "price", money);
-        let most = |price: &Price| price.most().unwrap_or(Amount::ZERO);
-        if let (Some(price), Some(list_price)) = (&price, list_price)
-            && most(price) > most(list_price)
+        if let (Some(price), Some(highest)) = (&price, highest)
+            && price.most().unwrap_or(Amount::ZERO) > highest
         {
             let problem = Problem::new("is above the route's own price, which is what the quote says");
             section.error("price", None, problem.fix("make the route's price the highest anybody pays"));
