@@ -5,7 +5,7 @@
 //! pays; that is the accounts' business.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use http::{HeaderMap, Method, Request};
 use serde_json::{Map, Value, json};
 
 use super::answer;
-use super::matching::{BodySeen, Conditions, Doubt, HostPattern, Looks, Seen};
+use super::matching::{BodySeen, Conditions, Doubt, HostPattern, Looks, Place, Seen};
 use super::path::{CleanPath, PathError, PathPattern};
 use super::people::Rules;
 use super::shop::{self, QuotePage, Shelf, Shop, Stock, Storefront};
@@ -761,6 +761,14 @@ impl Policy {
         let deciding = self.group(asked).ok().flatten();
         let seen = deciding.and_then(|group| group.seen(asked, body));
         seen.map(|seen| seen.told()).unwrap_or_default()
+    }
+
+    /// The routes that may decide about a request, by their path, and where they look for that; each place once.
+    pub fn looked_at(&self, asked: &Asked<'_>) -> Option<(&PathPattern, BTreeSet<&Place>)> {
+        let group = self.group(asked).ok().flatten()?;
+        let taken = self.entries_of(group).iter().filter(|entry| entry.route.takes(asked.method));
+        let places = taken.flat_map(|entry| entry.route.conditions.iter().map(|(place, _)| place)).collect();
+        Some((&group.first.pattern, places))
     }
 
     /// How each route takes a request, the most specific first, as an operator asks for it: whether it is of the group that
