@@ -118,7 +118,10 @@ mod prices {
 
         let output = peaje(&["diff", &old, &same]);
         assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
-        assert_eq!(stdout(&output).trim(), json!({"same": true, "routes": [], "keys": []}).to_string());
+        assert_eq!(
+            stdout(&output).trim(),
+            json!({"same": true, "routes": [], "keys": [], "not_now": null}).to_string()
+        );
 
         let output = peaje(&["diff", &old, &new]);
         assert_eq!(output.status.code(), Some(1));

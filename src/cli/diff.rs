@@ -16,8 +16,9 @@ use crate::config::diff::{Diff, RouteChange};
 const MORE: &str = "\
 Diff reads two config files and says what would change from the one to the
 other: every route that is new, gone or costs something else, with both prices,
-and every other key with both values. Keys that a running proxy does not take
-from a changed file are marked: they wait for a restart. Comments, order and
+and every other key with both values. What a running proxy would not take from
+the changed file is marked: it waits for a restart. Where it would refuse the
+file as a whole, all of it does, and why is said first. Comments, order and
 spelling make no difference. It asks nobody and changes nothing.
 
 It ends with 0 if nothing would change and with 1 if something would, as diff
@@ -53,7 +54,7 @@ pub fn run(args: &DiffArgs, output: &Output) -> Outcome {
     let (old, new) = (Config::load(&args.old)?, Config::load(&args.new)?);
     // Relative paths mean something else in another directory, but not in what is about to be copied over.
     let new = if old.store.directory != new.store.directory { beside(new, &args.new, &args.old) } else { new };
-    let diff = Diff::between(&old, &new);
+    let diff = Diff::foreseen(&old, &new);
     if output.json_result(args.json) {
         output.json(&as_json(&diff));
     } else {
@@ -69,7 +70,7 @@ fn beside(new: Config, at: &std::path::Path, instead: &std::path::Path) -> Confi
 }
 
 fn as_json(diff: &Diff) -> Value {
-    json!({"same": diff.is_empty(), "routes": diff.routes, "keys": diff.keys})
+    json!({"same": diff.is_empty(), "routes": diff.routes, "keys": diff.keys, "not_now": diff.not_now})
 }
 
 fn as_text(diff: &Diff, output: &Output) -> String {
@@ -78,6 +79,9 @@ fn as_text(diff: &Diff, output: &Output) -> String {
     }
     let paint = output.paint();
     let mut text = String::new();
+    if let Some(not_now) = &diff.not_now {
+        text.push_str(&format!("{}: {not_now}\n", paint.yellow("nothing of it is taken while peaje runs")));
+    }
     if !diff.routes.is_empty() {
         text.push_str(&format!("{}\n", paint.bold("routes")));
         let rows: Vec<_> = diff.routes.iter().map(route_row).collect();
