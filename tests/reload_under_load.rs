@@ -216,3 +216,28 @@ async fn what_only_a_start_can_change_is_named_and_the_rest_is_in_force() {
     assert_eq!(status.price_generation, 3);
     stage.strike().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_read_again_when_what_it_names_is_repaired() {
+    let stage = Stage::set().await;
+    let peaje = Peaje::start(&stage.settings()).await;
+    let beside = |name: &str| peaje.books().with_file_name(name);
+    let path = beside("peaje.toml");
+    let before = std::fs::read_to_string(&path).unwrap();
+    assert!(!before.contains("[discovery]"));
+    let names = "[payers]\npartners = \"file:partners.txt\"\n[discovery]\nopenapi = \"api.json\"\n";
+    std::fs::write(&path, format!("{before}\n{names}")).unwrap();
+    let failure =
+        |status: &Status| status.config.failure.as_ref().map(|failure| failure.errors.concat()).unwrap_or_default();
+    until(&peaje, "no list is there", |status| failure(status).contains("partners.txt")).await;
+    std::fs::write(beside("partners.txt"), "0x209693Bc6afc0C5328bA36FaF03C514EF312287C\n").unwrap();
+    until(&peaje, "no document is there", |status| failure(status).contains("api.json")).await;
+    std::fs::write(beside("api.json"), "{\"openapi\": \"3.1.0\", \"paths\": {}}").unwrap();
+    let status = until(&peaje, "all is there", |status| status.config.failure.is_none()).await;
+    assert_eq!(status.config.reloads, 1);
+    // Another document is another config, although the file says what it said.
+    std::fs::write(beside("api.json"), "{\"openapi\": \"3.1.0\", \"paths\": {}, \"info\": {}}").unwrap();
+    until(&peaje, "the document is read again", |status| status.config.reloads == 2).await;
+    assert!(peaje.log().contains("[discovery].openapi"), "{}", peaje.log());
+    stage.strike().await;
+}

@@ -195,7 +195,14 @@ pub const KEYS: &[Key] = &[
     live("[discovery]", "enabled", |c| c.discovery.enabled.to_string()),
     live("[discovery]", "name", |c| some(c.discovery.name.as_ref(), "the host")),
     live("[discovery]", "description", |c| some(c.discovery.description.as_ref(), "none")),
-    live("[discovery]", "openapi", |c| file(c.discovery.openapi.as_ref())),
+    Key {
+        // What is in the file counts, too.
+        differs: Some(|one, other| {
+            let part = |config: &Config| (config.discovery.openapi.clone(), config.discovery.document.clone());
+            part(one) != part(other)
+        }),
+        ..live("[discovery]", "openapi", |c| file(c.discovery.openapi.as_ref()))
+    },
     of_routes("[discovery]", "bazaar"),
     of_routes("[idempotency]", "identifier"),
     start("[idempotency]", "window", |c| write_duration(c.idempotency.window)),

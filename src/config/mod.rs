@@ -521,7 +521,10 @@ impl Config {
         });
         match document {
             Ok(document) => self.discovery.document = Some(Arc::new(document)),
-            Err(problem) => return Err(ConfigErrors::unusable(name, "[discovery].openapi", file, &problem)),
+            Err(problem) => {
+                let beside = self.payer_files.iter().chain([file]).cloned().collect::<Vec<_>>();
+                return Err(ConfigErrors::unusable(name, "[discovery].openapi", file, &problem).beside(beside));
+            }
         }
         Ok(self)
     }

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use toml::de::{DeInteger, DeTable, DeValue};
@@ -27,6 +28,7 @@ pub(super) struct Report<'a> {
     errors: RefCell<Vec<ConfigError>>,
     known: RefCell<BTreeSet<(String, &'static str)>>,
     unknown: RefCell<Vec<Unknown>>,
+    beside: RefCell<Vec<PathBuf>>,
 }
 
 struct Unknown {
@@ -97,7 +99,18 @@ impl<T> Given<T> {
 
 impl<'a> Report<'a> {
     pub(super) fn new(text: &'a str) -> Self {
-        Self { text, errors: RefCell::default(), known: RefCell::default(), unknown: RefCell::default() }
+        let (errors, known, unknown) = Default::default();
+        Self { text, errors, known, unknown, beside: RefCell::default() }
+    }
+
+    /// Notes a file that is read with this one.
+    pub(super) fn opens(&self, file: &Path) {
+        self.beside.borrow_mut().push(file.to_owned());
+    }
+
+    /// The files that were read with this one.
+    pub(super) fn opened(&self) -> Vec<PathBuf> {
+        self.beside.borrow().clone()
     }
 
     /// Records an error at a place, or about something that has none.

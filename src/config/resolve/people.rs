@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::price::{Denomination, price};
 use super::values::{DAY, SECOND, address, counted, one_of, read_duration, whole_seconds};
-use crate::config::reader::{Entry, Given, Problem, Section, closest, quoted};
+use crate::config::reader::{Entry, Given, Problem, Report, Section, closest, quoted};
 use crate::gate::people::{By, Cap, Free, OwnPrice, Payers, Rules};
 use crate::gate::policy::Price;
 use crate::gate::quota::Rate;
@@ -35,15 +35,15 @@ pub(super) type Lists = BTreeMap<String, Arc<Payers>>;
 /// How often a payer is served, and how often a network is told a price.
 pub(super) type Rates = (Option<Rate>, Option<Rate>);
 
-/// The lists of payers, and the files they were read from. One that was refused is there all the same, with nobody on it:
-/// a route that names it is no second mistake.
-pub(super) fn payers(mut section: Section<'_>, folder: Option<&Path>) -> (Lists, Vec<PathBuf>) {
-    let (mut lists, mut files) = (Lists::new(), Vec::new());
+/// The lists of payers. One that was refused is there all the same, with nobody on it: a route that names it is no second
+/// mistake.
+pub(super) fn payers(mut section: Section<'_>, folder: Option<&Path>) -> Lists {
+    let mut lists = Lists::new();
     for (name, entry) in section.own_keys(Some("partners")) {
         let members = if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains(char::is_control) {
             Err(Problem::new(format!("{} is no name for a list", quoted(&name))))
         } else {
-            members(&entry, folder, &mut files)
+            members(section.report(), &entry, folder)
         };
         let members = members.unwrap_or_else(|problem| {
             section.refuse(&entry, problem);
@@ -51,17 +51,17 @@ pub(super) fn payers(mut section: Section<'_>, folder: Option<&Path>) -> (Lists,
         });
         lists.insert(name.clone(), Arc::new(Payers { name: name.into(), members }));
     }
-    (lists, files)
+    lists
 }
 
-fn members(entry: &Entry<'_>, folder: Option<&Path>, files: &mut Vec<PathBuf>) -> Result<BTreeSet<Address>, Problem> {
+fn members(report: &Report<'_>, entry: &Entry<'_>, folder: Option<&Path>) -> Result<BTreeSet<Address>, Problem> {
     if let Some(text) = entry.as_text() {
         let Some(file) = text.strip_prefix("file:") else {
             return Err(Problem::new("expected a list of addresses, or a file")
                 .fix("write [\"0x…\"], or \"file:partners.txt\""));
         };
         let path = folder.unwrap_or(Path::new("")).join(file);
-        files.push(path.clone());
+        report.opens(&path);
         return from_file(&path, file);
     }
     let texts = entry.as_texts().ok_or_else(|| {
