@@ -36,6 +36,7 @@ pub mod cli;
 mod clock;
 pub mod config;
 pub mod devnet;
+mod duration;
 pub mod facilitator;
 pub mod gate;
 pub mod ledger;

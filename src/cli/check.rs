@@ -18,7 +18,7 @@ use super::{ConfigArgs, Exit, Failure, Outcome, Output};
 use crate::causes::causes;
 use crate::chain::{self, AlloyChain, Chain as _, ChainError, GasPrice, Head, KeyRef, RpcUrl, TokenDomain};
 use crate::clock;
-use crate::config::{Config, ConfigErrors, KeyReference, MaxLag, Redeem};
+use crate::config::{Config, KeyReference, MaxLag, Redeem};
 use crate::facilitator::Client;
 use crate::gate::policy::{Route, TokenTerms, Transfer};
 use crate::protocol::contracts::{ERC3009_COLLECTOR, PERMIT2, PERMIT2_COLLECTOR, SETTLEMENT};
@@ -126,14 +126,7 @@ impl Finding {
 pub async fn run(args: CheckArgs, output: &Output) -> Outcome {
     let file = args.config.config.display().to_string();
     let as_json = output.json_result(args.json);
-    let config = match args.config.load_or_errors() {
-        Ok(config) => config,
-        Err(errors) if as_json => {
-            output.json(&errors_as_json(&file, &errors));
-            return Err(Failure::reported(Exit::Config));
-        }
-        Err(errors) => return Err(errors.into()),
-    };
+    let config = super::load(&args.config.config, as_json, output)?;
     let findings = if args.offline { in_file(&config) } else { all_findings(&config).await };
     if as_json {
         output.json(&as_json_report(&file, &findings));
@@ -635,21 +628,6 @@ fn exit_of(findings: &[Finding]) -> Exit {
 fn as_json_report(file: &str, findings: &[Finding]) -> Value {
     let ok = exit_of(findings) == Exit::Ok;
     json!({"config": file, "ok": ok, "findings": findings.iter().map(Finding::to_json).collect::<Vec<_>>()})
-}
-
-/// Errors of the file in the form of findings, with their place.
-fn errors_as_json(file: &str, errors: &ConfigErrors) -> Value {
-    let each = errors.errors().iter().map(|error| {
-        json!({
-            "severity": "error",
-            "what": if error.key.is_empty() { "config" } else { &error.key },
-            "detail": error.problem,
-            "fix": error.fix,
-            "line": error.place.as_ref().map(|place| place.line),
-            "column": error.place.as_ref().map(|place| place.column),
-        })
-    });
-    json!({"config": file, "ok": false, "findings": each.collect::<Vec<_>>()})
 }
 
 fn as_checklist(file: &str, findings: &[Finding], output: &Output) -> String {

@@ -51,12 +51,13 @@ pub struct DiffArgs {
 
 /// Compares and prints.
 pub fn run(args: &DiffArgs, output: &Output) -> Outcome {
-    let (old, new) = (Config::load(&args.old)?, Config::load(&args.new)?);
+    let as_json = output.json_result(args.json);
+    let (old, new) = (super::load(&args.old, as_json, output)?, super::load(&args.new, as_json, output)?);
     // Relative paths mean something else in another directory, but not in what is about to be copied over.
     let new = if old.store.directory != new.store.directory { beside(new, &args.new, &args.old) } else { new };
     let diff = Diff::foreseen(&old, &new);
-    if output.json_result(args.json) {
-        output.json(&as_json(&diff));
+    if as_json {
+        output.json(&told(&diff));
     } else {
         output.text(&as_text(&diff, output));
     }
@@ -69,7 +70,7 @@ fn beside(new: Config, at: &std::path::Path, instead: &std::path::Path) -> Confi
     again.unwrap_or(new)
 }
 
-fn as_json(diff: &Diff) -> Value {
+fn told(diff: &Diff) -> Value {
     json!({"same": diff.is_empty(), "routes": diff.routes, "keys": diff.keys, "not_now": diff.not_now})
 }
 

@@ -124,9 +124,10 @@ struct Replay {
 
 /// Reads, judges and prints.
 pub fn run(args: &ReplayArgs, output: &Output) -> Done {
-    let config = args.config.load()?;
+    let load = |path: &Path| super::load(path, output.json_result(args.json), output);
+    let config = load(&args.config.config)?;
     let new = policy(&config)?;
-    let old = args.old.as_deref().map(|old| policy(&Config::load(old)?)).transpose()?;
+    let old = args.old.as_deref().map(|old| policy(&load(old)?)).transpose()?;
     let mut replay = Replay::default();
     for log in &args.logs {
         let unreadable = |error: std::io::Error| {

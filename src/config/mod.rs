@@ -32,7 +32,6 @@
 //! ```
 
 pub mod diff;
-mod duration;
 mod error;
 mod keys;
 mod live;
@@ -52,12 +51,12 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
 use ipnet::IpNet;
 
-pub use self::duration::{DurationError, parse_duration, write_duration};
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::keys::{KEYS, Key, When};
 pub use self::live::{NotNow, ReloadFailure, ReloadState, Reloads};
 pub use self::reference::{KeyReference, KeyReferenceError, RpcReference, RpcReferenceError};
 pub use self::size::{SizeError, parse_size};
+pub use crate::duration::{DurationError, parse_duration, write_duration};
 use crate::gate::Idempotency;
 use crate::gate::policy::{Ambiguity, Policy, Route, Terms, TokenTerms};
 use crate::gate::quota::Rate;

@@ -290,6 +290,11 @@ impl Route {
         std::iter::once(&self.price).chain(self.schedule.windows().iter().map(|(_, price)| price))
     }
 
+    /// Its price for everybody at this moment, Unix seconds.
+    pub fn price_at(&self, at_s: u64) -> &Price {
+        self.schedule.at(at_s).unwrap_or(&self.price)
+    }
+
     /// Whether it costs something at any hour.
     pub fn is_ever_paid(&self) -> bool {
         self.prices().any(|price| *price != Price::Free)
