@@ -6,6 +6,7 @@
 //! from what asks for it, so that every judgement can be tested. **Does not** start anything.
 
 mod front;
+mod routes;
 
 use std::path::Path;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::clock;
 use crate::config::{Config, KeyReference, MaxLag, Redeem};
 use crate::facilitator::Client;
 use crate::gate::policy::{Route, TokenTerms, Transfer};
+use crate::local::is_this_machine;
 use crate::protocol::contracts::{ERC3009_COLLECTOR, PERMIT2, PERMIT2_COLLECTOR, SETTLEMENT};
 use crate::protocol::{Address, Amount, Domain, Hash};
 use crate::proxy::TargetState;
@@ -33,10 +35,11 @@ Check reads the config and asks the chain and the upstream whether it is true:
 that the RPC endpoint answers and is the configured chain, that the contracts
 are there, that the token signs under the configured EIP-712 domain, that the
 keys can be read and their accounts can pay for gas, that the upstream answers,
-that TLS certificates are good for a while and for the public host,
-that the books can be kept where the config says and are of this chain, which
-routes are free, and, where redeem.coin_price is set, what a claim costs now. It
-finds everything at once and changes nothing.
+that TLS certificates are good for a while and for the public host, that the
+books are of this chain and can be kept where the config says, as can the access
+log, which routes are free or can hardly be meant as they are, and, where
+redeem.coin_price is set, what a claim costs now. It finds everything at once and
+changes nothing.
 
 Examples:
   peaje check
@@ -171,6 +174,7 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
     findings.extend(front::findings(&config.server, clock::now_s()));
     findings.extend(deposit_finding(config.channel.min_deposit, loopback));
     findings.extend(endpoint_findings(config.chain.rpc.len(), config.chain.max_lag, loopback));
+    findings.extend(config.access_log.as_deref().map(access_finding));
     let identity = Identity { chain_id: config.chain.chain_id, settlement: SETTLEMENT };
     findings.push(books_finding(&config.store.directory, identity));
     findings.extend(match keys {
@@ -190,6 +194,7 @@ fn in_file(config: &Config) -> Vec<Finding> {
     let mut findings =
         vec![Finding::fine("config", format!("{count} {}", if count == 1 { "route" } else { "routes" }))];
     findings.extend(free_findings(&config.routes));
+    findings.extend(routes::findings(config));
     findings.extend(config.of_each_chain().iter().filter_map(share_finding));
     findings
 }
@@ -253,6 +258,32 @@ fn books_finding(directory: &Path, identity: Identity) -> Finding {
     }
 }
 
+/// The file is made when the proxy starts, and its directory is not.
+fn access_finding(file: &Path) -> Finding {
+    const WHAT: &str = "log.access";
+    let shown = file.display();
+    let parent = match file.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let fix = "set log.access to a file that belongs to the user peaje runs as";
+    let problem = if file.is_dir() {
+        format!("{shown} is a directory")
+    } else if file.exists() {
+        match std::fs::OpenOptions::new().append(true).open(file) {
+            Ok(_) => return Finding::fine(WHAT, shown.to_string()),
+            Err(error) => format!("{shown} may not be written: {error}"),
+        }
+    } else if !parent.is_dir() {
+        format!("{shown} cannot be made: there is no directory {}", parent.display())
+    } else if may_write(parent) {
+        return Finding::fine(WHAT, format!("{shown} will be made"));
+    } else {
+        format!("{shown} cannot be made: {} may not be written", parent.display())
+    };
+    Finding::error(Exit::Config, WHAT, problem).fix(fix)
+}
+
 fn nearest_existing(path: &Path) -> Option<&Path> {
     // What a relative path begins in is the empty path, which is nowhere.
     path.ancestors()
@@ -268,9 +299,7 @@ fn may_write(directory: &Path) -> bool {
 
 fn public_url_finding(url: &str, chain_is_loopback: bool) -> Option<Finding> {
     let uri: http::Uri = url.parse().ok()?;
-    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    (local && !chain_is_loopback).then(|| {
+    (is_this_machine(uri.host()?) && !chain_is_loopback).then(|| {
         Finding::warning("public_url", format!("agents are shown {url}, which only this machine can reach"))
             .fix("set server.public_url to the address agents use")
     })
@@ -718,6 +747,32 @@ mod tests {
         std::fs::write(folder.path().join("file"), "").unwrap();
         let below_a_file = books_finding(&folder.path().join("file/books"), ours);
         assert_eq!(below_a_file.severity, Severity::Error(Exit::Books));
+    }
+
+    #[test]
+    fn an_access_log_must_have_a_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| access_finding(&folder.path().join(name));
+        assert_eq!(at("access.jsonl").severity, Severity::Fine);
+        assert!(!folder.path().join("access.jsonl").exists(), "checking makes nothing");
+        std::fs::write(folder.path().join("access.jsonl"), "").unwrap();
+        assert_eq!(at("access.jsonl").severity, Severity::Fine);
+        for (name, why) in [("no/access.jsonl", "there is no directory"), ("", "is a directory")] {
+            let finding = at(name);
+            assert_eq!(finding.severity, CONFIG);
+            assert!(finding.detail.contains(why), "{}", finding.detail);
+        }
+        assert_eq!(access_finding(Path::new("access-that-is-not-there")).severity, Severity::Fine);
+    }
+
+    #[test]
+    fn coins_without_a_price_are_named() {
+        let text = include_str!("../../config.example.toml").replace("[chain]\n", "[[chain]]\ncoin_price = \"$1\"\n");
+        let second = "[[chain]]\nnetwork = \"polygon\"\nrpc = \"env:P\"\n[receiver]\n";
+        let text = text.replace("[receiver]\n", second).replace("[redeem]\n", "[redeem]\nmax_gas_share = \"10%\"\n");
+        let findings = in_file(&Config::parse(&text, "c.toml").unwrap());
+        let told: Vec<_> = findings.iter().filter(|finding| finding.what == "max_gas_share").collect();
+        assert!(told.len() == 1 && told[0].detail.contains("polygon (chain 137)"), "{findings:?}");
     }
 
     #[test]

@@ -600,7 +600,7 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// The candidate a mistyped name was probably meant to be.
-pub(super) fn closest<'n>(typed: &str, candidates: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+pub(crate) fn closest<'n>(typed: &str, candidates: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     let typed: String = typed.chars().take(MAX_QUOTED_CHARS).collect::<String>().to_ascii_lowercase();
     let mut best: Option<(f64, &str)> = None;
     for name in candidates {

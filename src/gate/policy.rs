@@ -312,7 +312,7 @@ impl Route {
     }
 
     /// Whether both are for exactly the same hosts and paths.
-    fn stands_beside(&self, other: &Self) -> bool {
+    pub fn stands_beside(&self, other: &Self) -> bool {
         self.host == other.host && self.pattern.same_paths(&other.pattern)
     }
 }

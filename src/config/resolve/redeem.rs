@@ -6,6 +6,7 @@ use super::values::{DAY, HOUR, MINUTE, SECOND, amount, duration, plain_url};
 use crate::config::keys::write_fee;
 use crate::config::reader::{Given, Problem, Report, Section, quoted};
 use crate::config::{Chain, Channel, Facilitator, Redeem, write_duration};
+use crate::local::is_this_machine;
 use crate::protocol::{Amount, Network};
 
 /// A transaction of more claims is larger than nodes accept (128 KiB).
@@ -207,9 +208,7 @@ pub(super) fn decimal(text: &str, places: u8) -> Option<u128> {
 
 fn facilitator_url(text: &str) -> Result<Uri, Problem> {
     let uri = plain_url(text, "https://facilitator.example.com")?;
-    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    if uri.scheme_str() == Some("https") || local {
+    if uri.scheme_str() == Some("https") || is_this_machine(uri.host().unwrap_or_default()) {
         return Ok(uri);
     }
     Err(Problem::new("is not encrypted, so what it says about payments can be forged on the way")
