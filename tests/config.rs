@@ -827,6 +827,33 @@ fn what_a_route_asks_of_requests_and_payers_is_checked() {
             in_route("allow = [\"partner\"]"),
             "15:10 [[route]].allow: there is no list \"partner\"; did you mean \"partners\"?",
         ),
+        (
+            in_route("allow = [\"friends\"]"),
+            "15:10 [[route]].allow: there is no list \"friends\"; name one that is there, \"partners\", or add this one under",
+        ),
+        (
+            in_route("allow = [\"parnters\"]"),
+            "15:10 [[route]].allow: there is no list \"parnters\"; did you mean \"partners\"?",
+        ),
+        (
+            in_route("rate = { per_payer = \"20/s\" }"),
+            "15:22 [route.rate].per_payer: \"20/s\" does not say in how long; write \"20 / 1s\"",
+        ),
+        (in_route("rate = { per_payer = \"20/parsec\" }"), "15:22 [route.rate].per_payer: "),
+        (
+            changed("\"$0.002\"", "{ output_tokens = \"$10 per 1M\", most = \"$1\" }"),
+            "14:27 [route.price].output_tokens: \"$10 per 1M\" is not a rate; write \"$10 / 1M\"",
+        ),
+        (
+            changed("\"$0.002\"", "\"$10 per 1M\""),
+            "14:9 [[route]].price: \"$10 per 1M\" is a rate, and this is the price of a request; say what is counted",
+        ),
+        (
+            changed("\"$0.002\"", "{ output_tokens = \"$10 / 1M\", most = \"$1\", max = \"$1\" }"),
+            "14:52 [route.price].max: unknown key; did you mean \"most\"?",
+        ),
+        (with("[server]\ngrace = \"1m\""), "16:1 [server].grace: unknown key; did you mean \"quote_grace\"?"),
+        (in_upstream("timeout = \"1m\""), "3:1 [upstream].timeout: unknown key; did you mean \"response_timeout\"?"),
         (in_route("deny = []"), "15:8 [[route]].deny: names nobody; leave it out"),
         (
             in_route("free = { requests = 0, per = \"1d\", by = \"payer\" }"),

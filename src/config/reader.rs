@@ -22,6 +22,9 @@ const MAX_QUOTED_CHARS: usize = 80;
 /// How alike two names must be for one to be offered for the other (Jaro-Winkler).
 const ALIKE: f64 = 0.84;
 
+/// What people write for keys that are called otherwise and do not look alike.
+const MEANT: [(&str, &str); 3] = [("max", "most"), ("grace", "quote_grace"), ("timeout", "response_timeout")];
+
 /// The errors found so far, and the keys that were asked for.
 pub(super) struct Report<'a> {
     text: &'a str,
@@ -167,7 +170,8 @@ impl<'a> Report<'a> {
                 known.iter().filter(|(_, key)| *key == unknown.key).map(|(heading, _)| heading.as_str()).collect();
             let what = if unknown.heading.is_empty() { "unknown section or key" } else { "unknown key" };
             let problem = Problem::new(what);
-            let problem = match closest(&unknown.key, here()) {
+            let meant = MEANT.iter().find(|(typed, meant)| *typed == unknown.key && here().any(|key| key == *meant));
+            let problem = match meant.map(|(_, meant)| *meant).or_else(|| closest(&unknown.key, here())) {
                 Some(name) => problem.fix(format!("did you mean \"{name}\"?")),
                 None if !elsewhere.is_empty() => problem.fix(format!("it belongs under {}", elsewhere.join(" or "))),
                 None => problem.fix(format!("known here: {}", here().collect::<Vec<_>>().join(", "))),

@@ -120,7 +120,7 @@ pub mod in_a_crowd {
     //! | questions to the chain | [`desk::MAX_WAITING`](crate::gate::desk::MAX_WAITING), then 503 |
     //! | charges that wait for the disk | [`MAX_UNWRITTEN_CHARGES`](crate::store::MAX_UNWRITTEN_CHARGES), then 503 |
     //!
-    //! A peer is an address, or a network of version 6 (/64). Behind a load balancer all clients are one. So the channels that
+    //! A peer is an address, or a network of version 6 (/64). Behind a load balancer that is not believed all clients are one. So the channels that
     //! paid from a peer in the last hour are served whatever else comes from there, unless their own vouchers are forged
     //! there as well. Whatever is refused here was not charged, and the same voucher is good afterwards.
 }

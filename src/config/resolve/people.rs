@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::price::{Denomination, price};
 use super::values::{DAY, SECOND, address, counted, one_of, read_duration, whole_seconds};
+use crate::config::parse_duration;
 use crate::config::reader::{Entry, Given, Problem, Report, Section, closest, quoted};
 use crate::gate::people::{By, Cap, Free, OwnPrice, Payers, Rules};
 use crate::gate::policy::Price;
@@ -172,7 +173,11 @@ fn named(section: &mut Section<'_>, key: &'static str, lists: &Lists) -> Option<
             let problem = Problem::new(format!("there is no list {}", quoted(name)));
             match closest(name, lists.keys().map(String::as_str)) {
                 Some(meant) => problem.fix(format!("did you mean {}?", quoted(meant))),
-                None => problem.fix(format!("add {name} = [\"0x…\"] under [payers]")),
+                None if lists.is_empty() => problem.fix(format!("add {name} = [\"0x…\"] under [payers]")),
+                None => {
+                    let known = lists.keys().map(|known| quoted(known)).collect::<Vec<_>>().join(", ");
+                    problem.fix(format!("name one that is there, {known}, or add this one under [payers]"))
+                }
             }
         })
     });
@@ -272,6 +277,11 @@ fn rate(text: &str) -> Result<Rate, Problem> {
     let count: u32 = count.trim().parse().map_err(|_| bad())?;
     if !(1..=1_000_000).contains(&count) {
         return Err(Problem::new(format!("{count} is not between 1 and 1000000")));
+    }
+    let one = format!("1{}", per.trim());
+    if parse_duration(&one).is_ok() && parse_duration(per.trim()).is_err() {
+        let problem = Problem::new(format!("{} does not say in how long", quoted(text)));
+        return Err(problem.fix(format!("write \"{count} / {one}\"")));
     }
     let per = read_duration(per.trim(), &(Duration::from_millis(1)..=DAY))?;
     Ok(Rate { count, per })
