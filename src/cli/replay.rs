@@ -235,7 +235,7 @@ impl Replay {
         }
         let charge = self.charge(record, listing);
         Judged::Served(match (rules, record.payer) {
-            (Some(rules), Some(payer)) => self.due(&listing.route, rules, payer, record.time_ms / 1_000, charge),
+            (Some(rules), Some(payer)) => self.due(&listing.route, rules, payer, record, charge),
             (Some(rules), None) => {
                 let depends = !rules.prices.is_empty() || rules.free.is_some() || rules.cap.is_some();
                 self.anonymous = self.anonymous.saturating_add(u64::from(depends));
@@ -265,8 +265,9 @@ impl Replay {
         match (price, &record.counts) {
             (Price::Metered(_), Some(counts)) => by_status(price.cost(&counts.measured(record.status.unwrap_or(200)))),
             (Price::Metered(tariff), None) => {
-                self.uncounted = self.uncounted.saturating_add(1);
-                by_status(tariff.most())
+                let charge = by_status(tariff.most());
+                self.uncounted = self.uncounted.saturating_add(u64::from(!charge.is_zero()));
+                charge
             }
             // The upstream reported less than the quote, or the payer had to pay less; it would be so again.
             _ if record.charge < record.quote && !failed => {
@@ -278,14 +279,15 @@ impl Replay {
     }
 
     /// What is left of a charge, as the gate counts it: nothing of what is free, and nothing beyond the cap.
-    fn due(&mut self, route: &Route, rules: &Rules, payer: Address, at_s: u64, charge: Amount) -> Amount {
-        if charge.is_zero() {
-            return charge;
-        }
+    fn due(&mut self, route: &Route, rules: &Rules, payer: Address, record: &AccessRecord, charge: Amount) -> Amount {
+        let at_s = record.time_ms / 1_000;
+        // What served and cost nothing was one of those that were free.
+        let nothing = record.charge == Some(Amount::ZERO) && record.quote > record.charge;
+        let was_given = nothing && record.outcome == Outcome::Paid && record.status.is_some_and(|status| status < 400);
         let window = |per_s: u64| (std::ptr::from_ref(route), payer, at_s.checked_div(per_s).unwrap_or_default());
         if let Some(Free { requests, per_s, by: By::Payer }) = rules.free {
             let given = self.given.entry(window(per_s)).or_default();
-            if *given < requests {
+            if *given < requests && (was_given || !charge.is_zero()) {
                 *given = given.saturating_add(1);
                 return Amount::ZERO;
             }
@@ -543,6 +545,15 @@ mod tests {
         for (lines, statuses, expected) in cases {
             assert_eq!(revenue(&lines, &statuses), expected, "{lines}");
         }
+        // A log of the same list brings the same.
+        let same = "free = { requests = 2, per = \"1d\", by = \"payer\" }\ncap = { payer = \"$0.25\", per = \"1d\" }";
+        let new = listed(&format!("[[route]]\npath = \"/a\"\nprice = \"$0.10\"\n{same}\n"));
+        let mut replay = Replay::default();
+        for charge in [0, 0, 100_000, 100_000, 50_000, 0] {
+            let record = answered(200).replace("\"charge\":\"100000\"", &format!("\"charge\":\"{charge}\""));
+            replay.line(&record, None, &new);
+        }
+        assert_eq!((replay.total().1.revenue, replay.lowered), (replay.total().0.revenue, 4));
         // What was charged by its status before is charged by the new list's rule.
         let new = listed("[[route]]\npath = \"/a\"\nprice = \"$0.10\"\n");
         let mut replay = Replay::default();
