@@ -72,7 +72,11 @@ async fn our_agent_books_what_a_stream_cost_at_its_end() {
             assert_eq!((paid.charged.units(), &paid.doubt), (price, &None));
             assert_eq!(site.charged(), round * price);
             if ahead == 1 {
-                assert_eq!(booked(&site, &agent), (round * price, round * price), "what was signed above is free again");
+                assert_eq!(
+                    booked(&site, &agent),
+                    (round * price, round * price),
+                    "what was signed above is free again"
+                );
                 assert_eq!(paid.remaining.units(), 1_000 * MOST - round * price);
             }
         }
