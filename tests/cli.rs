@@ -118,7 +118,10 @@ mod prices {
 
         let output = peaje(&["diff", &old, &same]);
         assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
-        assert_eq!(stdout(&output).trim(), json!({"same": true, "routes": [], "keys": []}).to_string());
+        assert_eq!(
+            stdout(&output).trim(),
+            json!({"same": true, "routes": [], "keys": [], "not_now": null}).to_string()
+        );
 
         let output = peaje(&["diff", &old, &new]);
         assert_eq!(output.status.code(), Some(1));
@@ -199,7 +202,13 @@ mod prices {
             (output.status.code(), told)
         };
         let (code, told) = explain(&[]);
-        assert_eq!((code, &told["code"]), (Some(1), &json!("body_needed")), "{told}");
+        let decision = (&told["decision"], &told["code"], &told["status"]);
+        assert_eq!(decision, (&json!("depends"), &json!("body_needed"), &Value::Null), "{told}");
+        assert_eq!((code, &told["message"]), (Some(0), &json!("depends on the body, give it with --body '{…}'")));
+        let candidates: Vec<_> =
+            told["routes"].as_array().unwrap().iter().filter(|route| route["may_decide"] == true).collect();
+        let priced: Vec<_> = candidates.iter().map(|route| (&route["route"], &route["price"])).collect();
+        assert_eq!(priced, [(&json!("large"), &json!("10000")), (&json!("small"), &json!("1000"))]);
         let large = ["--body", r#"{"model": "large"}"#];
         let told = explain(&large).1;
         assert_eq!(
@@ -214,6 +223,63 @@ mod prices {
         let (code, told) = explain(&[&small[..], &[&stranger]].concat());
         assert_eq!((code, &told["route"], &told["payer_may_pay"]), (Some(1), &json!("small"), &json!(false)));
         assert_eq!(explain(&[&small[..], &[&partner]].concat()).0, Some(0));
+    }
+
+    #[test]
+    fn explain_speaks_as_the_config_does_and_of_the_hour_that_is_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let partner = format!("0x{}", "11".repeat(20));
+        let route = |name: &str, lines: &str| {
+            format!(
+                "[[route]]\npath = \"/v1/chat\"\nmethods = [\"POST\"]\nname = \"{name}\"\nprice = \"$0.01\"\n{lines}\n"
+            )
+        };
+        let rules = "cap = { payer = \"$5\", per = \"1d\" }\nfree = { requests = 10, per = \"1h\", by = \"payer\" }\n\
+                     rate = { per_payer = \"20 / 1m\" }\n[[route.for]]\npayers = [\"partners\"]\nprice = \"$0.001\"\n\
+                     [[route.at]]\nhours = \"22:00-23:00\"\nprice = \"$0.02\"";
+        let gold = "match = { header = { x-tier = \"gold\" } }";
+        let more = format!("[payers]\npartners = [\"{partner}\"]\n{}{}", route("plain", rules), route("gold", gold));
+        let [config] = files(directory.path(), [&format!("{MINIMAL}{more}")]);
+        let explain = |request: &str, at: &str| -> Value {
+            let output = peaje(&["explain", request, "--config", &config, "--at", at]);
+            serde_json::from_str(&stdout(&output)).unwrap()
+        };
+        let told = explain("POST /v1/chat", "2026-11-22T12:00:00Z");
+        let expected = json!([
+            "partners (1) are charged $0.001",
+            "10 requests of each payer are free in 1h",
+            "a payer is charged at most $5.00 in 1d",
+            "a payer is served 20 requests in 1m, on this route",
+        ]);
+        assert_eq!(told["rules"], expected);
+        let price = |told: &Value| {
+            let routes = told["routes"].as_array().unwrap();
+            routes.iter().find(|route| route["route"] == "plain").unwrap()["price"].clone()
+        };
+        assert_eq!(price(&told), "10000");
+        let later = explain("POST /v1/chat", "2026-11-22T22:30:00Z");
+        assert_eq!((&later["quote"], price(&later)), (&json!("20000"), json!("20000")));
+        assert_eq!(explain("GET /v1/chat", "2026-11-22T12:00:00Z")["message"], "sold for POST");
+    }
+
+    #[test]
+    fn a_config_that_is_none_is_told_to_programs_as_check_tells_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let [good, bad, log] = files(directory.path(), [MINIMAL, "[server]\nlisten = 7", ""]);
+        for arguments in [
+            vec!["check", "--offline", "--config", &bad],
+            vec!["explain", "/x", "--config", &bad],
+            vec!["replay", &log, "--config", &bad],
+            vec!["replay", &log, "--config", &good, "--old", &bad],
+            vec!["diff", &good, &bad],
+            vec!["diff", &bad, &good],
+        ] {
+            let output = peaje(&arguments);
+            let told: Value = serde_json::from_str(&stdout(&output)).unwrap_or_default();
+            let found = (output.status.code(), &told["config"], &told["ok"], &told["findings"][0]["what"]);
+            assert_eq!(found, (Some(3), &json!(bad), &json!(false), &json!("[server].listen")), "{arguments:?}");
+            assert!(stderr(&output).is_empty(), "{}", stderr(&output));
+        }
     }
 
     #[test]

@@ -435,7 +435,7 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         (with("[upstreams]\na = \"http://a\""), "16:5 [upstreams.a]: is a section, not a value"),
         (
             with("[upstreams.a]\nurl = \"http://a\"\nresponse_timeout = \"5m\""),
-            "15:12 [upstreams.a].response_timeout: 5m must be shorter than [channel].max_timeout, which is 5m; lower it, or \
+            "17:20 [upstreams.a].response_timeout: 5m must be shorter than [channel].max_timeout, which is 5m; lower it, or \
              raise max_timeout",
         ),
         (
@@ -644,12 +644,12 @@ fn every_error_says_where_what_and_how_to_fix_it() {
         ),
         (
             with("[redeem]\nurgent_max_fee = \"49.5 gwei\""),
-            "16:18 [redeem].urgent_max_fee: 49.50 gwei is less than max_fee, 50.00 gwei; raise it, or lower max_fee: what is \
+            "16:18 [redeem].urgent_max_fee: 49.5 gwei is less than max_fee, 50 gwei; raise it, or lower max_fee: what is \
              urgent must not bid less",
         ),
         (
             with("[redeem]\nmax_fee = \"501 gwei\""),
-            "15:1 [redeem].urgent_max_fee: 500.00 gwei is less than max_fee, 501.00 gwei; raise it, or lower max_fee: what \
+            "15:1 [redeem].urgent_max_fee: 500 gwei is less than max_fee, 501 gwei; raise it, or lower max_fee: what \
              is urgent must not bid less",
         ),
         (with("[redeem]\nbump_after = \"999ms\""), "16:14 [redeem].bump_after: \"999ms\" is not between 1s and 1h"),
@@ -827,6 +827,33 @@ fn what_a_route_asks_of_requests_and_payers_is_checked() {
             in_route("allow = [\"partner\"]"),
             "15:10 [[route]].allow: there is no list \"partner\"; did you mean \"partners\"?",
         ),
+        (
+            in_route("allow = [\"friends\"]"),
+            "15:10 [[route]].allow: there is no list \"friends\"; name one that is there, \"partners\", or add this one under",
+        ),
+        (
+            in_route("allow = [\"parnters\"]"),
+            "15:10 [[route]].allow: there is no list \"parnters\"; did you mean \"partners\"?",
+        ),
+        (
+            in_route("rate = { per_payer = \"20/s\" }"),
+            "15:22 [route.rate].per_payer: \"20/s\" does not say in how long; write \"20 / 1s\"",
+        ),
+        (in_route("rate = { per_payer = \"20/parsec\" }"), "15:22 [route.rate].per_payer: "),
+        (
+            changed("\"$0.002\"", "{ output_tokens = \"$10 per 1M\", most = \"$1\" }"),
+            "14:27 [route.price].output_tokens: \"$10 per 1M\" is not a rate; write \"$10 / 1M\"",
+        ),
+        (
+            changed("\"$0.002\"", "\"$10 per 1M\""),
+            "14:9 [[route]].price: \"$10 per 1M\" is a rate, and this is the price of a request; say what is counted",
+        ),
+        (
+            changed("\"$0.002\"", "{ output_tokens = \"$10 / 1M\", most = \"$1\", max = \"$1\" }"),
+            "14:52 [route.price].max: unknown key; did you mean \"most\"?",
+        ),
+        (with("[server]\ngrace = \"1m\""), "16:1 [server].grace: unknown key; did you mean \"quote_grace\"?"),
+        (in_upstream("timeout = \"1m\""), "3:1 [upstream].timeout: unknown key; did you mean \"response_timeout\"?"),
         (in_route("deny = []"), "15:8 [[route]].deny: names nobody; leave it out"),
         (
             in_route("free = { requests = 0, per = \"1d\", by = \"payer\" }"),
@@ -839,7 +866,7 @@ fn what_a_route_asks_of_requests_and_payers_is_checked() {
         (in_route("free = { requests = 1, per = \"1d\" }"), "15:8 [route.free].by: is missing; add by = \"payer\", or"),
         (
             in_route(&format!("{given_away}\nallow = [\"partners\"]")),
-            "12:1 [[route]].free: serves whoever comes, and allow",
+            "15:8 [[route]].free: serves whoever comes, and allow",
         ),
         (
             in_route("cap = { payer = \"$0\", per = \"1d\" }"),
@@ -863,13 +890,37 @@ fn what_a_route_asks_of_requests_and_payers_is_checked() {
         ),
         (
             own_price("payers = [\"partners\"]\nprice = \"$0.0021\""),
-            "15:1 [[route.for]].price: is above the route's own",
+            "17:9 [[route.for]].price: is above the route's own",
         ),
         (own_price("price = \"free\""), "15:1 [[route.for]].payers: is missing; add payers = [\"partners\"]"),
         (own_price("payers = [\"partners\"]"), "15:1 [[route.for]].price: is missing; add price ="),
         (
             changed("\"$0.002\"", "\"free\"\ndeny = [\"x\"]"),
             "15:8 [[route]].deny: has no effect: the route is free, for",
+        ),
+        (
+            changed("\"$0.002\"", "{ events = \"$1 / 1K\", most = \"$1\" }\nupgrade = [\"websocket\"]"),
+            "15:11 [[route]].upgrade: its price counts events, and no events are seen in an upgraded connection; charge for",
+        ),
+        (
+            in_route(
+                "upgrade = [\"websocket\"]\n[[route.at]]\ndays = \"mon\"\nprice = { events = \"$1 / 1K\", most = \"$1\" }",
+            ),
+            "15:11 [[route]].upgrade: its price counts events",
+        ),
+        (
+            in_route(
+                "upgrade = [\"websocket\"]\n[[route.for]]\npayers = [\"partners\"]\nprice = { events = \"$1 / 1M\", most = \
+                 \"$0.001\" }",
+            ),
+            "15:11 [[route]].upgrade: its price counts events",
+        ),
+        (
+            changed(
+                "\"$0.002\"",
+                &format!("{{ time = \"$1 / 1h\", most = \"$1\" }}\nupgrade = [\"websocket\"]\n{given_away}"),
+            ),
+            "16:8 [[route]].free: one free request would be an upgraded connection that nothing is ever charged for; write",
         ),
         (with("[payers]\nx = [\"0x0\"]"), "16:5 [payers].x: \"0x0\" is not an address"),
         (with("[payers]\nx = []"), "16:5 [payers].x: names nobody; leave the list out"),
@@ -892,6 +943,29 @@ fn what_a_route_asks_of_requests_and_payers_is_checked() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+    let upgrade = "upgrade = [\"websocket\"]";
+    let by_time = "{ time = \"$1 / 1h\", most = \"$1\" }";
+    for fine in [
+        changed("\"$0.002\"", &format!("{by_time}\n{upgrade}\n{}", given_away.replace("network", "payer"))),
+        changed("\"$0.002\"", &format!("{by_time}\n{given_away}")),
+        in_route(&format!("{upgrade}\n{given_away}")),
+        changed("\"$0.002\"", "{ events = \"$1 / 1K\", most = \"$1\" }"),
+    ] {
+        assert!(Config::parse(&fine, "c.toml").is_ok(), "{fine}: {:?}", errors(&fine));
+    }
+}
+
+#[test]
+fn a_route_that_costs_something_at_some_hours_is_a_paid_one() {
+    let window = "[[route.at]]\ndays = \"mon-fri\"\nprice = \"$0.01\"\n";
+    let lines = "deny = [\"partners\"]\ncap = { payer = \"$5\", per = \"1d\" }\nbazaar = true\n";
+    let own = "[[route.for]]\npayers = [\"partners\"]\nprice = \"$0.01\"\n";
+    let free = |more: &str| in_route(&format!("{lines}{more}")).replace("price = \"$0.002\"", "price = \"free\"");
+    let route = Config::parse(&free(&(window.to_owned() + own)), "c.toml").unwrap().routes.remove(0);
+    assert!(route.is_ever_paid() && route.rules.is_some());
+    assert!(route.extensions.contains_key("bazaar") && route.extensions.contains_key("payment-identifier"));
+    assert_eq!(errors(&free("")).len(), 2, "deny and cap");
+    assert!(errors(&free(&(window.to_owned() + &own.replace("0.01", "0.02"))))[0].contains("is above the route's own"));
 }
 
 #[test]
@@ -1571,6 +1645,15 @@ fn what_a_token_cannot_express_is_an_error_that_names_it() {
     for (text, expected) in cases {
         assert_eq!(errors(&text), [expected], "{text}");
     }
+    // The prices of some hours and of some payers stand elsewhere.
+    let cheap = |more: &str| {
+        in_route(more).replace("$0.002", "$0.02").replace("[receiver]", &format!("token = [{coarse}]\n[receiver]"))
+    };
+    for (table, lines) in [("at", "days = \"mon\""), ("for", "payers = [\"partners\"]")] {
+        let found = errors(&cheap(&format!("[[route.{table}]]\n{lines}\nprice = \"$0.015\"")));
+        let expected = format!("18:9 [[route.{table}]].price: $0.015 is finer than the token T17");
+        assert!(found.len() == 1 && found[0].starts_with(&expected), "{found:?}");
+    }
     let twice = errors(&with_tokens(&twice).replace("$0.002", "$0.02"));
     assert_eq!(twice.len(), 1, "{twice:?}");
     assert!(twice[0].contains("is named twice"), "{twice:?}");
@@ -1619,11 +1702,59 @@ fn several_chains_have_what_is_theirs_and_share_the_rest() {
     let config = Config::parse(&with_chain(&format!("{polygon}\n{own}")), "c.toml").unwrap();
     let second = config.of_each_chain().remove(1);
     assert_eq!((books(&second), fees(&second)), ("other".to_owned(), (90_000_000_000, Some(500_000))));
-    assert_eq!(second.redeem.urgent_max_fee_wei, 900_000_000_000);
+    assert_eq!(second.redeem.urgent_max_fee_wei, 5_000_000_000_000, "ten times the network's, which is more than 90");
     assert_eq!(second.receiver.gas_key.as_str(), "env:GAS_2");
     assert_ne!(config.of_each_chain()[0].receiver.gas_key, second.receiver.gas_key);
     // One chain in two brackets is one chain.
     assert_eq!(chains(&Config::parse(&changed("[chain]", "[[chain]]"), "c.toml").unwrap()), [84_532]);
+}
+
+#[test]
+fn an_urgent_fee_that_is_said_is_the_one_that_is_paid() {
+    let gwei = |text: &str| -> Vec<_> {
+        let each = Config::parse(text, "c.toml").unwrap_or_else(|errors| panic!("{text}\n{errors}")).of_each_chain();
+        each.iter().map(|chain| chain.redeem.urgent_max_fee_wei / 1_000_000_000).collect()
+    };
+    let own = |lines: &str| in_chain(lines).replace("[chain]", "[[chain]]");
+    let said = "[redeem]\nurgent_max_fee = \"200 gwei\"\n";
+    assert_eq!(gwei(&(own("max_fee = \"100 gwei\"") + said)), [200]);
+    assert_eq!(gwei(&(own("max_fee = \"1 gwei\"") + said)), [200]);
+    assert_eq!(gwei(&(own("max_fee = \"200 gwei\"") + said)), [200]);
+    assert_eq!(gwei(&(own("urgent_max_fee = \"60 gwei\"") + said)), [60], "the chain's own goes before");
+    assert_eq!(gwei(&own("max_fee = \"1 gwei\"")), [500], "a low fee is no reason to lose money");
+    assert_eq!(gwei(&own("max_fee = \"100 gwei\"")), [1_000]);
+    let base = "network = \"base\"\nrpc = \"env:B\"\n";
+    assert_eq!(gwei(&(with_chain(base) + said)), [200, 200]);
+    assert_eq!(gwei(&(with_chain(&format!("{base}urgent_max_fee = \"70 gwei\"")) + said)), [200, 70]);
+    let low = errors(&(own("max_fee = \"201 gwei\"") + said));
+    let told = "7:11 [chain].urgent_max_fee: 200 gwei of [redeem].urgent_max_fee is less than what is paid on base-sepolia \
+                without haste, 201 gwei; give this chain an urgent_max_fee of its own, or lower its max_fee";
+    assert_eq!(low, [told]);
+    let polygon = "network = \"polygon\"\nrpc = \"env:B\"\n";
+    let low = errors(&(with_chain(polygon) + said));
+    assert!(
+        low.len() == 1 && low[0].starts_with("9:11 ") && low[0].contains("on polygon without haste, 500 gwei"),
+        "{low:?}"
+    );
+    let low = errors(&own("max_fee = \"60 gwei\"\nurgent_max_fee = \"59 gwei\""));
+    assert_eq!(
+        low,
+        [
+            "8:18 [chain].urgent_max_fee: 59 gwei is less than max_fee, 60 gwei; raise it, or lower max_fee: what is urgent must not bid less"
+        ]
+    );
+}
+
+#[test]
+fn a_coin_price_of_the_chain_is_one_for_its_gas_share() {
+    let share = "[redeem]\nmax_gas_share = \"10%\"\n";
+    let own = in_chain("coin_price = \"$3000\"").replace("[chain]", "[[chain]]");
+    let config = Config::parse(&(own + share), "c.toml").unwrap().of_each_chain().remove(0);
+    assert_eq!(
+        (config.redeem.max_gas_share_bps, config.redeem.coin_price),
+        (Some(1_000), Some(Amount::new(3_000_000_000)))
+    );
+    assert!(errors(&with(share))[0].contains("says nothing while nobody knows"));
 }
 
 #[test]

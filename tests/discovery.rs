@@ -317,3 +317,34 @@ async fn quotes_satisfy_the_official_validators() {
         assert!(verdict["id"].as_str().unwrap().starts_with("pay_"), "{path}");
     }
 }
+
+#[tokio::test]
+async fn what_an_answer_costs_by_its_status_is_told_as_its_route_has_it() {
+    let rule = "charge_on = { \"404\" = \"10%\" }\n";
+    let usual = "An answer of status 400 or above costs nothing.";
+    let other =
+        "Of its price an answer costs, by its status: 2xx 100%, 3xx 100%, 4xx 0%, 404 10%; 401, 402, 407 and 5xx";
+    let text = |body: &str| (body.contains(usual), body.contains(other), body.contains("Where nothing else is said"));
+    let shop = gate(CONFIG);
+    assert_eq!(text(&get(&shop, "/llms.txt").await.body), (true, false, false));
+    assert_eq!(text(&ask(&shop, Method::GET, "/v1/weather/x", BROWSER).await.body), (true, false, false));
+    let shop = gate(&CONFIG.replace("methods = [\"GET\"]\n", &format!("methods = [\"GET\"]\n{rule}")));
+    assert_eq!(text(&get(&shop, "/llms.txt").await.body), (true, true, true));
+    assert_eq!(text(&ask(&shop, Method::GET, "/v1/weather/x", BROWSER).await.body), (false, true, false));
+    assert_eq!(text(&ask(&shop, Method::GET, "/v1/all/x", BROWSER).await.body), (true, false, false));
+    let shop = gate(&CONFIG.replace("price = \"$", &format!("{rule}price = \"$")));
+    assert_eq!(text(&get(&shop, "/llms.txt").await.body), (false, true, false));
+}
+
+#[tokio::test]
+async fn prices_of_some_hours_are_shown_as_such() {
+    // One of the two halves of the week, whenever this runs.
+    let at = |days: &str, price: &str| format!("[[route.at]]\ndays = \"{days}\"\nprice = \"{price}\"\n");
+    let window = at("mon-thu", "$0.03") + &at("fri-sun", "$0.03");
+    let shop = gate(&CONFIG.replace("price = \"free\"\n", &format!("price = \"free\"\n{window}")));
+    let page = ask(&shop, Method::GET, "/health", BROWSER).await.body;
+    assert!(page.contains("This costs <strong>$0.03 a request</strong>"), "{page}");
+    let list = get(&shop, "/llms.txt").await.body;
+    let told = "- `any method /health`: free; mon-thu 00:00-24:00 UTC: $0.03 a request; fri-sun 00:00-24:00 UTC: $0.03 a request.";
+    assert!(list.contains(told) && !list.contains("## Free"), "{list}");
+}

@@ -115,6 +115,15 @@ async fn until(peaje: &Peaje, what: &str, is_so: impl Fn(&Status) -> bool) -> St
     }
 }
 
+/// Waits until the log has all of these: what changed is in force a moment before it is told.
+async fn logged(peaje: &Peaje, parts: &[&str]) {
+    let begun = Instant::now();
+    while !parts.iter().all(|part| peaje.log().contains(part)) {
+        assert!(begun.elapsed() < PATIENCE, "{parts:?} in {}", peaje.log());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_reloads_fail_nobody_and_everybody_is_charged_what_it_was_quoted() {
     let stage = Stage::set().await;
@@ -202,9 +211,7 @@ async fn what_only_a_start_can_change_is_named_and_the_rest_is_in_force() {
     let status = until(&peaje, "the file is read", |status| status.price_generation == 2).await;
     let waiting: Vec<_> = status.config.needs_restart.iter().map(|change| change.key.as_str()).collect();
     assert_eq!(waiting, ["[server].shutdown_timeout", "[server].cores"]);
-    let is_told = |log: &str| log.contains("[server].shutdown_timeout") && log.contains("10s") && log.contains("11s");
-    // It is told after it is done.
-    until(&peaje, "it is told what waits", |_| is_told(&peaje.log())).await;
+    logged(&peaje, &["[server].shutdown_timeout", "10s", "11s"]).await;
     // In place, by an editor that has no other way: back to what runs.
     std::fs::write(&path, before).unwrap();
     let status = until(&peaje, "the file is read again", |status| status.price_generation == 3).await;
@@ -215,5 +222,30 @@ async fn what_only_a_start_can_change_is_named_and_the_rest_is_in_force() {
     peaje.amend("network = \"base-sepolia\"", "network = \"base\"");
     let status = until(&peaje, "it is refused", |status| status.config.failure.is_some()).await;
     assert_eq!(status.price_generation, 3);
+    stage.strike().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_read_again_when_what_it_names_is_repaired() {
+    let stage = Stage::set().await;
+    let peaje = Peaje::start(&stage.settings()).await;
+    let beside = |name: &str| peaje.books().with_file_name(name);
+    let path = beside("peaje.toml");
+    let before = std::fs::read_to_string(&path).unwrap();
+    assert!(!before.contains("[discovery]"));
+    let names = "[payers]\npartners = \"file:partners.txt\"\n[discovery]\nopenapi = \"api.json\"\n";
+    std::fs::write(&path, format!("{before}\n{names}")).unwrap();
+    let failure =
+        |status: &Status| status.config.failure.as_ref().map(|failure| failure.errors.concat()).unwrap_or_default();
+    until(&peaje, "no list is there", |status| failure(status).contains("partners.txt")).await;
+    std::fs::write(beside("partners.txt"), "0x209693Bc6afc0C5328bA36FaF03C514EF312287C\n").unwrap();
+    until(&peaje, "no document is there", |status| failure(status).contains("api.json")).await;
+    std::fs::write(beside("api.json"), "{\"openapi\": \"3.1.0\", \"paths\": {}}").unwrap();
+    let status = until(&peaje, "all is there", |status| status.config.failure.is_none()).await;
+    assert_eq!(status.config.reloads, 1);
+    // Another document is another config, although the file says what it said.
+    std::fs::write(beside("api.json"), "{\"openapi\": \"3.1.0\", \"paths\": {}, \"info\": {}}").unwrap();
+    until(&peaje, "the document is read again", |status| status.config.reloads == 2).await;
+    logged(&peaje, &["[discovery].openapi"]).await;
     stage.strike().await;
 }

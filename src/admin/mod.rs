@@ -19,7 +19,7 @@
 //! connect to loopback is trusted.
 
 use std::future::IntoFuture as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +40,7 @@ use crate::clock;
 use crate::config::{ReloadState, Reloads};
 use crate::gate::record::Recorder;
 use crate::gate::{Gate, Statement};
+use crate::local::is_this_machine;
 use crate::protocol::{Address, Amount, ChannelId};
 use crate::proxy::{TargetState, Upstream};
 use crate::redeem::{Redemption, Settings, Vitals};
@@ -404,9 +405,7 @@ async fn asked_by_name(request: Request, next: Next) -> Response {
 }
 
 fn is_local(authority: &Authority) -> bool {
-    let host = authority.host();
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    is_this_machine(authority.host())
 }
 
 #[cfg(test)]

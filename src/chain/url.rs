@@ -1,8 +1,9 @@
 //! The address of an RPC node, which is usually a secret: providers put their API keys into it.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
+
+use crate::local::is_this_machine;
 
 /// The longest message of a node that is passed on, in characters.
 const MAX_MESSAGE_CHARS: usize = 300;
@@ -30,9 +31,7 @@ pub enum RpcUrlError {
 impl RpcUrl {
     /// Whether the node is on this machine, so that a development key may be used with it.
     pub fn is_loopback(&self) -> bool {
-        let host = self.0.host_str().unwrap_or_default();
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+        is_this_machine(self.0.host_str().unwrap_or_default())
     }
 
     /// Scheme, host and port, to name the node by; nothing of it is secret.

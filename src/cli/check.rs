@@ -6,6 +6,7 @@
 //! from what asks for it, so that every judgement can be tested. **Does not** start anything.
 
 mod front;
+mod routes;
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,9 +19,10 @@ use super::{ConfigArgs, Exit, Failure, Outcome, Output};
 use crate::causes::causes;
 use crate::chain::{self, AlloyChain, Chain as _, ChainError, GasPrice, Head, KeyRef, RpcUrl, TokenDomain};
 use crate::clock;
-use crate::config::{Config, ConfigErrors, KeyReference, MaxLag, Redeem};
+use crate::config::{Config, KeyReference, MaxLag, Redeem};
 use crate::facilitator::Client;
-use crate::gate::policy::{Price, Route, TokenTerms, Transfer};
+use crate::gate::policy::{Route, TokenTerms, Transfer};
+use crate::local::is_this_machine;
 use crate::protocol::contracts::{ERC3009_COLLECTOR, PERMIT2, PERMIT2_COLLECTOR, SETTLEMENT};
 use crate::protocol::{Address, Amount, Domain, Hash};
 use crate::proxy::TargetState;
@@ -33,10 +35,11 @@ Check reads the config and asks the chain and the upstream whether it is true:
 that the RPC endpoint answers and is the configured chain, that the contracts
 are there, that the token signs under the configured EIP-712 domain, that the
 keys can be read and their accounts can pay for gas, that the upstream answers,
-that TLS certificates are good for a while and for the public host,
-that the books can be kept where the config says and are of this chain, which
-routes are free, and, where redeem.coin_price is set, what a claim costs now. It
-finds everything at once and changes nothing.
+that TLS certificates are good for a while and for the public host, that the
+books are of this chain and can be kept where the config says, as can the access
+log, which routes are free or can hardly be meant as they are, and, where
+redeem.coin_price is set, what a claim costs now. It finds everything at once and
+changes nothing.
 
 Examples:
   peaje check
@@ -126,14 +129,7 @@ impl Finding {
 pub async fn run(args: CheckArgs, output: &Output) -> Outcome {
     let file = args.config.config.display().to_string();
     let as_json = output.json_result(args.json);
-    let config = match args.config.load_or_errors() {
-        Ok(config) => config,
-        Err(errors) if as_json => {
-            output.json(&errors_as_json(&file, &errors));
-            return Err(Failure::reported(Exit::Config));
-        }
-        Err(errors) => return Err(errors.into()),
-    };
+    let config = super::load(&args.config.config, as_json, output)?;
     let findings = if args.offline { in_file(&config) } else { all_findings(&config).await };
     if as_json {
         output.json(&as_json_report(&file, &findings));
@@ -178,6 +174,7 @@ pub async fn findings(config: &Config) -> Vec<Finding> {
     findings.extend(front::findings(&config.server, clock::now_s()));
     findings.extend(deposit_finding(config.channel.min_deposit, loopback));
     findings.extend(endpoint_findings(config.chain.rpc.len(), config.chain.max_lag, loopback));
+    findings.extend(config.access_log.as_deref().map(access_finding));
     let identity = Identity { chain_id: config.chain.chain_id, settlement: SETTLEMENT };
     findings.push(books_finding(&config.store.directory, identity));
     findings.extend(match keys {
@@ -197,12 +194,22 @@ fn in_file(config: &Config) -> Vec<Finding> {
     let mut findings =
         vec![Finding::fine("config", format!("{count} {}", if count == 1 { "route" } else { "routes" }))];
     findings.extend(free_findings(&config.routes));
+    findings.extend(routes::findings(config));
+    findings.extend(config.of_each_chain().iter().filter_map(share_finding));
     findings
+}
+
+/// What gas takes of a claim is known only where a coin has a price.
+fn share_finding(chain: &Config) -> Option<Finding> {
+    (chain.redeem.max_gas_share_bps.is_some() && chain.redeem.coin_price.is_none()).then(|| {
+        let detail = format!("says nothing on {}: nobody knows what gas costs there in dollars", chain_name(chain));
+        Finding::warning("max_gas_share", detail).fix("give that [[chain]] a coin_price")
+    })
 }
 
 /// Free routes are listed by name. One that ends with `*` gives away whatever the API will ever have there.
 fn free_findings(routes: &[Route]) -> Vec<Finding> {
-    let free = || routes.iter().filter(|route| route.price == Price::Free);
+    let free = || routes.iter().filter(|route| !route.is_ever_paid());
     let names = |wide: bool| {
         free().filter(move |route| route.pattern.to_string().ends_with('*') == wide).map(|route| &*route.name)
     };
@@ -251,6 +258,32 @@ fn books_finding(directory: &Path, identity: Identity) -> Finding {
     }
 }
 
+/// The file is made when the proxy starts, and its directory is not.
+fn access_finding(file: &Path) -> Finding {
+    const WHAT: &str = "log.access";
+    let shown = file.display();
+    let parent = match file.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let fix = "set log.access to a file that belongs to the user peaje runs as";
+    let problem = if file.is_dir() {
+        format!("{shown} is a directory")
+    } else if file.exists() {
+        match std::fs::OpenOptions::new().append(true).open(file) {
+            Ok(_) => return Finding::fine(WHAT, shown.to_string()),
+            Err(error) => format!("{shown} may not be written: {error}"),
+        }
+    } else if !parent.is_dir() {
+        format!("{shown} cannot be made: there is no directory {}", parent.display())
+    } else if may_write(parent) {
+        return Finding::fine(WHAT, format!("{shown} will be made"));
+    } else {
+        format!("{shown} cannot be made: {} may not be written", parent.display())
+    };
+    Finding::error(Exit::Config, WHAT, problem).fix(fix)
+}
+
 fn nearest_existing(path: &Path) -> Option<&Path> {
     // What a relative path begins in is the empty path, which is nowhere.
     path.ancestors()
@@ -266,9 +299,7 @@ fn may_write(directory: &Path) -> bool {
 
 fn public_url_finding(url: &str, chain_is_loopback: bool) -> Option<Finding> {
     let uri: http::Uri = url.parse().ok()?;
-    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    (local && !chain_is_loopback).then(|| {
+    (is_this_machine(uri.host()?) && !chain_is_loopback).then(|| {
         Finding::warning("public_url", format!("agents are shown {url}, which only this machine can reach"))
             .fix("set server.public_url to the address agents use")
     })
@@ -628,21 +659,6 @@ fn as_json_report(file: &str, findings: &[Finding]) -> Value {
     json!({"config": file, "ok": ok, "findings": findings.iter().map(Finding::to_json).collect::<Vec<_>>()})
 }
 
-/// Errors of the file in the form of findings, with their place.
-fn errors_as_json(file: &str, errors: &ConfigErrors) -> Value {
-    let each = errors.errors().iter().map(|error| {
-        json!({
-            "severity": "error",
-            "what": if error.key.is_empty() { "config" } else { &error.key },
-            "detail": error.problem,
-            "fix": error.fix,
-            "line": error.place.as_ref().map(|place| place.line),
-            "column": error.place.as_ref().map(|place| place.column),
-        })
-    });
-    json!({"config": file, "ok": false, "findings": each.collect::<Vec<_>>()})
-}
-
 fn as_checklist(file: &str, findings: &[Finding], output: &Output) -> String {
     let paint = output.paint();
     let width = findings.iter().map(|finding| finding.what.chars().count()).max().unwrap_or_default();
@@ -731,6 +747,32 @@ mod tests {
         std::fs::write(folder.path().join("file"), "").unwrap();
         let below_a_file = books_finding(&folder.path().join("file/books"), ours);
         assert_eq!(below_a_file.severity, Severity::Error(Exit::Books));
+    }
+
+    #[test]
+    fn an_access_log_must_have_a_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| access_finding(&folder.path().join(name));
+        assert_eq!(at("access.jsonl").severity, Severity::Fine);
+        assert!(!folder.path().join("access.jsonl").exists(), "checking makes nothing");
+        std::fs::write(folder.path().join("access.jsonl"), "").unwrap();
+        assert_eq!(at("access.jsonl").severity, Severity::Fine);
+        for (name, why) in [("no/access.jsonl", "there is no directory"), ("", "is a directory")] {
+            let finding = at(name);
+            assert_eq!(finding.severity, CONFIG);
+            assert!(finding.detail.contains(why), "{}", finding.detail);
+        }
+        assert_eq!(access_finding(Path::new("access-that-is-not-there")).severity, Severity::Fine);
+    }
+
+    #[test]
+    fn coins_without_a_price_are_named() {
+        let text = include_str!("../../config.example.toml").replace("[chain]\n", "[[chain]]\ncoin_price = \"$1\"\n");
+        let second = "[[chain]]\nnetwork = \"polygon\"\nrpc = \"env:P\"\n[receiver]\n";
+        let text = text.replace("[receiver]\n", second).replace("[redeem]\n", "[redeem]\nmax_gas_share = \"10%\"\n");
+        let findings = in_file(&Config::parse(&text, "c.toml").unwrap());
+        let told: Vec<_> = findings.iter().filter(|finding| finding.what == "max_gas_share").collect();
+        assert!(told.len() == 1 && told[0].detail.contains("polygon (chain 137)"), "{findings:?}");
     }
 
     #[test]

@@ -16,8 +16,9 @@ use crate::config::diff::{Diff, RouteChange};
 const MORE: &str = "\
 Diff reads two config files and says what would change from the one to the
 other: every route that is new, gone or costs something else, with both prices,
-and every other key with both values. Keys that a running proxy does not take
-from a changed file are marked: they wait for a restart. Comments, order and
+and every other key with both values. What a running proxy would not take from
+the changed file is marked: it waits for a restart. Where it would refuse the
+file as a whole, all of it does, and why is said first. Comments, order and
 spelling make no difference. It asks nobody and changes nothing.
 
 It ends with 0 if nothing would change and with 1 if something would, as diff
@@ -50,12 +51,13 @@ pub struct DiffArgs {
 
 /// Compares and prints.
 pub fn run(args: &DiffArgs, output: &Output) -> Outcome {
-    let (old, new) = (Config::load(&args.old)?, Config::load(&args.new)?);
+    let as_json = output.json_result(args.json);
+    let (old, new) = (super::load(&args.old, as_json, output)?, super::load(&args.new, as_json, output)?);
     // Relative paths mean something else in another directory, but not in what is about to be copied over.
     let new = if old.store.directory != new.store.directory { beside(new, &args.new, &args.old) } else { new };
-    let diff = Diff::between(&old, &new);
-    if output.json_result(args.json) {
-        output.json(&as_json(&diff));
+    let diff = Diff::foreseen(&old, &new);
+    if as_json {
+        output.json(&told(&diff));
     } else {
         output.text(&as_text(&diff, output));
     }
@@ -68,8 +70,8 @@ fn beside(new: Config, at: &std::path::Path, instead: &std::path::Path) -> Confi
     again.unwrap_or(new)
 }
 
-fn as_json(diff: &Diff) -> Value {
-    json!({"same": diff.is_empty(), "routes": diff.routes, "keys": diff.keys})
+fn told(diff: &Diff) -> Value {
+    json!({"same": diff.is_empty(), "routes": diff.routes, "keys": diff.keys, "not_now": diff.not_now})
 }
 
 fn as_text(diff: &Diff, output: &Output) -> String {
@@ -78,6 +80,9 @@ fn as_text(diff: &Diff, output: &Output) -> String {
     }
     let paint = output.paint();
     let mut text = String::new();
+    if let Some(not_now) = &diff.not_now {
+        text.push_str(&format!("{}: {not_now}\n", paint.yellow("nothing of it is taken while peaje runs")));
+    }
     if !diff.routes.is_empty() {
         text.push_str(&format!("{}\n", paint.bold("routes")));
         let rows: Vec<_> = diff.routes.iter().map(route_row).collect();

@@ -22,8 +22,8 @@ Explain says which route of the price list decides about a request and why the
 others do not, what the quote would say, what would be charged for answers of
 several kinds, and who may pay. It reads the config only: no proxy need run.
 
-It ends with 0 if the request would be served, paid or free, and with 1 if it
-would be refused whatever it brings.
+It ends with 0 if the request would be served, paid or free, or its body decides
+and was not given, and with 1 if it would be refused whatever it brings.
 
 Examples:
   peaje explain \"POST /v1/chat\"
@@ -98,7 +98,7 @@ struct Told {
 
 /// Judges and prints.
 pub fn run(args: &ExplainArgs, output: &Output) -> Outcome {
-    let config = args.config.load()?;
+    let config = super::load(&args.config.config, output.json_result(args.json), output)?;
     // No key is read: whose it is makes no price.
     let policy = config
         .policy(Address::ZERO)
@@ -213,6 +213,8 @@ fn as_text(told: &Told, output: &Output) -> String {
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     let verdict = match (why.status, &why.message) {
         (Some(status), Some(message)) => format!("{}: {status}, {message}", why.decision),
+        // It begins with the very word.
+        (None, Some(message)) if message.starts_with(why.decision) => message.clone(),
         _ => why.decision.to_owned(),
     };
     let mut rows = vec![row("verdict", verdict)];
@@ -222,14 +224,23 @@ fn as_text(told: &Told, output: &Output) -> String {
     rows.extend(why.rules.iter().map(|rule| row("rule", rule.clone())));
     rows.extend(may_pay.map(|may| row("payer", if may { "may pay" } else { "may not pay" }.to_owned())));
     let charges = examples.iter().map(|(what, charge)| vec![what.clone(), charge.to_price(*decimals)]).collect();
-    let others = why.considered.iter().filter(|route| !route.decides);
+    let candidates = why.considered.iter().filter(|route| route.may_decide).map(|route| {
+        let price =
+            route.price.map_or_else(|| "free".to_owned(), |most| format!("{} at most", most.to_price(*decimals)));
+        let wanted =
+            if route.conditions.is_empty() { "any other body".to_owned() } else { route.conditions.join(", ") };
+        vec![route.route.clone(), price, wanted]
+    });
+    let others = why.considered.iter().filter(|route| !route.decides && !route.may_decide);
     let others = others.map(|route| row(&route.route, route.why.clone())).collect();
     let mut text = format!("{}\n", paint.bold(request));
-    for (heading, rows) in [("", rows), ("charged", charges), ("other routes", others)] {
+    for (heading, rows) in
+        [("", rows), ("charged", charges), ("candidates", candidates.collect()), ("other routes", others)]
+    {
         if !heading.is_empty() && !rows.is_empty() {
             text.push_str(&format!("{}\n", paint.bold(heading)));
         }
-        for line in aligned(&[Side::Left, Side::Left], &rows) {
+        for line in aligned(&[Side::Left, Side::Left, Side::Left], &rows) {
             text.push_str(&format!("  {line}\n"));
         }
     }

@@ -5,6 +5,7 @@
 //! with what runs and what the file says; and that half a file, written by an editor in place, is not read. **Does not**
 //! stop or start anything.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -109,19 +110,28 @@ impl Live {
     }
 
     /// Reads the text of a file and puts it in force, and tells the log what came of it.
-    fn take(&self, path: &Path, text: Result<&str, ConfigErrors>) {
+    /// The files that were read with it, if it was refused.
+    fn take(&self, path: &Path, text: Result<&str, ConfigErrors>) -> Vec<PathBuf> {
         let config = text.and_then(|text| Config::load_text(path, text));
+        let beside = match &config {
+            Ok(config) => files_beside(config),
+            Err(errors) => errors.files().to_vec(),
+        };
         let outcome = config.map_err(refusals).and_then(|config| {
             self.apply(&config).map_err(|error| vec![format!("error: {}: {error}", path.display())])
         });
         match outcome {
-            Ok(taken) => self.tell(&taken),
+            Ok(taken) => {
+                self.tell(&taken);
+                Vec::new()
+            }
             Err(errors) => {
                 for error in &errors {
                     tracing::error!("{error}");
                 }
                 tracing::error!(errors = errors.len(), "the changed config is refused; what was in force stays so");
                 self.parts.reloads.refused(errors);
+                beside
             }
         }
     }
@@ -160,7 +170,8 @@ impl Live {
             tracing::warn!(%error, every_s, "nobody tells of changes of the config file, so it is looked at now and then");
         }
         let mut hangups = Hangups::listen();
-        let mut beside = self.beside();
+        let mut refused = Vec::new();
+        let mut beside = self.beside(&refused);
         let mut mark = Mark::of(&path);
         loop {
             let ordered = tokio::select! {
@@ -170,15 +181,13 @@ impl Live {
                     () = settle(&mut changes) => false,
                 },
                 () = tokio::time::sleep(LOOK_EVERY) => {
-                    let looked = Mark::of(&path);
-                    if looked == mark && self.beside() == beside {
+                    let looked = (Mark::of(&path), self.beside(&refused));
+                    if looked.0 == mark && looked.1 == beside {
                         continue;
                     }
-                    // Somebody may be writing it just now.
-                    mark = looked;
+                    // Somebody may be writing one of them just now. Then it is looked at again.
                     tokio::time::sleep(SETTLED).await;
-                    if Mark::of(&path) != mark {
-                        mark = None;
+                    if (Mark::of(&path), self.beside(&refused)) != looked {
                         continue;
                     }
                     false
@@ -188,35 +197,45 @@ impl Live {
                 access.reopen();
             }
             mark = Mark::of(&path);
-            let found = self.beside();
+            let found = self.beside(&refused);
             let is_new = ordered || found != beside;
             let (live, file, last) = (self.clone(), path.clone(), text.clone());
             match tokio::task::spawn_blocking(move || live.reload(&file, &last, is_new)).await {
-                Ok(read) => text = read,
+                Ok(Some((read, files))) => (text, refused) = (read, files),
+                Ok(None) => {}
                 Err(error) => tracing::error!(%error, "a reload broke; what was in force stays so"),
             }
-            // Of the files that are named now.
-            beside = self.beside();
+            // Of the files that are named now. What was changed while they were read is seen the next time.
+            beside = self.beside(&refused);
+            for (file, mark) in &mut beside {
+                *mark = found.get(file).copied().unwrap_or(*mark);
+            }
         }
     }
 
     /// What tells changes of the files that the config names and that are read with it: lists of payers, an OpenAPI document.
-    fn beside(&self) -> Vec<Option<Mark>> {
-        let running = self.parts.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.payer_files.iter().chain(&running.discovery.openapi).map(|file| Mark::of(file)).collect()
+    /// `refused` are those of a file that was refused, whose fault it may have been.
+    fn beside(&self, refused: &[PathBuf]) -> BTreeMap<PathBuf, Option<Mark>> {
+        let running = files_beside(&self.parts.running.lock().unwrap_or_else(PoisonError::into_inner));
+        running.into_iter().chain(refused.iter().cloned()).map(|file| (file.clone(), Mark::of(&file))).collect()
     }
 
-    /// Reads the file if it says something else than last time, or if it has to be read anyway. What it says.
-    fn reload(&self, path: &Path, last: &str, anyway: bool) -> String {
+    /// Reads the file if it says something else than last time, or if it has to be read anyway. What it says, and what was
+    /// read with it if it was refused; nothing, if there was nothing to do.
+    fn reload(&self, path: &Path, last: &str, anyway: bool) -> Option<(String, Vec<PathBuf>)> {
         let read = Config::read(path);
         let text = read.as_deref().unwrap_or_default().to_owned();
-        if anyway || text != last {
+        (anyway || text != last).then(|| {
             super::supervisor::reloading();
-            self.take(path, read.as_deref().map_err(Clone::clone));
+            let refused = self.take(path, read.as_deref().map_err(Clone::clone));
             super::supervisor::ready();
-        }
-        text
+            (text, refused)
+        })
     }
+}
+
+fn files_beside(config: &Config) -> Vec<PathBuf> {
+    config.payer_files.iter().chain(&config.discovery.openapi).cloned().collect()
 }
 
 /// The errors of a file, one text each.

@@ -23,9 +23,10 @@ mod supervisor;
 mod upstreams;
 pub mod value;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use serde_json::{Value, json};
 
 pub use self::exit::{Exit, Failure};
 pub use self::output::Output;
@@ -155,12 +156,34 @@ pub struct ConfigArgs {
 impl ConfigArgs {
     /// Reads and checks it.
     pub fn load(&self) -> Result<Config, Failure> {
-        Ok(self.load_or_errors()?)
+        Ok(Config::load(&self.config)?)
     }
+}
 
-    fn load_or_errors(&self) -> Result<Config, ConfigErrors> {
-        Config::load(&self.config)
-    }
+/// Reads and checks a config. What is wrong with it goes where the result would, if that is for programs.
+fn load(path: &Path, as_json: bool, output: &Output) -> Result<Config, Failure> {
+    Config::load(path).map_err(|errors| {
+        if !as_json {
+            return errors.into();
+        }
+        output.json(&errors_as_json(&path.display().to_string(), &errors));
+        Failure::reported(Exit::Config)
+    })
+}
+
+/// Errors of the file in the form of findings, with their place.
+fn errors_as_json(file: &str, errors: &ConfigErrors) -> Value {
+    let each = errors.errors().iter().map(|error| {
+        json!({
+            "severity": "error",
+            "what": if error.key.is_empty() { "config" } else { &error.key },
+            "detail": error.problem,
+            "fix": error.fix,
+            "line": error.place.as_ref().map(|place| place.line),
+            "column": error.place.as_ref().map(|place| place.column),
+        })
+    });
+    json!({"config": file, "ok": false, "findings": each.collect::<Vec<_>>()})
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! the proxy would have done it, as far as the log tells; what it does not tell is said. **Does not** ask anybody, read
 //! keys, or change anything. It cannot know who would have stayed away at another price.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,9 @@ use serde_json::{Map, Value, json};
 use super::ledger::{Side, aligned};
 use super::{ConfigArgs, Exit, Failure, Outcome as Done, Output};
 use crate::config::Config;
-use crate::gate::policy::{Asked, Listing, Policy, Price, Verdict};
+use crate::gate::matching::Place;
+use crate::gate::people::{By, Cap, Free, Rules};
+use crate::gate::policy::{Asked, Listing, Policy, Price, Route, Verdict};
 use crate::protocol::{Address, Amount};
 use crate::telemetry::access::{AccessRecord, Outcome};
 
@@ -27,10 +29,13 @@ log says happened; or, with --old, beside what another price list would have
 made of the same requests.
 
 A request that was served free and has a price now counts as refused: its agent
-brought no payment. One that was paid is charged by the new list, from what was
-counted of its answer; where the log has no counts, a metered price counts in
-full, and the summary says how often. Who would have stayed away from a higher
-price, nobody knows.
+brought no payment. One that was paid is charged by the new list: by its payer's
+own price, by its status, from what was counted of its answer, less what is free
+for the payer or beyond its cap. The summary says what the log does not tell:
+where it has no counts, a metered price counts in full; where it has nothing of
+what the new list matches on, that counts as absent; where less was charged than
+was quoted, no more is charged again. Rates and free requests by network are not
+replayed, and who would have stayed away from a higher price, nobody knows.
 
 Examples:
   peaje replay access.jsonl --config new.toml
@@ -103,13 +108,26 @@ struct Replay {
     unreadable: u64,
     /// Metered charges that could only be guessed at.
     uncounted: u64,
+    /// Charges that were below their quote, for a reason that the log does not tell.
+    lowered: u64,
+    /// Payments of nobody knows whom, by routes that have rules for some.
+    anonymous: u64,
+    /// Of each path, the places that its routes look at and the log has nothing of, with the number of such requests...
+    unseen: BTreeMap<(String, Place), u64>,
+    /// ...and those that it has something of in another request: there they were looked at, and nothing is nothing.
+    seen: BTreeSet<(String, Place)>,
+    /// What each payer was charged in each window of a route's cap.
+    charged: BTreeMap<(*const Route, Address, u64), Amount>,
+    /// How many free requests it had in each window.
+    given: BTreeMap<(*const Route, Address, u64), u64>,
 }
 
 /// Reads, judges and prints.
 pub fn run(args: &ReplayArgs, output: &Output) -> Done {
-    let config = args.config.load()?;
+    let load = |path: &Path| super::load(path, output.json_result(args.json), output);
+    let config = load(&args.config.config)?;
     let new = policy(&config)?;
-    let old = args.old.as_deref().map(|old| policy(&Config::load(old)?)).transpose()?;
+    let old = args.old.as_deref().map(|old| policy(&load(old)?)).transpose()?;
     let mut replay = Replay::default();
     for log in &args.logs {
         let unreadable = |error: std::io::Error| {
@@ -180,35 +198,115 @@ impl Replay {
             headers: &headers,
             at: record.time_ms / 1_000,
         };
+        if let Some((path, places)) = policy.looked_at(&asked) {
+            for place in places {
+                let key = (path.to_string(), place.clone());
+                if record.matched.contains_key(&place.recorded_as()) {
+                    self.seen.insert(key);
+                } else {
+                    let count = self.unseen.entry(key).or_default();
+                    *count = count.saturating_add(1);
+                }
+            }
+        }
         match policy.judge_whole(&asked, Some(body.as_bytes())) {
             Verdict::Free(route) => (route.name.to_string(), Judged::Served(Amount::ZERO)),
+            Verdict::Paid(listing) if listing.route.is_shadow() => {
+                (listing.route.name.to_string(), Judged::Served(Amount::ZERO))
+            }
             Verdict::Paid(listing) => (listing.route.name.to_string(), self.paid(record, listing)),
             _ => (NO_ROUTE.to_owned(), Judged::Refused),
         }
     }
 
     fn paid(&mut self, record: &AccessRecord, listing: &Listing) -> Judged {
-        match record.outcome {
-            Outcome::Paid => Judged::Served(self.charge(record, listing)),
+        let rules = listing.route.rules.as_deref();
+        let was_paid = match record.outcome {
+            Outcome::Paid => true,
             // It was on its way when its client left: that is charged in full.
-            Outcome::Left if record.charge.is_some() => Judged::Served(listing.preferred.price),
-            Outcome::Void | Outcome::Refunded => Judged::Served(Amount::ZERO),
-            _ => Judged::Refused,
+            Outcome::Left => record.charge.is_some(),
+            // The answer was a failure, which the new list may charge: its status tells.
+            Outcome::Void => true,
+            Outcome::Refunded => return Judged::Served(Amount::ZERO),
+            _ => false,
+        };
+        if !was_paid || rules.zip(record.payer).is_some_and(|(rules, payer)| !rules.admit(&payer)) {
+            return Judged::Refused;
+        }
+        let charge = self.charge(record, listing);
+        Judged::Served(match (rules, record.payer) {
+            (Some(rules), Some(payer)) => self.due(&listing.route, rules, payer, record, charge),
+            (Some(rules), None) => {
+                let depends = !rules.prices.is_empty() || rules.free.is_some() || rules.cap.is_some();
+                self.anonymous = self.anonymous.saturating_add(u64::from(depends));
+                charge
+            }
+            (None, _) => charge,
+        })
+    }
+
+    /// What the answer costs this payer, whatever it had free and was charged before.
+    fn charge(&mut self, record: &AccessRecord, listing: &Listing) -> Amount {
+        let own = record.payer.zip(listing.route.rules.as_ref()).and_then(|(payer, rules)| rules.price_for(&payer));
+        let price = own.unwrap_or(&listing.preferred.charged);
+        let most = price.most().unwrap_or(Amount::ZERO).min(listing.preferred.price);
+        let by_status = |cost: Amount| match record.status {
+            Some(status) => listing.route.status_rule.charge(status, cost).min(most),
+            None => cost.min(most),
+        };
+        let failed = record.status.is_none_or(|status| status >= 400);
+        if record.outcome == Outcome::Left {
+            return most;
+        }
+        // A call that failed with a good status (gRPC) fails once more.
+        if record.outcome == Outcome::Void && (!failed || record.status.is_none()) {
+            return Amount::ZERO;
+        }
+        match (price, &record.counts) {
+            (Price::Metered(_), Some(counts)) => by_status(price.cost(&counts.measured(record.status.unwrap_or(200)))),
+            (Price::Metered(tariff), None) => {
+                let charge = by_status(tariff.most());
+                self.uncounted = self.uncounted.saturating_add(u64::from(!charge.is_zero()));
+                charge
+            }
+            // The upstream reported less than the quote, or the payer had to pay less; it would be so again.
+            _ if record.charge < record.quote && !failed => {
+                self.lowered = self.lowered.saturating_add(1);
+                by_status(most).min(record.charge.unwrap_or(Amount::ZERO))
+            }
+            _ => by_status(most),
         }
     }
 
-    fn charge(&mut self, record: &AccessRecord, listing: &Listing) -> Amount {
-        let status = record.status.unwrap_or(200);
-        match (&listing.preferred.charged, &record.counts) {
-            (Price::Metered(_), Some(counts)) => listing.charge(&listing.preferred, &counts.measured(status)),
-            (Price::Metered(tariff), None) => {
-                self.uncounted = self.uncounted.saturating_add(1);
-                tariff.most()
+    /// What is left of a charge, as the gate counts it: nothing of what is free, and nothing beyond the cap.
+    fn due(&mut self, route: &Route, rules: &Rules, payer: Address, record: &AccessRecord, charge: Amount) -> Amount {
+        let at_s = record.time_ms / 1_000;
+        // What served and cost nothing was one of those that were free.
+        let nothing = record.charge == Some(Amount::ZERO) && record.quote > record.charge;
+        let was_given = nothing && record.outcome == Outcome::Paid && record.status.is_some_and(|status| status < 400);
+        let window = |per_s: u64| (std::ptr::from_ref(route), payer, at_s.checked_div(per_s).unwrap_or_default());
+        if let Some(Free { requests, per_s, by: By::Payer }) = rules.free {
+            let given = self.given.entry(window(per_s)).or_default();
+            if *given < requests && (was_given || !charge.is_zero()) {
+                *given = given.saturating_add(1);
+                return Amount::ZERO;
             }
-            // The upstream reported less than the quote; it would do so again.
-            _ if record.charge < record.quote => record.charge.unwrap_or(Amount::ZERO).min(listing.preferred.price),
-            _ => listing.preferred.price,
         }
+        let Some(Cap { payer: most, per_s }) = rules.cap else { return charge };
+        let charged = self.charged.entry(window(per_s)).or_default();
+        let due = charge.min(most.checked_sub(*charged).unwrap_or(Amount::ZERO));
+        *charged = charged.saturating_add(due);
+        due
+    }
+
+    /// What the log has nothing of although the price depends on it, by place, and in how many requests.
+    fn not_told_apart(&self) -> BTreeMap<String, u64> {
+        let mut told = BTreeMap::<String, u64>::new();
+        for (key, count) in self.unseen.iter().filter(|(key, _)| !self.seen.contains(*key)) {
+            let sum = told.entry(key.1.to_string()).or_default();
+            *sum = sum.saturating_add(*count);
+        }
+        told
     }
 
     fn total(&self) -> (Sum, Sum) {
@@ -235,6 +333,9 @@ impl Replay {
             "records": self.records,
             "unreadable": self.unreadable,
             "charged_in_full_for_want_of_counts": self.uncounted,
+            "charged_no_more_than_before": self.lowered,
+            "paid_by_unknown_payers": self.anonymous,
+            "not_told_apart": self.not_told_apart(),
         })
     }
 
@@ -264,6 +365,21 @@ impl Replay {
         }
         if self.uncounted > 0 {
             text.push_str(&format!("{} metered charges are the most, for want of counts\n", self.uncounted));
+        }
+        if self.lowered > 0 {
+            let lowered = self.lowered;
+            text.push_str(&format!(
+                "{lowered} charges were below their quote, and are no more now; why, the log does not say\n"
+            ));
+        }
+        if self.anonymous > 0 {
+            let anonymous = self.anonymous;
+            text.push_str(&format!(
+                "{anonymous} payments are charged as everybody's: the log does not say whose they were\n"
+            ));
+        }
+        for (place, count) in self.not_told_apart() {
+            text.push_str(&format!("{count} requests could not be told apart: the log has no {place}\n"));
         }
         text
     }
@@ -379,6 +495,87 @@ mod tests {
         assert_eq!(rows, expected);
         assert_eq!((replay.records, replay.unreadable), (10, 1));
         assert_eq!(replay.total(), (sum(10, 6_500, 3), sum(10, 6_500, 4)));
+    }
+
+    const PAYER: &str = "0x209693Bc6afc0C5328bA36FaF03C514EF312287C";
+
+    /// A payment of this payer's, a dollar's tenth, and the answer's status.
+    fn answered(status: u16) -> String {
+        let mut record: Value = serde_json::from_str(&record("/a", "paid", Some(100_000), Some(100_000))).unwrap();
+        (record["status"], record["payer"]) = (status.into(), PAYER.into());
+        if status >= 400 {
+            (record["outcome"], record["charge"]) = ("void".into(), "0".into());
+        }
+        record.to_string()
+    }
+
+    /// What a list makes of such payments.
+    fn revenue(lines: &str, statuses: &[u16]) -> (u128, u64) {
+        let new = listed(&format!(
+            "[[route]]\npath = \"/a\"\nprice = \"$0.10\"\n{lines}\n[payers]\nours = [\"{PAYER}\"]\nothers = \
+             [\"0x000000000000000000000000000000000000dEaD\"]\n"
+        ));
+        let mut replay = Replay::default();
+        statuses.iter().for_each(|status| replay.line(&answered(*status), None, &new));
+        let (_, after) = replay.total();
+        (after.revenue.units(), after.refused)
+    }
+
+    #[test]
+    fn the_new_list_charges_by_status_and_by_payer() {
+        let own = |payers: &str, price: &str| format!("[[route.for]]\npayers = [\"{payers}\"]\nprice = \"{price}\"");
+        let cases = [
+            (String::new(), vec![200, 404, 500], (100_000, 0)),
+            ("charge_on = { \"2xx\" = \"50%\" }".to_owned(), vec![200; 4], (200_000, 0)),
+            ("charge_on = { \"404\" = \"10%\" }".to_owned(), vec![404], (10_000, 0)),
+            ("charge_on = { \"404\" = \"10%\" }".to_owned(), vec![403, 500], (0, 0)),
+            (own("ours", "free"), vec![200; 3], (0, 0)),
+            (own("ours", "$0.04"), vec![200; 3], (120_000, 0)),
+            (own("others", "free"), vec![200; 3], (300_000, 0)),
+            ("cap = { payer = \"$0.25\", per = \"1d\" }".to_owned(), vec![200; 4], (250_000, 0)),
+            (
+                "free = { requests = 2, per = \"1d\", by = \"payer\" }".to_owned(),
+                vec![404, 200, 200, 200],
+                (100_000, 0),
+            ),
+            ("allow = [\"others\"]".to_owned(), vec![200; 3], (0, 3)),
+            ("deny = [\"others\"]".to_owned(), vec![200; 3], (300_000, 0)),
+            ("shadow = true".to_owned(), vec![200; 3], (0, 0)),
+        ];
+        for (lines, statuses, expected) in cases {
+            assert_eq!(revenue(&lines, &statuses), expected, "{lines}");
+        }
+        // A log of the same list brings the same.
+        let same = "free = { requests = 2, per = \"1d\", by = \"payer\" }\ncap = { payer = \"$0.25\", per = \"1d\" }";
+        let new = listed(&format!("[[route]]\npath = \"/a\"\nprice = \"$0.10\"\n{same}\n"));
+        let mut replay = Replay::default();
+        for charge in [0, 0, 100_000, 100_000, 50_000, 0] {
+            let record = answered(200).replace("\"charge\":\"100000\"", &format!("\"charge\":\"{charge}\""));
+            replay.line(&record, None, &new);
+        }
+        assert_eq!((replay.total().1.revenue, replay.lowered), (replay.total().0.revenue, 4));
+        // What was charged by its status before is charged by the new list's rule.
+        let new = listed("[[route]]\npath = \"/a\"\nprice = \"$0.10\"\n");
+        let mut replay = Replay::default();
+        replay.line(&answered(404).replace("void", "paid").replace("\"0\"", "\"10000\""), None, &new);
+        assert_eq!(replay.total().1.revenue, Amount::ZERO);
+    }
+
+    #[test]
+    fn what_the_log_has_nothing_of_is_counted() {
+        let route = |more: &str, price: &str| format!("[[route]]\npath = \"/a\"\nprice = \"{price}\"\n{more}\n");
+        let condition = "match = { header = { x-tier = \"pro\" }, body = { model = \"large\" } }";
+        let new = listed(&(route("", "$0.10") + &route(condition, "$0.90")));
+        let mut record: AccessRecord = serde_json::from_str(&answered(200)).unwrap();
+        let mut replay = Replay::default();
+        replay.line(&answered(200), None, &new);
+        record.matched.insert("header x-tier".to_owned(), "lite".to_owned());
+        replay.line(&serde_json::to_string(&record).unwrap(), None, &new);
+        // Where the log has it once, it was looked at, and the other request had none.
+        assert_eq!(replay.not_told_apart(), BTreeMap::from([("body.model".to_owned(), 2)]));
+        assert_eq!(replay.to_json()["not_told_apart"], json!({"body.model": 2}));
+        let text = replay.to_text(6, false, &Output::plain());
+        assert!(text.ends_with("2 requests could not be told apart: the log has no body.model\n"), "{text}");
     }
 
     #[test]

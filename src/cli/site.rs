@@ -471,7 +471,7 @@ mod tests {
             ("confirmations = 1", "confirmations = 9"),
             ("bump_after = \"30s\"", "bump_after = \"10s\""),
             ("max_fee = \"50 gwei\"", "max_fee = \"11 wei\""),
-            ("urgent_max_fee = \"500 gwei\"", "urgent_max_fee = \"12 wei\""),
+            ("# urgent_max_fee = \"500 gwei\"", "urgent_max_fee = \"12 wei\""),
             ("sweep_interval = \"10m\"", "sweep_interval = \"13m\""),
             ("# refund_idle = \"30d\"", "refund_idle = \"14h\""),
             ("stuck_after = \"1h\"", "stuck_after = \"15h\""),

@@ -3,6 +3,7 @@
 //! **Promises** that a value that may hold a secret (a key in the wrong place, an RPC URL, a header) is not repeated in
 //! an error, which is why such values are read after parsing and not while.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -56,15 +57,21 @@ pub(super) fn chain_name(chain_id: u64) -> String {
     Network::by_chain_id(chain_id).map_or_else(|| format!("chain {chain_id}"), |network| network.name.to_owned())
 }
 
-/// A key reference that was not read yet.
+/// A reference on the command line. What was refused is told only to whoever needs it.
 #[derive(Debug, Clone)]
-pub struct KeyArgument(Result<KeyReference, String>);
+pub struct Argument<T>(Result<T, String>);
 
-impl FromStr for KeyArgument {
+/// A key reference that was not read yet.
+pub type KeyArgument = Argument<KeyReference>;
+
+/// An RPC reference that was not read yet.
+pub type RpcArgument = Argument<RpcReference>;
+
+impl<T: FromStr<Err: Display>> FromStr for Argument<T> {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.parse().map_err(|error: crate::config::KeyReferenceError| error.to_string())))
+        Ok(Self(text.parse().map_err(|error: T::Err| error.to_string())))
     }
 }
 
@@ -75,18 +82,6 @@ impl KeyArgument {
             Failure::message(Exit::Usage, format!("the key reference is refused: {problem}"))
                 .hint("export PEAJE_AGENT_KEY, or pass --key file:PATH")
         })
-    }
-}
-
-/// An RPC reference that was not read yet.
-#[derive(Debug, Clone)]
-pub struct RpcArgument(Result<RpcReference, String>);
-
-impl FromStr for RpcArgument {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.parse().map_err(|error: crate::config::RpcReferenceError| error.to_string())))
     }
 }
 

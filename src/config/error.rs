@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -44,6 +45,8 @@ pub struct Place {
 pub struct ConfigErrors {
     file: String,
     errors: Vec<ConfigError>,
+    /// The files that it names and that were read with it.
+    beside: Vec<PathBuf>,
 }
 
 impl ConfigErrors {
@@ -51,7 +54,18 @@ impl ConfigErrors {
         let position = |error: &ConfigError| error.place.as_ref().map(|place| (place.line, place.column));
         // What is missing has no place and comes last.
         errors.sort_by_key(|error| (error.place.is_none(), position(error)));
-        Self { file: file.to_owned(), errors }
+        Self { file: file.to_owned(), errors, beside: Vec::new() }
+    }
+
+    /// The same of a file that names others, one of which may be what is wrong.
+    #[must_use]
+    pub(super) fn beside(self, files: impl IntoIterator<Item = PathBuf>) -> Self {
+        Self { beside: files.into_iter().collect(), ..self }
+    }
+
+    /// The files that it names and that were read with it, as they were opened: a change of one of them may be the cure.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.beside
     }
 
     /// A file that the config names and that cannot be used.

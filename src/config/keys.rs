@@ -7,8 +7,13 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Chain, Config, Cors, LogFormat, LogLevel, MaxLag, RpcReference, Upstream, write_duration};
+use super::size::write_size;
+use super::{
+    Chain, Config, Cors, ForwardedHeader, LogFormat, LogLevel, MaxLag, RpcReference, Upstream, write_duration,
+};
 use crate::gate::policy::{TokenTerms, Transfer};
+use crate::gate::quota::Rate;
+use crate::pricing::Share;
 use crate::protocol::Amount;
 
 /// When a change of a key takes effect.
@@ -74,7 +79,10 @@ pub const KEYS: &[Key] = &[
     start("[server.tls]", "cert", |c| files(c.server.tls.iter().map(|files| &files.cert))),
     start("[server.tls]", "key", |c| files(c.server.tls.iter().map(|files| &files.key))),
     start("[server]", "trusted_proxies", |c| list(&c.server.trusted_proxies)),
-    start("[server]", "forwarded_header", |c| format!("{:?}", c.server.forwarded_header)),
+    start("[server]", "forwarded_header", |c| match c.server.forwarded_header {
+        ForwardedHeader::XForwardedFor => "x-forwarded-for".to_owned(),
+        ForwardedHeader::Forwarded => "forwarded".to_owned(),
+    }),
     start("[server]", "proxy_protocol", |c| c.server.proxy_protocol.to_string()),
     start("[server]", "cores", |c| some(c.server.cores, "one for each core")),
     start("[admin]", "listen", |c| some(c.admin.listen, "off")),
@@ -119,7 +127,8 @@ pub const KEYS: &[Key] = &[
     start("[chain]", "gas_key", |c| chains(c, |x| some(x.gas_key.as_ref(), "the receiver's"))),
     start("[chain]", "books", |c| chains(c, |x| file(x.books.as_ref()))),
     start("[chain]", "coin_price", |c| chains(c, |x| money(c, x.coin_price))),
-    start("[chain]", "max_fee", |c| chains(c, |x| some(x.max_fee_wei.map(|wei| format!("{wei} wei")), "as usual"))),
+    start("[chain]", "max_fee", |c| chains(c, |x| some(x.max_fee_wei.map(write_fee), "as usual"))),
+    start("[chain]", "urgent_max_fee", |c| chains(c, |x| some(x.urgent_max_fee_wei.map(write_fee), "as usual"))),
     start("[chain.token]", "address", |c| tokens(c, |token| token.address.to_string())),
     start("[chain.token]", "decimals", |c| tokens(c, |token| token.decimals.to_string())),
     start("[chain.token]", "domain_name", |c| tokens(c, |token| token.domain_name.clone())),
@@ -151,14 +160,24 @@ pub const KEYS: &[Key] = &[
     start("[limits]", "header_timeout", |c| write_duration(c.limits.header_timeout)),
     start("[limits]", "body_timeout", |c| write_duration(c.limits.body_timeout)),
     start("[limits]", "idle_timeout", |c| write_duration(c.limits.idle_timeout)),
-    start("[limits]", "max_header_bytes", |c| c.limits.max_header_bytes.to_string()),
+    start("[limits]", "max_header_bytes", |c| write_size(c.limits.max_header_bytes)),
     start("[limits]", "max_headers", |c| c.limits.max_headers.to_string()),
-    start("[limits]", "max_body", |c| some(c.limits.max_body, "any")),
+    start("[limits]", "max_body", |c| {
+        some(
+            c.limits.max_body.map(|bytes| usize::try_from(bytes).map_or_else(|_| bytes.to_string(), write_size)),
+            "any",
+        )
+    }),
     start("[limits]", "max_tunnels", |c| c.limits.max_tunnels.to_string()),
-    live("[limits]", "max_matched_body", |c| c.limits.max_matched_body.to_string()),
-    live("[limits]", "rate", |c| format!("{:?} {:?}", c.limits.per_payer, c.limits.unpaid)),
+    live("[limits]", "max_matched_body", |c| write_size(c.limits.max_matched_body)),
+    live("[limits]", "rate", |c| {
+        let rate = |rate: Option<Rate>| {
+            some(rate.map(|Rate { count, per }| format!("{count} / {}", write_duration(per))), "none")
+        };
+        format!("per_payer {}, unpaid {}", rate(c.limits.per_payer), rate(c.limits.unpaid))
+    }),
     live("[limits]", "bad_signatures_per_minute", |c| c.limits.bad_signatures_per_minute.to_string()),
-    start("[limits]", "hot_keys_memory", |c| format!("{} bytes", c.limits.hot_keys_bytes)),
+    start("[limits]", "hot_keys_memory", |c| write_size(c.limits.hot_keys_bytes)),
     start("[store]", "directory", |c| c.store.directory.display().to_string()),
     start("[redeem]", "interval", |c| write_duration(c.redeem.interval)),
     start("[redeem]", "max_unclaimed", |c| money(c, c.redeem.max_unclaimed)),
@@ -166,13 +185,16 @@ pub const KEYS: &[Key] = &[
     start("[redeem]", "max_unclaimed_per_payer", |c| money(c, c.redeem.max_unclaimed_per_payer)),
     start("[redeem]", "max_age", |c| some(c.redeem.max_age.map(write_duration), "none")),
     start("[redeem]", "max_gas_share", |c| {
-        some(c.redeem.max_gas_share_bps.map(|share| format!("{share} hundredths of a percent")), "none")
+        some(c.redeem.max_gas_share_bps.and_then(|bps| Share::from_hundredths(u16::try_from(bps).ok()?)), "none")
     }),
     start("[redeem]", "coin_price", |c| money(c, c.redeem.coin_price)),
     start("[redeem]", "max_rows", |c| c.redeem.max_rows.to_string()),
     start("[redeem]", "on_shutdown", |c| c.redeem.on_shutdown.to_string()),
-    start("[redeem]", "max_fee", |c| format!("{} wei", c.redeem.max_fee_wei)),
-    start("[redeem]", "urgent_max_fee", |c| format!("{} wei", c.redeem.urgent_max_fee_wei)),
+    start("[redeem]", "max_fee", |c| write_fee(c.redeem.max_fee_wei)),
+    start("[redeem]", "urgent_max_fee", |c| match (c.redeem.urgent_is_said, write_fee(c.redeem.urgent_max_fee_wei)) {
+        (true, said) => said,
+        (false, usual) => format!("{usual}, as usual"),
+    }),
     start("[redeem]", "bump_after", |c| write_duration(c.redeem.bump_after)),
     start("[redeem]", "stuck_after", |c| write_duration(c.redeem.stuck_after)),
     start("[redeem]", "sweep_interval", |c| write_duration(c.redeem.sweep_interval)),
@@ -190,12 +212,19 @@ pub const KEYS: &[Key] = &[
     live("[discovery]", "enabled", |c| c.discovery.enabled.to_string()),
     live("[discovery]", "name", |c| some(c.discovery.name.as_ref(), "the host")),
     live("[discovery]", "description", |c| some(c.discovery.description.as_ref(), "none")),
-    live("[discovery]", "openapi", |c| file(c.discovery.openapi.as_ref())),
+    Key {
+        // What is in the file counts, too.
+        differs: Some(|one, other| {
+            let part = |config: &Config| (config.discovery.openapi.clone(), config.discovery.document.clone());
+            part(one) != part(other)
+        }),
+        ..live("[discovery]", "openapi", |c| file(c.discovery.openapi.as_ref()))
+    },
     of_routes("[discovery]", "bazaar"),
     of_routes("[idempotency]", "identifier"),
     start("[idempotency]", "window", |c| write_duration(c.idempotency.window)),
-    start("[idempotency]", "memory", |c| c.idempotency.memory.to_string()),
-    start("[idempotency]", "max_answer", |c| c.idempotency.max_answer.to_string()),
+    start("[idempotency]", "memory", |c| write_size(c.idempotency.memory)),
+    start("[idempotency]", "max_answer", |c| write_size(c.idempotency.max_answer)),
     start("[idempotency]", "unidentified", |c| c.idempotency.unidentified.to_string()),
     live("[log]", "level", |c| {
         let level = match c.log.level {
@@ -258,6 +287,13 @@ fn some(value: Option<impl Display>, none: &str) -> String {
     value.map_or_else(|| none.to_owned(), |value| value.to_string())
 }
 
+/// As the file writes it.
+pub(super) fn write_fee(wei: u128) -> String {
+    let gwei = Amount::new(wei).to_price(9);
+    let number = gwei.trim_start_matches('$').trim_end_matches('0').trim_end_matches('.');
+    format!("{number} gwei")
+}
+
 fn money(config: &Config, amount: Option<Amount>) -> String {
     some(amount.map(|amount| amount.to_price(config.chain.token.decimals)), "none")
 }
@@ -268,6 +304,38 @@ mod tests {
 
     use super::*;
     use crate::config::known_keys;
+
+    #[test]
+    fn values_are_spelled_as_in_the_file() {
+        let text = include_str!("../../config.example.toml");
+        let config = |text: &str| Config::parse(text, "c.toml").unwrap();
+        let changed = text
+            .replace(
+                "# rate = { per_payer = \"20 / 1s\", unpaid = \"5 / 1s\" }\n\n",
+                "rate = { per_payer = \"20 / 1m\" }\n\n",
+            )
+            .replace("forwarded_header = \"x-forwarded-for\"", "forwarded_header = \"forwarded\"")
+            .replace(
+                "[redeem]\n",
+                "[redeem]\nmax_gas_share = \"10%\"\ncoin_price = \"$3000\"\nurgent_max_fee = \"60.5 gwei\"\n",
+            )
+            .replace("max_fee = \"50 gwei\"", "max_fee = \"0.05 gwei\"")
+            .replace("# max_body = \"16 MiB\"", "max_body = \"16 MiB\"")
+            .replace("hot_keys_memory = \"384 MiB\"", "hot_keys_memory = \"0\"");
+        let changes = config(text).changes(&config(&changed));
+        let told: Vec<_> = changes.iter().map(|change| (&*change.key, &*change.old, &*change.new)).collect();
+        let expected = [
+            ("[server].forwarded_header", "x-forwarded-for", "forwarded"),
+            ("[limits].max_body", "any", "16 MiB"),
+            ("[limits].rate", "per_payer none, unpaid none", "per_payer 20 / 1m, unpaid none"),
+            ("[limits].hot_keys_memory", "384 MiB", "0"),
+            ("[redeem].max_gas_share", "none", "10%"),
+            ("[redeem].coin_price", "none", "$3000.00"),
+            ("[redeem].max_fee", "50 gwei", "0.05 gwei"),
+            ("[redeem].urgent_max_fee", "500 gwei, as usual", "60.5 gwei"),
+        ];
+        assert_eq!(told, expected);
+    }
 
     #[test]
     fn every_key_is_read_live_or_at_start_and_not_both() {

@@ -22,6 +22,10 @@ pub enum NotNow {
     /// A route's requests would go to an upstream that is not connected.
     #[error("a route names the upstream \"{0}\", which is new; restart to add it")]
     OtherUpstream(String),
+    /// A route's connections would be upgraded, which HTTP/2 does not know, and its upstream speaks that until the next
+    /// start.
+    #[error("the route {0} has upgrade, and its upstream runs with http2; restart to change that")]
+    NoUpgrade(String),
 }
 
 impl Config {
@@ -42,6 +46,16 @@ impl Config {
         let named = next.routes.iter().filter_map(|route| route.way.as_ref()?.upstream.as_deref());
         if let Some(name) = named.into_iter().find(|name| !known(name)) {
             return Err(NotNow::OtherUpstream(name.to_owned()));
+        }
+        let upstream_of = |name: Option<&str>| {
+            let named = self.upstreams.iter().find(|(known, _)| Some(&**known) == name);
+            named.map_or(&self.upstream, |(_, upstream)| upstream)
+        };
+        let stuck = next.routes.iter().find(|route| {
+            route.way.as_ref().is_some_and(|way| !way.upgrades.is_empty() && upstream_of(way.upstream.as_deref()).http2)
+        });
+        if let Some(route) = stuck {
+            return Err(NotNow::NoUpgrade(route.name.to_string()));
         }
         let (running, next_channel) = (&self.channel, &next.channel);
         // Both were compared with values of their own file, which may not be those that run.
@@ -77,11 +91,11 @@ impl Config {
         })
     }
 
-    /// What `next` says otherwise than this config, key by key, routes left out. What [`Config::applying`] made of `next`
+    /// What `next` says otherwise than this config, key by key, and of upstreams each by itself; routes left out. What [`Config::applying`] made of `next`
     /// differs from it in what waits for a restart.
     pub fn changes(&self, next: &Self) -> Vec<KeyChange> {
         let changed = KEYS.iter().filter(|key| key.differs(self, next));
-        changed.map(|key| KeyChange::of(key, self, next)).collect()
+        changed.flat_map(|key| KeyChange::all_of(key, self, next)).collect()
     }
 }
 
@@ -250,6 +264,22 @@ mod tests {
         assert!(running.applying(&running).is_ok());
         let refused = running.applying(&with(&["a", "b"], "ab")).err();
         assert_eq!(refused, Some(NotNow::OtherUpstream("b".to_owned())));
+    }
+
+    #[test]
+    fn an_upgrade_by_an_upstream_that_runs_with_http2_is_not_taken() {
+        let text = |http2: bool, lines: &str| {
+            let text = EXAMPLE.replacen("http2 = false", &format!("http2 = {http2}"), 1);
+            Config::parse(
+                &text.replacen("price = \"$0.002\"\n", &format!("price = \"$0.002\"\n{lines}\n"), 1),
+                "c.toml",
+            )
+            .unwrap()
+        };
+        let upgrade = "upgrade = [\"websocket\"]";
+        let running = text(true, "");
+        assert_eq!(running.applying(&text(false, upgrade)).err(), Some(NotNow::NoUpgrade("/v1/*".to_owned())));
+        assert!(running.applying(&text(false, "")).is_ok() && text(false, "").applying(&text(false, upgrade)).is_ok());
     }
 
     #[test]

@@ -32,7 +32,6 @@
 //! ```
 
 pub mod diff;
-mod duration;
 mod error;
 mod keys;
 mod live;
@@ -52,17 +51,18 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
 use ipnet::IpNet;
 
-pub use self::duration::{DurationError, parse_duration, write_duration};
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::keys::{KEYS, Key, When};
 pub use self::live::{NotNow, ReloadFailure, ReloadState, Reloads};
+pub(crate) use self::reader::closest;
 pub use self::reference::{KeyReference, KeyReferenceError, RpcReference, RpcReferenceError};
 pub use self::size::{SizeError, parse_size};
+pub use crate::duration::{DurationError, parse_duration, write_duration};
 use crate::gate::Idempotency;
 use crate::gate::policy::{Ambiguity, Policy, Route, Terms, TokenTerms};
 use crate::gate::quota::Rate;
 use crate::gate::shop::{Storefront, check_openapi};
-use crate::protocol::{Address, Amount, Network};
+use crate::protocol::{Address, Amount};
 
 /// The largest config file that is read, bytes.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -240,6 +240,8 @@ pub struct Chain {
     pub coin_price: Option<Amount>,
     /// The most that is paid for a unit of gas, wei, if it is said here.
     pub max_fee_wei: Option<u128>,
+    /// The same where a payer is withdrawing, if it is said here; not less.
+    pub urgent_max_fee_wei: Option<u128>,
 }
 
 impl Chain {
@@ -384,7 +386,7 @@ pub struct Redeem {
     pub max_unclaimed_per_payer: Option<Amount>,
     /// Earlier, once something was unclaimed for longer.
     pub max_age: Option<Duration>,
-    /// The largest part of a claim that gas may take, in hundredths of a percent. There is a coin price then.
+    /// The largest part of a claim that gas may take, in hundredths of a percent. The preferred chain has a coin price then.
     pub max_gas_share_bps: Option<u32>,
     /// What one of the chain's own coins is worth, atomic units of the token.
     pub coin_price: Option<Amount>,
@@ -396,6 +398,8 @@ pub struct Redeem {
     pub max_fee_wei: u128,
     /// The same where a payer is withdrawing; not less.
     pub urgent_max_fee_wei: u128,
+    /// Whether that was said, and so holds for every chain that says nothing of its own.
+    pub urgent_is_said: bool,
     /// How long a transaction may wait before it is replaced by one that pays more.
     pub bump_after: Duration,
     /// For how long redemption may fail before the proxy is unready.
@@ -517,7 +521,10 @@ impl Config {
         });
         match document {
             Ok(document) => self.discovery.document = Some(Arc::new(document)),
-            Err(problem) => return Err(ConfigErrors::unusable(name, "[discovery].openapi", file, &problem)),
+            Err(problem) => {
+                let beside = self.payer_files.iter().chain([file]).cloned().collect::<Vec<_>>();
+                return Err(ConfigErrors::unusable(name, "[discovery].openapi", file, &problem).beside(beside));
+            }
         }
         Ok(self)
     }
@@ -539,17 +546,14 @@ impl Config {
             let mut config = self.of_chain(chain);
             let name = chain.network.map_or_else(|| chain.chain_id.to_string(), str::to_owned);
             config.store.directory = chain.books.clone().unwrap_or_else(|| self.store.directory.join(name));
-            let preset = Network::by_chain_id(chain.chain_id).map(|network| network.max_fee_wei);
             config.redeem.coin_price = chain.coin_price;
-            config.bid(chain.max_fee_wei.or(preset).unwrap_or(resolve::DEFAULT_MAX_FEE_WEI));
+            config.bid(chain, chain.max_fee_wei.unwrap_or(resolve::usual_max_fee_wei(chain.chain_id)));
             config
         });
         let mut first = self.of_chain(&self.chain);
         first.redeem.coin_price = self.chain.coin_price.or(self.redeem.coin_price);
         first.store.directory = self.chain.books.clone().unwrap_or(first.store.directory);
-        if let Some(max_fee_wei) = self.chain.max_fee_wei {
-            first.bid(max_fee_wei);
-        }
+        first.bid(&self.chain, self.chain.max_fee_wei.unwrap_or(self.redeem.max_fee_wei));
         std::iter::once(first).chain(others).collect()
     }
 
@@ -563,9 +567,12 @@ impl Config {
         config
     }
 
-    fn bid(&mut self, max_fee_wei: u128) {
+    /// What is paid for gas on this chain. An urgent fee that was said is that one, whatever else is bid.
+    fn bid(&mut self, chain: &Chain, max_fee_wei: u128) {
+        let said = self.redeem.urgent_is_said.then_some(self.redeem.urgent_max_fee_wei);
+        let usual = || resolve::usual_urgent_fee_wei(chain.chain_id, chain.max_fee_wei);
         self.redeem.max_fee_wei = max_fee_wei;
-        self.redeem.urgent_max_fee_wei = max_fee_wei.saturating_mul(resolve::URGENT_TIMES);
+        self.redeem.urgent_max_fee_wei = chain.urgent_max_fee_wei.or(said).unwrap_or_else(usual);
     }
 
     fn terms_in(&self, chain: &Chain, token: &TokenTerms, receiver_authorizer: Address) -> Terms {

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use toml::de::{DeInteger, DeTable, DeValue};
@@ -21,12 +22,16 @@ const MAX_QUOTED_CHARS: usize = 80;
 /// How alike two names must be for one to be offered for the other (Jaro-Winkler).
 const ALIKE: f64 = 0.84;
 
+/// What people write for keys that are called otherwise and do not look alike.
+const MEANT: [(&str, &str); 3] = [("max", "most"), ("grace", "quote_grace"), ("timeout", "response_timeout")];
+
 /// The errors found so far, and the keys that were asked for.
 pub(super) struct Report<'a> {
     text: &'a str,
     errors: RefCell<Vec<ConfigError>>,
     known: RefCell<BTreeSet<(String, &'static str)>>,
     unknown: RefCell<Vec<Unknown>>,
+    beside: RefCell<Vec<PathBuf>>,
 }
 
 struct Unknown {
@@ -97,7 +102,18 @@ impl<T> Given<T> {
 
 impl<'a> Report<'a> {
     pub(super) fn new(text: &'a str) -> Self {
-        Self { text, errors: RefCell::default(), known: RefCell::default(), unknown: RefCell::default() }
+        let (errors, known, unknown) = Default::default();
+        Self { text, errors, known, unknown, beside: RefCell::default() }
+    }
+
+    /// Notes a file that is read with this one.
+    pub(super) fn opens(&self, file: &Path) {
+        self.beside.borrow_mut().push(file.to_owned());
+    }
+
+    /// The files that were read with this one.
+    pub(super) fn opened(&self) -> Vec<PathBuf> {
+        self.beside.borrow().clone()
     }
 
     /// Records an error at a place, or about something that has none.
@@ -154,7 +170,8 @@ impl<'a> Report<'a> {
                 known.iter().filter(|(_, key)| *key == unknown.key).map(|(heading, _)| heading.as_str()).collect();
             let what = if unknown.heading.is_empty() { "unknown section or key" } else { "unknown key" };
             let problem = Problem::new(what);
-            let problem = match closest(&unknown.key, here()) {
+            let meant = MEANT.iter().find(|(typed, meant)| *typed == unknown.key && here().any(|key| key == *meant));
+            let problem = match meant.map(|(_, meant)| *meant).or_else(|| closest(&unknown.key, here())) {
                 Some(name) => problem.fix(format!("did you mean \"{name}\"?")),
                 None if !elsewhere.is_empty() => problem.fix(format!("it belongs under {}", elsewhere.join(" or "))),
                 None => problem.fix(format!("known here: {}", here().collect::<Vec<_>>().join(", "))),
@@ -192,9 +209,17 @@ pub(super) struct Entry<'a> {
 impl<'a> Section<'a> {
     /// The document itself.
     pub(super) fn root(report: &'a Report<'a>, table: &'a DeTable<'a>) -> Self {
-        let (heading, known_as) = Default::default();
-        let (table, asked) = (Some(table), BTreeSet::new());
-        Self { report, heading, known_as, table, span: None, spoilt: false, asked, is_open: false }
+        Self::new(report, String::new(), String::new(), Some(table), None)
+    }
+
+    fn new(
+        report: &'a Report<'a>,
+        heading: String,
+        known_as: String,
+        table: Option<&'a DeTable<'a>>,
+        span: Option<Range<usize>>,
+    ) -> Self {
+        Self { report, heading, known_as, table, span, spoilt: false, asked: BTreeSet::new(), is_open: false }
     }
 
     /// The section of this name; an empty one if it is not there or is none.
@@ -208,7 +233,9 @@ impl<'a> Section<'a> {
                 (None, Some(entry.span), true)
             }
         };
-        Section { report: self.report, heading, known_as, table, span, spoilt, asked: BTreeSet::new(), is_open: false }
+        let mut section = Self::new(self.report, heading, known_as, table, span);
+        section.spoilt = spoilt;
+        section
     }
 
     /// The sections with names of the operator's choice in the section of this name, each with its name. They have the keys
@@ -225,19 +252,10 @@ impl<'a> Section<'a> {
             let name = key.get_ref().to_string();
             let heading = nested(&heading, &quoted_key(&name));
             match item.get_ref() {
-                DeValue::Table(table) => sections.push((
-                    name,
-                    Section {
-                        report: self.report,
-                        heading,
-                        known_as: like.to_owned(),
-                        table: Some(table),
-                        span: Some(key.span()),
-                        spoilt: false,
-                        asked: BTreeSet::new(),
-                        is_open: false,
-                    },
-                )),
+                DeValue::Table(table) => {
+                    let section = Section::new(self.report, heading, like.to_owned(), Some(table), Some(key.span()));
+                    sections.push((name, section));
+                }
                 _ => self.report.error(Some(item.span()), &heading, Problem::new("is a section, not a value")),
             }
         }
@@ -257,15 +275,8 @@ impl<'a> Section<'a> {
         match tables {
             // A list of something else is refused as what it is.
             Some(tables) if !tables.is_empty() => {
-                let section = |(table, span)| Section {
-                    report: self.report,
-                    heading: heading.clone(),
-                    known_as: heading.clone(),
-                    table: Some(table),
-                    span: Some(span),
-                    spoilt: false,
-                    asked: BTreeSet::new(),
-                    is_open: false,
+                let section = |(table, span)| {
+                    Section::new(self.report, heading.clone(), heading.clone(), Some(table), Some(span))
                 };
                 tables.into_iter().map(section).collect()
             }
@@ -285,16 +296,10 @@ impl<'a> Section<'a> {
         let mut sections = Vec::new();
         for item in array.iter() {
             match item.get_ref() {
-                DeValue::Table(table) => sections.push(Section {
-                    report: self.report,
-                    heading: heading.clone(),
-                    known_as: heading.clone(),
-                    table: Some(table),
-                    span: Some(item.span()),
-                    spoilt: false,
-                    asked: BTreeSet::new(),
-                    is_open: false,
-                }),
+                DeValue::Table(table) => {
+                    let span = Some(item.span());
+                    sections.push(Section::new(self.report, heading.clone(), heading.clone(), Some(table), span));
+                }
                 _ => self.report.error(Some(item.span()), &heading, Problem::new("is a section, not a value")),
             }
         }
@@ -306,8 +311,7 @@ impl<'a> Section<'a> {
         let DeValue::Table(table) = entry.value else { return None };
         let span = Some(entry.span.clone());
         let (heading, known_as) = (nested(&self.heading, name), nested(&self.known_as, name));
-        let (report, table, asked) = (self.report, Some(table), BTreeSet::new());
-        Some(Section { report, heading, known_as, table, span, spoilt: false, asked, is_open: false })
+        Some(Section::new(self.report, heading, known_as, Some(table), span))
     }
 
     /// All that stands in a section whose keys are names of the operator's own. `example` stands for them among the known
@@ -342,16 +346,7 @@ impl<'a> Section<'a> {
                 self.refuse(&entry, Problem::new(format!("expected a table, found {}", kind(value))));
                 return Given::Refused;
             };
-            sections.push(Section {
-                report: self.report,
-                heading: heading.clone(),
-                known_as: known_as.clone(),
-                table: Some(table),
-                span: Some(span),
-                spoilt: false,
-                asked: BTreeSet::new(),
-                is_open: false,
-            });
+            sections.push(Section::new(self.report, heading.clone(), known_as.clone(), Some(table), Some(span)));
         }
         Given::Value(sections, entry.span)
     }
@@ -505,9 +500,10 @@ impl<'a> Section<'a> {
         self.report.error(self.span.clone(), &path(&self.heading, key), Problem::new("is missing").fix(fix));
     }
 
-    /// Reports an error of a key that was read already.
+    /// Reports an error of a key that was read already, where it stands unless another place is given.
     pub(super) fn error(&self, key: &'static str, span: Option<Range<usize>>, problem: Problem) {
-        self.report.error(span.or_else(|| self.span.clone()), &path(&self.heading, key), problem);
+        let own = || self.table.and_then(|table| Some(table.get(key)?.span()));
+        self.report.error(span.or_else(own).or_else(|| self.span.clone()), &path(&self.heading, key), problem);
     }
 
     fn given<T>(&self, entry: &Entry<'_>, result: Result<T, Problem>) -> Given<T> {
@@ -557,6 +553,13 @@ impl<'a> Entry<'a> {
         Some(table.get(key)?.span())
     }
 
+    /// What a key of a table holds, whoever reads it.
+    pub(super) fn inner(&self, key: &str) -> Option<Self> {
+        let DeValue::Table(table) = self.value else { return None };
+        let item = table.get(key)?;
+        Some(Self { value: item.get_ref(), span: item.span(), path: format!("{}.{key}", self.path) })
+    }
+
     pub(super) fn as_text(&self) -> Option<&'a str> {
         self.value.as_str()
     }
@@ -601,7 +604,7 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// The candidate a mistyped name was probably meant to be.
-pub(super) fn closest<'n>(typed: &str, candidates: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+pub(crate) fn closest<'n>(typed: &str, candidates: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     let typed: String = typed.chars().take(MAX_QUOTED_CHARS).collect::<String>().to_ascii_lowercase();
     let mut best: Option<(f64, &str)> = None;
     for name in candidates {

@@ -30,6 +30,15 @@ pub fn parse_size(text: &str) -> Result<usize, SizeError> {
     count.checked_mul(*bytes).ok_or(SizeError::TooLarge)
 }
 
+/// Writes a size in the largest unit that holds it exactly.
+pub(super) fn write_size(bytes: usize) -> String {
+    let whole = |(name, unit): &(&str, usize)| {
+        let count = bytes.checked_div(*unit).filter(|_| bytes > 0 && bytes.is_multiple_of(*unit))?;
+        Some(format!("{count} {name}"))
+    };
+    UNITS.iter().rev().find_map(whole).unwrap_or_else(|| bytes.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,5 +64,13 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(parse_size(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_size_is_written_as_it_is_read() {
+        for text in ["384 MiB", "64 KiB", "2 GiB", "1025 KiB", "0"] {
+            assert_eq!(parse_size(text).map(write_size).as_deref(), Ok(text));
+        }
+        assert_eq!(write_size(1_000), "1000");
     }
 }

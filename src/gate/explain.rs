@@ -3,6 +3,8 @@
 //! **Owns** the words. **Promises** that the decision is the one the gate would make: it is made by the same code. **Does
 //! not** know who will pay, nor what was used up so far: what depends on that is told as a rule.
 
+use std::time::Duration;
+
 use http::Method;
 use serde::Serialize;
 
@@ -11,12 +13,13 @@ use super::path::CleanPath;
 use super::people::{By, Cap, Free, OwnPrice, Payers, Rules};
 use super::policy::{Asked, Policy, Price, Route, Verdict};
 use super::quota::Rate;
+use crate::duration::write_duration;
 use crate::protocol::Amount;
 
 /// What becomes of a request, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Explanation {
-    /// `paid`, `free` or `refused`.
+    /// `paid`, `free`, `refused`, or `depends` where the body decides and was not given.
     pub decision: &'static str,
     /// The status it is refused with; 402 until it is paid.
     pub status: Option<u16>,
@@ -51,6 +54,8 @@ pub struct Considered {
     pub price: Option<Amount>,
     /// Whether it decides.
     pub decides: bool,
+    /// Whether it would decide about some bodies, where the body was not given.
+    pub may_decide: bool,
     /// Why, or why not.
     pub why: String,
 }
@@ -73,6 +78,10 @@ impl Policy {
         let path = CleanPath::parse(asked.path).ok();
         let considered = self.explained(asked, seen.as_ref(), |route, is_beside, seen| {
             let decides = deciding.is_some_and(|deciding| std::ptr::eq(deciding, route));
+            let may_decide = matches!(verdict, Verdict::BodyNeeded)
+                && is_beside
+                && route.takes(asked.method)
+                && may_hold(route, seen);
             let why = if decides {
                 "the most specific that matches".to_owned()
             } else {
@@ -84,8 +93,9 @@ impl Policy {
                 path: route.pattern.to_string(),
                 methods: route.methods.iter().map(ToString::to_string).collect(),
                 conditions: route.conditions.iter().map(|(place, pattern)| format!("{place} = {pattern}")).collect(),
-                price: route.price.most(),
+                price: route.price_at(asked.at).most(),
                 decides,
+                may_decide,
                 why,
             }
         });
@@ -99,7 +109,9 @@ impl Policy {
                 ("free", (None, Some(*code), Some("the path's routes only watch; else it were refused".to_owned())))
             }
             Verdict::OtherMethods(methods) => {
-                let sold: Vec<_> = methods.iter().map(Method::as_str).collect();
+                let mut sold: Vec<_> = methods.iter().map(Method::as_str).collect();
+                sold.sort_unstable();
+                sold.dedup();
                 ("refused", refused(405, super::answer::METHOD_NOT_ALLOWED, format!("sold for {}", sold.join(", "))))
             }
             Verdict::Unknown => ("refused", refused(404, "unknown_route", "no route names the path".to_owned())),
@@ -108,10 +120,10 @@ impl Policy {
                 let message = "the path is sold on conditions, and none is met".to_owned();
                 ("refused", refused(404, super::answer::NO_CONDITION_MET, message))
             }
-            Verdict::BodyNeeded => (
-                "refused",
-                refused(400, "body_needed", "the price depends on the body, which was not given".to_owned()),
-            ),
+            Verdict::BodyNeeded => {
+                let message = "depends on the body, give it with --body '{…}'".to_owned();
+                ("depends", (None, Some("body_needed"), Some(message)))
+            }
             Verdict::Doubtful(doubt) => {
                 let (status, code) = Doubt::code(doubt);
                 ("refused", refused(status.as_u16(), code, doubt.to_string()))
@@ -123,11 +135,21 @@ impl Policy {
             code,
             message,
             route: deciding.map(|route| route.name.to_string()),
-            price: deciding.and_then(|route| route.price.most()),
-            rules: deciding.and_then(|route| route.rules.as_deref()).map(told).unwrap_or_default(),
+            price: deciding.and_then(|route| route.price_at(asked.at).most()),
+            rules: deciding
+                .and_then(|route| route.rules.as_deref())
+                .map(|rules| told(rules, self.terms().token.decimals))
+                .unwrap_or_default(),
             considered,
         }
     }
+}
+
+/// Whether its conditions hold for some bodies.
+fn may_hold(route: &Route, seen: Option<&Seen<'_>>) -> bool {
+    // What the head says comes before what the body does.
+    let unmet = seen.and_then(|seen| route.conditions.first_unmet(seen));
+    seen.is_some() && unmet.is_none_or(|(place, _)| matches!(place, Place::Body(_)))
 }
 
 fn why_not(
@@ -159,8 +181,9 @@ fn why_not(
     }
 }
 
-/// A route's rules in words.
-fn told(rules: &Rules) -> Vec<String> {
+/// A route's rules in words, for a token with so many `decimals`.
+fn told(rules: &Rules, decimals: u8) -> Vec<String> {
+    let time = |per_s: u64| write_duration(Duration::from_secs(per_s));
     let Rules { allow, deny, prices, free, cap, per_payer, unpaid, own_rates, shadow } = rules;
     let names = |lists: &[std::sync::Arc<Payers>]| {
         lists.iter().map(|list| format!("{} ({})", list.name, list.members.len())).collect::<Vec<_>>().join(", ")
@@ -175,7 +198,7 @@ fn told(rules: &Rules) -> Vec<String> {
     for OwnPrice { payers, price } in prices {
         let price = match price {
             Price::Free => "nothing".to_owned(),
-            price => price.most().map_or_else(String::new, |most| format!("at most {most}")),
+            price => price.describe(decimals),
         };
         told.push(format!("{} are charged {price}", names(payers)));
     }
@@ -184,17 +207,17 @@ fn told(rules: &Rules) -> Vec<String> {
             By::Payer => "each payer",
             By::Network => "each network",
         };
-        told.push(format!("{requests} requests of {whose} are free in {per_s} s"));
+        told.push(format!("{requests} requests of {whose} are free in {}", time(*per_s)));
     }
     if let Some(Cap { payer, per_s }) = cap {
-        told.push(format!("a payer is charged at most {payer} in {per_s} s"));
+        told.push(format!("a payer is charged at most {} in {}", payer.to_price(decimals), time(*per_s)));
     }
     let whose = if *own_rates { "on this route" } else { "on all routes without rates of their own" };
     if let Some(Rate { count, per }) = per_payer {
-        told.push(format!("a payer is served {count} requests in {per:?}, {whose}"));
+        told.push(format!("a payer is served {count} requests in {}, {whose}", write_duration(*per)));
     }
     if let Some(Rate { count, per }) = unpaid {
-        told.push(format!("a network is told the price {count} times in {per:?}, {whose}"));
+        told.push(format!("a network is told the price {count} times in {}, {whose}", write_duration(*per)));
     }
     if *shadow {
         told.push("shadow: nothing is refused, and nothing charged".to_owned());

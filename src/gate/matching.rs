@@ -136,6 +136,17 @@ impl Ord for HeaderText {
     }
 }
 
+impl Place {
+    /// What it is called in records of requests.
+    pub fn recorded_as(&self) -> String {
+        match self {
+            Self::Header(name) => format!("header {}", name.0),
+            Self::Query(name) => format!("query {name}"),
+            Self::Body(keys) => format!("body {}", json!(keys)),
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

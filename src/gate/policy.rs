@@ -5,7 +5,7 @@
 //! pays; that is the accounts' business.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use http::{HeaderMap, Method, Request};
 use serde_json::{Map, Value, json};
 
 use super::answer;
-use super::matching::{BodySeen, Conditions, Doubt, HostPattern, Looks, Seen};
+use super::matching::{BodySeen, Conditions, Doubt, HostPattern, Looks, Place, Seen};
 use super::path::{CleanPath, PathError, PathPattern};
 use super::people::Rules;
 use super::shop::{self, QuotePage, Shelf, Shop, Stock, Storefront};
@@ -285,13 +285,34 @@ impl Route {
         self.methods.is_empty() || self.methods.contains(method)
     }
 
+    /// Its prices for everybody, at whatever hour.
+    pub fn prices(&self) -> impl Iterator<Item = &Price> {
+        std::iter::once(&self.price).chain(self.schedule.windows().iter().map(|(_, price)| price))
+    }
+
+    /// Its price for everybody at this moment, Unix seconds.
+    pub fn price_at(&self, at_s: u64) -> &Price {
+        self.schedule.at(at_s).unwrap_or(&self.price)
+    }
+
+    /// Whether it costs something at any hour.
+    pub fn is_ever_paid(&self) -> bool {
+        self.prices().any(|price| *price != Price::Free)
+    }
+
+    /// Whether any price of it, somebody's own included, has a rate for what `counts` looks for.
+    pub fn has_rate(&self, counts: impl Fn(&Tariff) -> bool) -> bool {
+        let own = self.rules.iter().flat_map(|rules| rules.prices.iter().map(|own| &own.price));
+        self.prices().chain(own).any(|price| matches!(price, Price::Metered(tariff) if counts(tariff)))
+    }
+
     /// Whether it decides and logs, and never refuses.
     pub fn is_shadow(&self) -> bool {
         self.rules.as_ref().is_some_and(|rules| rules.shadow)
     }
 
     /// Whether both are for exactly the same hosts and paths.
-    fn stands_beside(&self, other: &Self) -> bool {
+    pub fn stands_beside(&self, other: &Self) -> bool {
         self.host == other.host && self.pattern.same_paths(&other.pattern)
     }
 }
@@ -550,18 +571,17 @@ impl Policy {
         Self { shop: Some(shop), ..self }
     }
 
-    /// What is listed and costs something. Where routes are for some hosts only, those of others are to be left out here.
+    /// What is listed and costs something, if only at some hours. Where routes are for some hosts only, those of others are to
+    /// be left out here.
     fn listed(&self) -> Vec<&Listing> {
-        self.entries
-            .iter()
-            .filter_map(|entry| entry.listing.as_deref())
-            .filter(|listing| listing.route.shelf.listed)
-            .collect()
+        let listings =
+            self.entries.iter().filter_map(|entry| entry.listing.iter().chain(entry.by_window.iter().flatten()).next());
+        listings.map(|listing| &**listing).filter(|listing| listing.route.shelf.listed).collect()
     }
 
     /// What is listed and free.
     fn listed_free(&self) -> Vec<&Route> {
-        let free = self.entries.iter().filter(|entry| entry.listing.is_none()).map(|entry| &*entry.route);
+        let free = self.routes().filter(|route| !route.is_ever_paid()).map(|route| &**route);
         free.filter(|route| route.shelf.listed).collect()
     }
 
@@ -762,6 +782,14 @@ impl Policy {
         let deciding = self.group(asked).ok().flatten();
         let seen = deciding.and_then(|group| group.seen(asked, body));
         seen.map(|seen| seen.told()).unwrap_or_default()
+    }
+
+    /// The routes that may decide about a request, by their path, and where they look for that; each place once.
+    pub fn looked_at(&self, asked: &Asked<'_>) -> Option<(&PathPattern, BTreeSet<&Place>)> {
+        let group = self.group(asked).ok().flatten()?;
+        let taken = self.entries_of(group).iter().filter(|entry| entry.route.takes(asked.method));
+        let places = taken.flat_map(|entry| entry.route.conditions.iter().map(|(place, _)| place)).collect();
+        Some((&group.first.pattern, places))
     }
 
     /// How each route takes a request, the most specific first, as an operator asks for it: whether it is of the group that

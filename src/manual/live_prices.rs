@@ -4,7 +4,8 @@
 //!
 //! `peaje check --offline --config new.toml` says whether it is a config. `peaje diff peaje.toml new.toml` says what would
 //! change, `peaje explain "POST /v1/x" --config new.toml` what a request would cost and why, and `peaje replay
-//! access.jsonl --config new.toml` what the new prices would have made of the requests of an access log (`log.access`).
+//! access.jsonl --config new.toml` what the new prices would have made of the requests of an access log (`log.access`), with
+//! what the log does not tell: who would have stayed away, and what no route looked at then.
 //!
 //! # When
 //!
@@ -17,10 +18,12 @@
 //!
 //! All of the file or nothing: one with an error changes nothing, and the log has every error with its place and its fix,
 //! as has `GET /status` of the admin listener. Routes, prices, what is shown of them, the terms of new quotes, limits, CORS
-//! and the log's level are in force at once. An OpenAPI document is read with the file that names it; where that says what it
-//! said, only SIGHUP reads the document again. What only a start can change ([`KEYS`](crate::config::KEYS) is the list, and `peaje diff` marks
-//! it) goes on as it is, and is named with what runs and what the file says. A file that names another token or chain is
-//! refused as a whole: its dollars would be other units. So is one whose routes go to an upstream that was not there.
+//! and the log's level are in force at once. Lists of payers and an OpenAPI document are files beside it: each is looked at
+//! every two seconds, and where one was changed all of it is read again, one that had been refused included. What only a start
+//! can change ([`KEYS`](crate::config::KEYS) is the list, and `peaje diff` marks it) goes on as it is, and is named with what
+//! runs and what the file says. A file that names another token or chain is
+//! refused as a whole: its dollars would be other units. So is one whose routes go to an upstream that was not there, or
+//! upgrade connections to one that runs with `http2`.
 //!
 //! # For agents
 //!

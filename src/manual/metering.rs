@@ -70,5 +70,7 @@
 //! # Upgraded connections
 //!
 //! On a fixed price a WebSocket, or anything else that answers 101, is charged at the handshake. On a tariff it is charged
-//! when it ends ([`Metering`](crate::gate::metered::Metering)), by bytes, time or messages, and is closed when it has cost
-//! the most. It reports nothing, so a tariff for tokens charges it the most.
+//! when it ends ([`Metering`](crate::gate::metered::Metering)), by bytes and time, and is closed when it has cost
+//! the most. It reports nothing, so a tariff for tokens charges it the most, and `peaje check` says so. Its messages are not
+//! looked for: `upgrade` beside a price for events is refused, as are free requests by network beside `upgrade` and a
+//! tariff, because what needs no payment has no bill.

@@ -26,7 +26,7 @@ pub struct Measured {
     pub response_bytes: u64,
     /// From the moment the upstream was asked to the end, milliseconds.
     pub elapsed_ms: u64,
-    /// Server-sent events, or messages of an upgraded connection from the upstream.
+    /// Server-sent events.
     pub events: u64,
     /// What a model says it used, if it has said so.
     pub tokens: Option<Tokens>,

@@ -47,7 +47,7 @@ pub enum Unit {
     ResponseBytes,
     /// Time, in milliseconds.
     Milliseconds,
-    /// Server-sent events, or messages of an upgraded connection.
+    /// Server-sent events.
     Events,
     /// Tokens a model read.
     InputTokens,

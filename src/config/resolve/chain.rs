@@ -72,6 +72,7 @@ fn chain(mut section: Section<'_>, decimals: Option<u8>) -> Option<Chain> {
     let books = section.text("books", directory).optional();
     let coin_price = section.text("coin_price", |text| coin_price(text, decimals)).optional();
     let max_fee_wei = section.text("max_fee", fee).optional();
+    let urgent_max_fee_wei = section.text("urgent_max_fee", fee).optional();
     let Which { chain_id, preset } = chain?;
     let mut tokens = tokens?.into_iter();
     let network = preset.map(|preset| preset.name);
@@ -89,6 +90,7 @@ fn chain(mut section: Section<'_>, decimals: Option<u8>) -> Option<Chain> {
         books: books?,
         coin_price: coin_price?,
         max_fee_wei: max_fee_wei?,
+        urgent_max_fee_wei: urgent_max_fee_wei?,
     })
 }
 

@@ -34,8 +34,8 @@ use other::{cors, log, store};
 use people::payers;
 use price::Denomination;
 use receiver::receiver;
-pub(super) use redeem::{DEFAULT_MAX_FEE_WEI, URGENT_TIMES};
-use redeem::{facilitator, redeem};
+use redeem::{check_fees, facilitator, redeem};
+pub(super) use redeem::{usual_max_fee_wei, usual_urgent_fee_wei};
 use routes::{Whose, routes};
 use server::{admin, server};
 use shop::{discovery, idempotency};
@@ -50,10 +50,11 @@ pub(super) fn resolve(text: &str, file: &str, folder: Option<&Path>) -> Result<C
         report.syntax_error(error);
     }
     let config = if syntax_errors.is_empty() { read(&report, document.get_ref(), folder) } else { None };
+    let beside = report.opened();
     let errors = report.finish();
     match config {
         Some(config) if errors.is_empty() => Ok(config),
-        _ => Err(ConfigErrors::new(file, errors)),
+        _ => Err(ConfigErrors::new(file, errors).beside(beside)),
     }
 }
 
@@ -87,11 +88,14 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>, folder: Option<&P
     let limits = limits(root.section("limits"));
     let store = store(root.section("store"));
     let redeem = redeem(root.section("redeem"), chain.as_ref(), channel.as_ref());
+    if let (Some(redeem), true) = (&redeem, whole.len() == chains.len()) {
+        check_fees(report, &mut root, redeem, &whole);
+    }
     let cors = cors(root.section("cors"));
     let log = log(root.section("log"));
     let (discovery, bazaar) = discovery(root.section("discovery"));
     let (idempotency, usual) = idempotency(root.section("idempotency"), bazaar);
-    let (payers, payer_files) = payers(root.section("payers"), folder);
+    let payers = payers(root.section("payers"), folder);
     let rates = limits.as_ref().map(|limits| (limits.per_payer, limits.unpaid)).unwrap_or_default();
     let money = Denomination::of(chain.as_ref());
     let whose = Whose { payers: &payers, rates };
@@ -123,6 +127,6 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>, folder: Option<&P
         discovery: discovery?,
         idempotency: idempotency?,
         routes: routes?,
-        payer_files,
+        payer_files: report.opened(),
     })
 }

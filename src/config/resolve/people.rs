@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::price::{Denomination, price};
 use super::values::{DAY, SECOND, address, counted, one_of, read_duration, whole_seconds};
-use crate::config::reader::{Entry, Given, Problem, Section, closest, quoted};
+use crate::config::parse_duration;
+use crate::config::reader::{Entry, Given, Problem, Report, Section, closest, quoted};
 use crate::gate::people::{By, Cap, Free, OwnPrice, Payers, Rules};
 use crate::gate::policy::Price;
 use crate::gate::quota::Rate;
@@ -35,15 +36,15 @@ pub(super) type Lists = BTreeMap<String, Arc<Payers>>;
 /// How often a payer is served, and how often a network is told a price.
 pub(super) type Rates = (Option<Rate>, Option<Rate>);
 
-/// The lists of payers, and the files they were read from. One that was refused is there all the same, with nobody on it:
-/// a route that names it is no second mistake.
-pub(super) fn payers(mut section: Section<'_>, folder: Option<&Path>) -> (Lists, Vec<PathBuf>) {
-    let (mut lists, mut files) = (Lists::new(), Vec::new());
+/// The lists of payers. One that was refused is there all the same, with nobody on it: a route that names it is no second
+/// mistake.
+pub(super) fn payers(mut section: Section<'_>, folder: Option<&Path>) -> Lists {
+    let mut lists = Lists::new();
     for (name, entry) in section.own_keys(Some("partners")) {
         let members = if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains(char::is_control) {
             Err(Problem::new(format!("{} is no name for a list", quoted(&name))))
         } else {
-            members(&entry, folder, &mut files)
+            members(section.report(), &entry, folder)
         };
         let members = members.unwrap_or_else(|problem| {
             section.refuse(&entry, problem);
@@ -51,17 +52,17 @@ pub(super) fn payers(mut section: Section<'_>, folder: Option<&Path>) -> (Lists,
         });
         lists.insert(name.clone(), Arc::new(Payers { name: name.into(), members }));
     }
-    (lists, files)
+    lists
 }
 
-fn members(entry: &Entry<'_>, folder: Option<&Path>, files: &mut Vec<PathBuf>) -> Result<BTreeSet<Address>, Problem> {
+fn members(report: &Report<'_>, entry: &Entry<'_>, folder: Option<&Path>) -> Result<BTreeSet<Address>, Problem> {
     if let Some(text) = entry.as_text() {
         let Some(file) = text.strip_prefix("file:") else {
             return Err(Problem::new("expected a list of addresses, or a file")
                 .fix("write [\"0x…\"], or \"file:partners.txt\""));
         };
         let path = folder.unwrap_or(Path::new("")).join(file);
-        files.push(path.clone());
+        report.opens(&path);
         return from_file(&path, file);
     }
     let texts = entry.as_texts().ok_or_else(|| {
@@ -112,17 +113,18 @@ fn at_most(members: usize) -> Result<(), Problem> {
     if members <= MAX_MEMBERS { Ok(()) } else { Err(Problem::new(format!("has more than {MAX_MEMBERS} addresses"))) }
 }
 
-/// What a route makes of who asks, if anything; `None` if something was refused.
+/// What a route makes of who asks, if anything; `None` if something was refused. `prices` are its own at all hours, as far
+/// as they could be read.
 #[expect(clippy::option_option, reason = "a section that was refused, one that says nothing, one that does")]
 pub(super) fn rules(
     route: &mut Section<'_>,
-    price: Option<&Price>,
+    prices: &[&Price],
     money: Denomination,
     lists: &Lists,
     defaults: Rates,
 ) -> Option<Option<Rules>> {
     let keys = ["allow", "deny", "for", "free", "cap", "rate", "shadow"];
-    if price == Some(&Price::Free) {
+    if !prices.is_empty() && prices.iter().all(|price| **price == Price::Free) {
         let mut said = false;
         for key in keys {
             if let Some(entry) = route.entry(key) {
@@ -135,7 +137,8 @@ pub(super) fn rules(
     }
     let allow = named(route, "allow", lists);
     let deny = named(route, "deny", lists);
-    let prices = own_prices(route, price, money, lists);
+    let highest = prices.iter().map(|price| price.most().unwrap_or(Amount::ZERO)).max();
+    let prices = own_prices(route, highest, money, lists);
     let free = free(route);
     let cap = cap(route, money);
     let rates = rates(route);
@@ -170,7 +173,11 @@ fn named(section: &mut Section<'_>, key: &'static str, lists: &Lists) -> Option<
             let problem = Problem::new(format!("there is no list {}", quoted(name)));
             match closest(name, lists.keys().map(String::as_str)) {
                 Some(meant) => problem.fix(format!("did you mean {}?", quoted(meant))),
-                None => problem.fix(format!("add {name} = [\"0x…\"] under [payers]")),
+                None if lists.is_empty() => problem.fix(format!("add {name} = [\"0x…\"] under [payers]")),
+                None => {
+                    let known = lists.keys().map(|known| quoted(known)).collect::<Vec<_>>().join(", ");
+                    problem.fix(format!("name one that is there, {known}, or add this one under [payers]"))
+                }
             }
         })
     });
@@ -185,7 +192,7 @@ fn named(section: &mut Section<'_>, key: &'static str, lists: &Lists) -> Option<
 
 fn own_prices(
     route: &mut Section<'_>,
-    list_price: Option<&Price>,
+    highest: Option<Amount>,
     money: Denomination,
     lists: &Lists,
 ) -> Option<Vec<OwnPrice>> {
@@ -203,9 +210,8 @@ fn own_prices(
             whole = false;
         }
         let price = price(&mut section, "price", money);
-        let most = |price: &Price| price.most().unwrap_or(Amount::ZERO);
-        if let (Some(price), Some(list_price)) = (&price, list_price)
-            && most(price) > most(list_price)
+        if let (Some(price), Some(highest)) = (&price, highest)
+            && price.most().unwrap_or(Amount::ZERO) > highest
         {
             let problem = Problem::new("is above the route's own price, which is what the quote says");
             section.error("price", None, problem.fix("make the route's price the highest anybody pays"));
@@ -271,6 +277,11 @@ fn rate(text: &str) -> Result<Rate, Problem> {
     let count: u32 = count.trim().parse().map_err(|_| bad())?;
     if !(1..=1_000_000).contains(&count) {
         return Err(Problem::new(format!("{count} is not between 1 and 1000000")));
+    }
+    let one = format!("1{}", per.trim());
+    if parse_duration(&one).is_ok() && parse_duration(per.trim()).is_err() {
+        let problem = Problem::new(format!("{} does not say in how long", quoted(text)));
+        return Err(problem.fix(format!("write \"{count} / {one}\"")));
     }
     let per = read_duration(per.trim(), &(Duration::from_millis(1)..=DAY))?;
     Ok(Rate { count, per })

@@ -113,7 +113,7 @@ pub(super) fn plain(text: &str, money: Denomination) -> Result<Price, Problem> {
     if text.eq_ignore_ascii_case("free") {
         return Err(Problem::new(format!("{} is not a price", quoted(text))).fix("write \"free\", in lower case"));
     }
-    if text.contains('/') {
+    if text.contains('/') || with_a_slash(text).is_some() {
         return Err(Problem::new(format!("{} is a rate, and this is the price of a request", quoted(text)))
             .fix("say what is counted, as in price = { output_tokens = \"$10 / 1M\", most = \"$0.25\" }"));
     }
@@ -121,6 +121,11 @@ pub(super) fn plain(text: &str, money: Denomination) -> Result<Price, Problem> {
         Amount::ZERO => Err(Problem::new(format!("{} is no price", quoted(text))).fix("write \"free\" if you mean it")),
         price => Ok(Price::Fixed(price)),
     }
+}
+
+/// `$10 / 1M` for `$10 per 1M`.
+fn with_a_slash(text: &str) -> Option<String> {
+    text.split_once(" per ").map(|(price, per)| format!("{} / {}", price.trim(), per.trim()))
 }
 
 /// A number is the likeliest mistake, so its error shows the number as it should be written.
@@ -367,6 +372,9 @@ fn end(value: &Entry<'_>, counted: Counted) -> Result<u64, Problem> {
 
 /// `$2.50 / 1M`: a price and for how many it is.
 fn priced(text: &str, counted: Counted, money: Denomination) -> Result<(Amount, u64), Problem> {
+    if let Some(meant) = with_a_slash(text) {
+        return Err(Problem::new(format!("{} is not a rate", quoted(text))).fix(format!("write {}", quoted(&meant))));
+    }
     let (price, per) = match (text.split_once('/'), counted) {
         (Some((price, per)), _) => (price.trim_end(), counted.read(per.trim_start())?),
         (None, Counted::Things) => (text, 1),

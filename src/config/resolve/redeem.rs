@@ -3,18 +3,20 @@
 use http::Uri;
 
 use super::values::{DAY, HOUR, MINUTE, SECOND, amount, duration, plain_url};
-use crate::config::reader::{Given, Problem, Section, quoted};
+use crate::config::keys::write_fee;
+use crate::config::reader::{Given, Problem, Report, Section, quoted};
 use crate::config::{Chain, Channel, Facilitator, Redeem, write_duration};
+use crate::local::is_this_machine;
 use crate::protocol::{Amount, Network};
 
 /// A transaction of more claims is larger than nodes accept (128 KiB).
 const MAX_CLAIM_ROWS: u64 = 272;
 
 /// The most that is paid for a unit of gas on a chain without a preset, wei.
-pub(in crate::config) const DEFAULT_MAX_FEE_WEI: u128 = 50 * WEI_PER_GWEI;
+const DEFAULT_MAX_FEE_WEI: u128 = 50 * WEI_PER_GWEI;
 
 /// How many times as much is paid for what is urgent, where nothing is said.
-pub(in crate::config) const URGENT_TIMES: u128 = 10;
+const URGENT_TIMES: u128 = 10;
 
 /// A whole coin for a unit of gas is certainly a mistake.
 const MAX_FEE_WEI: u128 = 1_000_000_000_000_000_000;
@@ -58,23 +60,26 @@ pub(super) fn redeem(mut section: Section<'_>, chain: Option<&Chain>, channel: O
     let max_age = duration(&mut section, "max_age", SECOND..=30 * DAY).optional();
     let share = section.text("max_gas_share", percent);
     let coin_price = section.text("coin_price", |text| coin_price(text, decimals));
-    if let (Given::Value(_, span), Given::Absent) = (&share, &coin_price) {
+    let chain_says = chain.is_none_or(|chain| chain.coin_price.is_some());
+    if let (Given::Value(_, span), Given::Absent, false) = (&share, &coin_price, chain_says) {
         let problem = Problem::new("says nothing while nobody knows what gas costs in dollars");
         let fix = "add coin_price = \"$3000\", what one of the chain's own coins is worth";
         section.error("max_gas_share", Some(span.clone()), problem.fix(fix));
     }
-    let preset = chain.and_then(|chain| Network::by_chain_id(chain.chain_id));
-    let usual_fee = preset.map_or(DEFAULT_MAX_FEE_WEI, |preset| preset.max_fee_wei);
+    let usual_fee = chain.map_or(DEFAULT_MAX_FEE_WEI, |chain| usual_max_fee_wei(chain.chain_id));
     let max_fee = section.text("max_fee", fee).or(usual_fee);
     let urgent = section.text("urgent_max_fee", fee);
-    let urgent_span = urgent.span();
+    let (urgent_span, urgent_is_said) = (urgent.span(), !matches!(urgent, Given::Absent));
     let urgent_max_fee = urgent.or(usual_fee.saturating_mul(URGENT_TIMES));
+    // What the chain says goes before both.
+    let chain_bids = chain.is_some_and(|chain| chain.max_fee_wei.or(chain.urgent_max_fee_wei).is_some());
     if let (Some(max_fee), Some(urgent_max_fee)) = (max_fee, urgent_max_fee)
         && urgent_max_fee < max_fee
+        && !chain_bids
     {
-        let problem = Problem::new(format!("{} is less than max_fee, {}", gwei(urgent_max_fee), gwei(max_fee)));
-        let fix = "raise it, or lower max_fee: what is urgent must not bid less";
-        section.error("urgent_max_fee", urgent_span, problem.fix(fix));
+        let problem =
+            Problem::new(format!("{} is less than max_fee, {}", write_fee(urgent_max_fee), write_fee(max_fee)));
+        section.error("urgent_max_fee", urgent_span, problem.fix(NOT_LESS));
     }
     let bump_after = duration(&mut section, "bump_after", SECOND..=HOUR).or(30 * SECOND);
     let stuck_after = duration(&mut section, "stuck_after", MINUTE..=30 * DAY).or(HOUR);
@@ -99,10 +104,53 @@ pub(super) fn redeem(mut section: Section<'_>, chain: Option<&Chain>, channel: O
         on_shutdown: on_shutdown?,
         max_fee_wei: max_fee?,
         urgent_max_fee_wei: urgent_max_fee?,
+        urgent_is_said,
         bump_after: bump_after?,
         stuck_after: stuck_after?,
         sweep_interval: sweep_interval?,
     })
+}
+
+const NOT_LESS: &str = "raise it, or lower max_fee: what is urgent must not bid less";
+
+/// What is paid at most for a unit of gas on a chain, where nothing is said, wei.
+pub(in crate::config) fn usual_max_fee_wei(chain_id: u64) -> u128 {
+    Network::by_chain_id(chain_id).map_or(DEFAULT_MAX_FEE_WEI, |preset| preset.max_fee_wei)
+}
+
+/// The same for what is urgent: a low `max_fee` of the chain's own is no reason to lose money, and a high one is to be
+/// outbid.
+pub(in crate::config) fn usual_urgent_fee_wei(chain_id: u64, max_fee_wei: Option<u128>) -> u128 {
+    let usual = usual_max_fee_wei(chain_id);
+    max_fee_wei.unwrap_or(usual).max(usual).saturating_mul(URGENT_TIMES)
+}
+
+/// Refuses urgent fees that are less than a chain's usual ones. `chains` are all of them, in the file's order.
+pub(super) fn check_fees(report: &Report<'_>, root: &mut Section<'_>, redeem: &Redeem, chains: &[Chain]) {
+    let mut place = |number: usize, key: &str| {
+        let chain = root.entry("chain")?;
+        chain.items().map_or_else(|| chain.place_of(key), |items| items.get(number)?.place_of(key))
+    };
+    for (number, chain) in chains.iter().enumerate() {
+        let usual = if number == 0 { redeem.max_fee_wei } else { usual_max_fee_wei(chain.chain_id) };
+        let max_fee = chain.max_fee_wei.unwrap_or(usual);
+        let said = redeem.urgent_is_said.then_some(redeem.urgent_max_fee_wei);
+        let Some(urgent) = chain.urgent_max_fee_wei.or(said).filter(|urgent| *urgent < max_fee) else { continue };
+        if chain.urgent_max_fee_wei.is_some() {
+            let problem = Problem::new(format!("{} is less than max_fee, {}", write_fee(urgent), write_fee(max_fee)));
+            report.error(place(number, "urgent_max_fee"), "[chain].urgent_max_fee", problem.fix(NOT_LESS));
+        } else if number > 0 || chain.max_fee_wei.is_some() {
+            let name = chain.network.map_or_else(|| format!("chain {}", chain.chain_id), str::to_owned);
+            let problem = Problem::new(format!(
+                "{} of [redeem].urgent_max_fee is less than what is paid on {name} without haste, {}",
+                write_fee(urgent),
+                write_fee(max_fee)
+            ));
+            let fix = "give this chain an urgent_max_fee of its own, or lower its max_fee";
+            let place = place(number, "max_fee").or_else(|| place(number, "network"));
+            report.error(place, "[chain].urgent_max_fee", problem.fix(fix));
+        }
+    }
 }
 
 /// What a coin is worth.
@@ -158,15 +206,9 @@ pub(super) fn decimal(text: &str, places: u8) -> Option<u128> {
     Amount::from_price(&format!("${text}"), places).ok().map(Amount::units)
 }
 
-fn gwei(wei: u128) -> String {
-    format!("{} gwei", Amount::new(wei).to_price(9).trim_start_matches('$'))
-}
-
 fn facilitator_url(text: &str) -> Result<Uri, Problem> {
     let uri = plain_url(text, "https://facilitator.example.com")?;
-    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    if uri.scheme_str() == Some("https") || local {
+    if uri.scheme_str() == Some("https") || is_this_machine(uri.host().unwrap_or_default()) {
         return Ok(uri);
     }
     Err(Problem::new("is not encrypted, so what it says about payments can be forged on the way")

@@ -16,7 +16,9 @@ use crate::config::reader::{Given, Problem, Report, Section, quoted};
 use crate::gate::Way;
 use crate::gate::matching::HostPattern;
 use crate::gate::path::PathPattern;
+use crate::gate::people::By;
 use crate::gate::policy::{Policy, Price, Route, Terms, TokenTerms, Transfer};
+use crate::pricing::Unit;
 use crate::protocol::Address;
 
 /// More than anybody writes down, and few enough to compare them all.
@@ -149,7 +151,11 @@ fn route(
         section.error("extensions", Some(span.clone()), problem);
     }
     let extensions = extensions.or(serde_json::Map::new());
-    let rules = rules(&mut section, price.as_ref(), money, whose.payers, whose.rates);
+    let windows = schedule.iter().flat_map(|schedule| schedule.windows().iter().map(|(_, price)| price));
+    // Where one of them could not be read, nothing is said about all of them.
+    let prices: Vec<_> =
+        price.iter().filter(|_| schedule.is_some()).chain(windows.filter(|_| price.is_some())).collect();
+    let rules = rules(&mut section, &prices, money, whose.payers, whose.rates);
     let whole = price.is_some()
         && schedule.is_some()
         && status_rule.is_some()
@@ -178,8 +184,31 @@ fn route(
     route.extensions = extensions.unwrap_or_default();
     route.way = way.and_then(Way::unusual);
     let whole = of_route(&mut section, &mut route, usual).is_some() && whole;
+    let whole = check_upgrade(&mut section, &route) && whole;
     comparable.then_some(())?;
     Some(Draft { route, whole, span: span? })
+}
+
+/// Whether what goes over an upgraded connection is counted where it costs something. It is bytes and time: nobody looks for
+/// messages in it, and what needs no payment has no bill that anything could be counted for.
+fn check_upgrade(section: &mut Section<'_>, route: &Route) -> bool {
+    if route.way.as_ref().is_none_or(|way| way.upgrades.is_empty()) {
+        return true;
+    }
+    let free = route.rules.as_ref().and_then(|rules| rules.free);
+    if route.has_rate(|tariff| tariff.counts(&Unit::Events)) {
+        let problem = Problem::new("its price counts events, and no events are seen in an upgraded connection");
+        let fix = "charge for time, request_bytes or response_bytes instead, or leave upgrade out";
+        section.error("upgrade", None, problem.fix(fix));
+        return false;
+    }
+    if free.is_some_and(|free| free.by == By::Network) && route.has_rate(|_| true) {
+        let problem = Problem::new("one free request would be an upgraded connection that nothing is ever charged for");
+        let fix = "write by = \"payer\", give the free requests a route without upgrade, or charge a fixed price";
+        section.error("free", None, problem.fix(fix));
+        return false;
+    }
+    true
 }
 
 fn bad_pattern(text: &str, error: &crate::gate::path::PatternError) -> Problem {

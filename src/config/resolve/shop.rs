@@ -97,7 +97,7 @@ pub(super) fn of_route(section: &mut Section<'_>, route: &mut Route, usual: Usua
         output_example: output_example?,
     };
     let (identifiers, in_bazaar) = (identifiers?, in_bazaar?);
-    if route.price.most().is_none() {
+    if !route.is_ever_paid() {
         return Some(());
     }
     // What an operator wrote by hand stays as it is.

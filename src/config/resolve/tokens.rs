@@ -3,7 +3,7 @@
 use super::chain::Which;
 use super::values::{address, names, one_of, some_text};
 use crate::config::reader::{Entry, Given, Problem, Report, Section, quoted};
-use crate::gate::policy::{Price, Route, TokenTerms, Transfer};
+use crate::gate::policy::{Route, TokenTerms, Transfer};
 use crate::protocol::Amount;
 
 /// Each is an offer in every quote, and quotes travel in a header.
@@ -126,14 +126,26 @@ pub(super) fn check_prices(report: &Report<'_>, root: &mut Section<'_>, tokens: 
     let Some(from) = tokens.first().map(|token| token.decimals) else { return };
     let places = root.entry("route").and_then(|entry| entry.items()).unwrap_or_default();
     for (number, route) in routes.iter().enumerate() {
-        let prices = std::iter::once(&route.price).chain(route.schedule.windows().iter().map(|(_, price)| price));
-        let coarse = |price: &Price| {
-            let token = tokens.iter().find(|token| price.in_decimals(from, token.decimals).is_none())?;
-            Some((price.most().unwrap_or_default().to_price(from), token))
-        };
-        if let Some((dollars, token)) = prices.into_iter().find_map(coarse) {
-            let place = places.get(number).and_then(|entry| entry.place_of("price"));
-            report.error(place, "[[route]].price", cannot_express(&dollars, token));
+        let windows = route.schedule.windows().iter().map(|(_, price)| price);
+        let own = route.rules.iter().flat_map(|rules| rules.prices.iter().map(|own| &own.price));
+        let prices = std::iter::once((None, &route.price));
+        let prices = prices.chain((0..).zip(windows).map(|(place, price)| (Some(("at", place)), price)));
+        let prices = prices.chain((0..).zip(own).map(|(place, price)| (Some(("for", place)), price)));
+        for (table, price) in prices {
+            let Some(token) = tokens.iter().find(|token| price.in_decimals(from, token.decimals).is_none()) else {
+                continue;
+            };
+            let here = places.get(number);
+            let (place, key) = match table {
+                None => (here.and_then(|route| route.place_of("price")), "[[route]].price".to_owned()),
+                Some((name, nth)) => (
+                    here.and_then(|route| route.inner(name)?.items()?.get(nth)?.place_of("price")),
+                    format!("[[route.{name}]].price"),
+                ),
+            };
+            let dollars = price.most().unwrap_or_default().to_price(from);
+            report.error(place, &key, cannot_express(&dollars, token));
+            break;
         }
     }
 }

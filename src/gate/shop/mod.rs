@@ -106,9 +106,12 @@ impl Stock<'_> {
         amount.to_price(self.terms.token.decimals)
     }
 
-    /// A listing's price in words.
+    /// The prices of a listing's route in words, at whatever hour.
     fn price(&self, listing: &Listing) -> String {
-        words::price(&listing.route.price, self.terms.token.decimals)
+        let words = |price| words::price(price, self.terms.token.decimals);
+        let Route { price, schedule, .. } = &*listing.route;
+        let windows = schedule.windows().iter().map(|(window, price)| format!("; {window}: {}", words(price)));
+        std::iter::once(words(price)).chain(windows).collect()
     }
 }
 

@@ -90,7 +90,7 @@ fn method_of(name: &str) -> Option<Method> {
 fn add_price(operation: &mut Map<String, Value>, listing: &Listing, stock: &Stock<'_>) {
     let dollars = |amount| stock.dollars(amount).trim_start_matches('$').to_owned();
     let most = dollars(listing.preferred.price);
-    let price = match &listing.route.price {
+    let price = match &listing.preferred.charged {
         Price::Metered(_) => json!({"mode": "dynamic", "currency": "USD", "min": "0", "max": most}),
         _ => json!({"mode": "fixed", "currency": "USD", "amount": most}),
     };

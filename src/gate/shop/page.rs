@@ -21,7 +21,7 @@ const PLACE: &str = "\u{1}";
 impl QuotePage {
     pub(in crate::gate) fn new(stock: &Stock<'_>, listing: &Listing) -> Self {
         let Listing { route, .. } = listing;
-        let price = words::price(&route.price, stock.terms.token.decimals);
+        let price = words::price(&listing.preferred.charged, stock.terms.token.decimals);
         let (name, origin) = (escaped(stock.name()), escaped(stock.origin));
         let what = route.description.as_deref().map(|text| format!("<p class=\"what\">{}</p>", escaped(text)));
         let (price, shown) = (escaped(&price), code(&shown(route)));
@@ -33,8 +33,9 @@ impl QuotePage {
              <h2>Pay from a shell</h2><pre><code>peaje pay '{origin}{PLACE}'</code></pre>\
              <h2>Pay from JavaScript</h2><pre><code>{script}</code></pre>\
              <h2>Terms</h2><dl>{route}{kind}{network}{token_row}{receiver}</dl>\
-             <p>The quote itself is in the <code>PAYMENT-REQUIRED</code> header of this answer (x402, version 2). An answer \
-             of status 400 or above costs nothing.</p></main>{footer}",
+             <p>The quote itself is in the <code>PAYMENT-REQUIRED</code> header of this answer (x402, version 2). \
+             {by_status}</p></main>{footer}",
+            by_status = escaped(&words::by_status(&route.status_rule)),
             what = what.unwrap_or_default(),
             token = escaped(&stock.terms.token.domain_name),
             script = script(stock, &format!("{origin}{PLACE}")),

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::Stock;
-use crate::gate::policy::Route;
+use super::{Stock, words};
+use crate::gate::policy::{Listing, Route};
+use crate::pricing::StatusRule;
 
 pub(super) fn write(stock: &Stock<'_>) -> String {
     let Stock { origin, listings, free, .. } = stock;
@@ -24,6 +25,9 @@ pub(super) fn write(stock: &Stock<'_>) -> String {
     }
     for listing in *listings {
         let _ = write!(text, "- {}: {}.", shown(&listing.route), stock.price(listing));
+        if !is_usual(listing) {
+            let _ = write!(text, " {}", words::by_status(&listing.route.status_rule));
+        }
         notes(&mut text, &listing.route);
     }
     if !free.is_empty() {
@@ -33,11 +37,15 @@ pub(super) fn write(stock: &Stock<'_>) -> String {
         let _ = write!(text, "- {}", shown(route));
         notes(&mut text, route);
     }
+    let by_status = words::by_status(&StatusRule::default());
+    if listings.iter().all(|listing| is_usual(listing)) {
+        let _ = writeln!(text, "\n{by_status}");
+    } else if listings.iter().any(|listing| is_usual(listing)) {
+        let _ = writeln!(text, "\nWhere nothing else is said: {by_status}");
+    }
     let _ = write!(
         text,
         "
-An answer of status 400 or above costs nothing.
-
 ## How to pay
 
 From a shell, with a key in PEAJE_AGENT_KEY that holds some {token}: `peaje pay {origin}/...`
@@ -70,6 +78,11 @@ is a signature. What is not spent is yours, and a refund returns it.
         let _ = writeln!(text, "- [{origin}/openapi.json]({origin}/openapi.json): OpenAPI, with prices");
     }
     text
+}
+
+/// Whether answers are charged by their status as usual.
+fn is_usual(listing: &Listing) -> bool {
+    listing.route.status_rule == StatusRule::default()
 }
 
 fn notes(text: &mut String, route: &Route) {

@@ -1,7 +1,7 @@
 //! Prices in words.
 
 use crate::gate::policy::Price;
-use crate::pricing::{Rate, Tariff, Unit};
+use crate::pricing::{Rate, StatusRule, Tariff, Unit};
 use crate::protocol::Amount;
 
 /// A price as a sentence without its full stop: "$0.01 a request and $3.00 per 1,000,000 input tokens, at most $0.50".
@@ -11,6 +11,14 @@ pub(super) fn price(price: &Price, decimals: u8) -> String {
         Price::Fixed(amount) => format!("{} a request", amount.to_price(decimals)),
         Price::Metered(tariff) => metered(tariff, decimals),
     }
+}
+
+/// What answers cost by their status, as a sentence.
+pub(super) fn by_status(rule: &StatusRule) -> String {
+    if *rule == StatusRule::default() {
+        return "An answer of status 400 or above costs nothing.".to_owned();
+    }
+    format!("Of its price an answer costs, by its status: {rule}; 401, 402, 407 and 5xx cost nothing.")
 }
 
 fn metered(tariff: &Tariff, decimals: u8) -> String {
