@@ -210,6 +210,10 @@ async fn a_request_is_quoted_in_every_token_and_paid_with_any() {
     let records = log.lines().map(|line| serde_json::from_str::<AccessRecord>(line).unwrap());
     let paid: Vec<_> = records.filter(|record| record.outcome == Outcome::Paid).collect();
     assert!(paid.len() > 1, "those before the crash may be lost: {}", paid.len());
+    let replayed: Value = serde_json::from_slice(&shop.peaje.succeed(&["replay", "access.jsonl"])).unwrap();
+    let dollars = PRICE * u128::try_from(paid.len()).unwrap();
+    assert_eq!(replayed["total"]["old"]["revenue"], dollars.to_string());
+    assert_eq!(replayed["total"]["new"]["revenue"], dollars.to_string());
     for record in paid {
         let (_, unit) = tokens().into_iter().find(|(address, _)| Some(ours(*address)) == record.asset).unwrap();
         let price = Some(Amount::new(PRICE * unit));

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
@@ -18,6 +19,7 @@ use crate::config::Config;
 use crate::gate::matching::Place;
 use crate::gate::people::{By, Cap, Free, Rules};
 use crate::gate::policy::{Asked, Listing, Policy, Price, Route, Verdict};
+use crate::gate::tender::Tender;
 use crate::protocol::{Address, Amount};
 use crate::telemetry::access::{AccessRecord, Outcome};
 
@@ -112,6 +114,8 @@ struct Replay {
     lowered: u64,
     /// Payments of nobody knows whom, by routes that have rules for some.
     anonymous: u64,
+    /// Payments in tokens that the new list does not take.
+    foreign: u64,
     /// Of each path, the places that its routes look at and the log has nothing of, with the number of such requests...
     unseen: BTreeMap<(String, Place), u64>,
     /// ...and those that it has something of in another request: there they were looked at, and nothing is nothing.
@@ -170,11 +174,14 @@ impl Replay {
         if line.trim().is_empty() {
             return;
         }
-        let Ok(record) = serde_json::from_str::<AccessRecord>(line) else {
+        let Ok(mut record) = serde_json::from_str::<AccessRecord>(line) else {
             self.unreadable = self.unreadable.saturating_add(1);
             return;
         };
         self.records = self.records.saturating_add(1);
+        if !in_preferred(&mut record, new) {
+            self.foreign = self.foreign.saturating_add(1);
+        }
         let (route, before) = match old {
             Some(old) => self.judge(&record, old),
             None => (record.route.clone().unwrap_or_else(|| NO_ROUTE.to_owned()), happened(&record)),
@@ -335,6 +342,7 @@ impl Replay {
             "charged_in_full_for_want_of_counts": self.uncounted,
             "charged_no_more_than_before": self.lowered,
             "paid_by_unknown_payers": self.anonymous,
+            "paid_in_other_tokens": self.foreign,
             "not_told_apart": self.not_told_apart(),
         })
     }
@@ -378,6 +386,12 @@ impl Replay {
                 "{anonymous} payments are charged as everybody's: the log does not say whose they were\n"
             ));
         }
+        if self.foreign > 0 {
+            let foreign = self.foreign;
+            text.push_str(&format!(
+                "{foreign} requests were of tokens that the list does not take: what they brought is not counted\n"
+            ));
+        }
         for (place, count) in self.not_told_apart() {
             text.push_str(&format!("{count} requests could not be told apart: the log has no {place}\n"));
         }
@@ -391,6 +405,22 @@ fn happened(record: &AccessRecord) -> Judged {
         Outcome::Unpaid | Outcome::Refused | Outcome::NotSold | Outcome::Overloaded => Judged::Refused,
         _ => Judged::Served(record.charge.unwrap_or(Amount::ZERO)),
     }
+}
+
+/// Lets a record count in units of the preferred token, as everything here does. Where nobody knows what its token is worth,
+/// it says nothing of what was charged; that is not the case for whatever says no token.
+fn in_preferred(record: &mut AccessRecord, policy: &Policy) -> bool {
+    let (Some(network), Some(asset)) = (&record.network, record.asset) else { return true };
+    let is_of = |tender: &&Arc<Tender>| tender.network == *network && tender.terms.token.address == asset;
+    let Some(tender) = policy.tenders().iter().find(is_of) else {
+        (record.quote, record.charge) = (None, None);
+        return false;
+    };
+    let (from, to) = (tender.terms.token.decimals, policy.terms().token.decimals);
+    for amount in [&mut record.quote, &mut record.charge].into_iter().flatten() {
+        *amount = amount.about_in_decimals(from, to);
+    }
+    true
 }
 
 /// The headers that were recorded because a route matches on them.
@@ -443,12 +473,15 @@ fn body(record: &AccessRecord) -> String {
 mod tests {
     use super::*;
 
-    fn listed(routes: &str) -> Policy {
-        let text = format!(
+    fn config(routes: &str) -> String {
+        format!(
             "[upstream]\nurl = \"http://127.0.0.1:8080\"\n[chain]\nnetwork = \"base-sepolia\"\nrpc = \"env:R\"\n[receiver]\n\
              pay_to = \"0x209693Bc6afc0C5328bA36FaF03C514EF312287C\"\nauthorizer_key = \"env:K\"\n{routes}"
-        );
-        policy(&Config::parse(&text, "c.toml").unwrap()).unwrap()
+        )
+    }
+
+    fn listed(routes: &str) -> Policy {
+        policy(&Config::parse(&config(routes), "c.toml").unwrap()).unwrap()
     }
 
     fn record(path: &str, outcome: &str, quote: Option<u128>, charge: Option<u128>) -> String {
@@ -559,6 +592,27 @@ mod tests {
         let mut replay = Replay::default();
         replay.line(&answered(404).replace("void", "paid").replace("\"0\"", "\"10000\""), None, &new);
         assert_eq!(replay.total().1.revenue, Amount::ZERO);
+    }
+
+    #[test]
+    fn what_was_paid_in_other_tokens_counts_in_the_preferred_one() {
+        let fine = "0xf1e0000000000000000000000000000000000018";
+        let two = format!(
+            "token = [\"usdc\", {{ address = \"{fine}\", decimals = 18, domain_name = \"D\", domain_version = \"1\" }}]"
+        );
+        let mut text = config("[[route]]\npath = \"/a\"\nprice = \"$0.01\"\n");
+        text = text.replace("rpc = ", &format!("{two}\nrpc = "));
+        let new = policy(&Config::parse(&text, "c.toml").unwrap()).unwrap();
+        let usdc = new.terms().token.address;
+        let mut replay = Replay::default();
+        let elsewhere = Address([9; 20]);
+        for (asset, charge) in [(usdc, 2_000), (fine.parse().unwrap(), 2_000_000_000_000_000), (elsewhere, 7)] {
+            let mut record: Value = serde_json::from_str(&record("/a", "paid", Some(charge), Some(charge))).unwrap();
+            (record["network"], record["asset"]) = ("eip155:84532".into(), json!(asset));
+            replay.line(&record.to_string(), None, &new);
+        }
+        let (before, after) = replay.total();
+        assert_eq!((before.revenue.units(), after.revenue.units(), replay.foreign), (4_000, 30_000, 1));
     }
 
     #[test]
