@@ -4,13 +4,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use tower::BoxError;
 
-use super::metered::{Collected, MeteredBody};
-use super::replay::{Kept, Tail};
+use super::metered::MeteredBody;
+use super::replay::Kept;
 use super::service::strip_payment_headers;
 
 pin_project! {
@@ -28,13 +29,47 @@ pin_project! {
     #[derive(Debug)]
     enum Inner<B> {
         Upstream { #[pin] body: B },
-        Own { bytes: Option<Bytes> },
-        // In boxes, so that the others need no room for them.
+        // Our own, one that was collected, and one that is given again.
+        Whole { whole: Whole },
+        // In a box, so that the others need no room for it.
         Metered { body: Box<MeteredBody<B>> },
-        Collected { body: Box<Collected> },
-        // One that may be asked for again, and one that is.
+        // One that may be asked for again.
         Kept { kept: Kept<AnswerBody<B>> },
-        Again { tail: Tail },
+    }
+}
+
+/// What is left of a body that is all there.
+#[derive(Debug, Default)]
+pub(super) struct Whole {
+    data: Bytes,
+    /// In a box: there seldom are any.
+    trailers: Option<Box<HeaderMap>>,
+}
+
+impl Whole {
+    pub(super) fn new(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+        Self { data, trailers: trailers.map(Box::new) }
+    }
+
+    /// The trailers, which there are from now on.
+    pub(super) fn trailers(&mut self) -> &mut HeaderMap {
+        self.trailers.get_or_insert_default()
+    }
+
+    /// The next frame.
+    pub(super) fn next(&mut self) -> Option<Frame<Bytes>> {
+        if self.data.is_empty() {
+            return self.trailers.take().map(|trailers| Frame::trailers(*trailers));
+        }
+        Some(Frame::data(std::mem::take(&mut self.data)))
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.data.is_empty() && self.trailers.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(u64::try_from(self.data.len()).unwrap_or(u64::MAX))
     }
 }
 
@@ -47,22 +82,17 @@ impl<B> AnswerBody<B> {
         Self { inner: Inner::Kept { kept } }
     }
 
-    pub(super) fn again(tail: Tail) -> Self {
-        Self { inner: Inner::Again { tail } }
+    pub(super) fn own(bytes: Bytes) -> Self {
+        Self::whole(Whole::new(bytes, None))
     }
 
-    pub(super) fn own(bytes: Bytes) -> Self {
-        Self { inner: Inner::Own { bytes: Some(bytes).filter(|bytes| !bytes.is_empty()) } }
+    pub(super) fn whole(whole: Whole) -> Self {
+        Self { inner: Inner::Whole { whole } }
     }
 
     /// The upstream's, charged at its end.
     pub(super) fn metered(body: MeteredBody<B>) -> Self {
         Self { inner: Inner::Metered { body: Box::new(body) } }
-    }
-
-    /// The upstream's, which has come already.
-    pub(super) fn collected(body: Collected) -> Self {
-        Self { inner: Inner::Collected { body: Box::new(body) } }
     }
 }
 
@@ -83,36 +113,27 @@ where
                 }
                 frame
             }),
-            InnerProjection::Own { bytes } => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            InnerProjection::Whole { whole } => Poll::Ready(whole.next().map(Ok)),
             InnerProjection::Metered { body } => body.poll_frame(context),
-            InnerProjection::Collected { body } => Poll::Ready(body.next().map(Ok)),
             InnerProjection::Kept { kept } => kept.poll_frame(context),
-            InnerProjection::Again { tail } => Poll::Ready(tail.next().map(Ok)),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.inner {
             Inner::Upstream { body } => body.is_end_stream(),
-            Inner::Own { bytes } => bytes.is_none(),
+            Inner::Whole { whole } => whole.is_over(),
             Inner::Metered { body } => body.is_end_stream(),
-            Inner::Collected { body } => body.is_empty(),
             Inner::Kept { kept } => kept.is_end_stream(),
-            Inner::Again { tail } => tail.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
             Inner::Upstream { body } => body.size_hint(),
-            Inner::Own { bytes } => {
-                let length = bytes.as_ref().map_or(0, Bytes::len);
-                SizeHint::with_exact(u64::try_from(length).unwrap_or(u64::MAX))
-            }
+            Inner::Whole { whole } => whole.size_hint(),
             Inner::Metered { body } => body.size_hint(),
-            Inner::Collected { body } => SizeHint::with_exact(body.length()),
             Inner::Kept { kept } => kept.size_hint(),
-            Inner::Again { tail } => tail.size_hint(),
         }
     }
 }

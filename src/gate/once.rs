@@ -16,8 +16,9 @@ use super::Gate;
 use super::admit::{Admission, Admitted, Answered};
 use super::answer::Refusal;
 use super::body::AnswerBody;
+use super::body::Whole;
 use super::policy::Listing;
-use super::replay::{Again, Content, MAX_WAIT, Serving, Slip, Tail};
+use super::replay::{Again, Content, MAX_WAIT, Serving, Slip};
 use super::service::{Sale, Sent, Visit};
 use crate::protocol::Code;
 use crate::protocol::x402::Payment;
@@ -28,7 +29,7 @@ pub(super) enum Once {
     /// It was judged; and its answer is kept, if it may come again.
     New(Admission, Option<Serving>),
     /// It had this answer before.
-    Again(Box<Response<Tail>>),
+    Again(Box<Response<Whole>>),
 }
 
 impl Gate {

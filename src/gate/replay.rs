@@ -39,6 +39,7 @@ use tokio::sync::watch;
 
 use super::answer::Refusal;
 use super::background::Background;
+use super::body::Whole;
 use super::identifier::Identifiers;
 use super::served::is_served;
 use crate::pricing::StatusRule;
@@ -337,7 +338,7 @@ impl Replays {
 /// What a payment gets that may have come before.
 pub(super) enum Again {
     /// The answer it had.
-    Answer(Box<Response<Tail>>),
+    Answer(Box<Response<Whole>>),
     /// It is judged as if it were new.
     Anew,
     /// The same, but its request's body was read: it cannot be served.
@@ -391,8 +392,8 @@ fn conflict() -> Refusal {
 }
 
 impl Stored {
-    fn response(&self) -> Response<Tail> {
-        let mut response = Response::new(Tail { body: Some(self.body.clone()), trailers: self.trailers.clone() });
+    fn response(&self) -> Response<Whole> {
+        let mut response = Response::new(Whole::new(self.body.clone(), self.trailers.clone()));
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers.clone();
         response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
@@ -708,28 +709,4 @@ fn finish<B: Body<Data = Bytes> + Send + 'static>(mut body: Pin<Box<B>>, tape: T
         }
         tape.end();
     });
-}
-
-/// The body of an answer that is given again.
-#[derive(Debug)]
-pub(super) struct Tail {
-    body: Option<Bytes>,
-    trailers: Option<HeaderMap>,
-}
-
-impl Tail {
-    /// The next frame.
-    pub(super) fn next(&mut self) -> Option<Frame<Bytes>> {
-        let body = self.body.take().filter(|body| !body.is_empty()).map(Frame::data);
-        body.or_else(|| self.trailers.take().map(Frame::trailers))
-    }
-
-    pub(super) fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Bytes::is_empty) && self.trailers.is_none()
-    }
-
-    pub(super) fn size_hint(&self) -> SizeHint {
-        let length = self.body.as_ref().map_or(0, Bytes::len);
-        SizeHint::with_exact(u64::try_from(length).unwrap_or(u64::MAX))
-    }
 }

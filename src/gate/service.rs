@@ -275,7 +275,7 @@ impl Gate {
             }
             Ok(Once::Again(answer)) => {
                 note(&mut draft, Outcome::Free, &answer);
-                Ok((*answer).map(AnswerBody::again))
+                Ok((*answer).map(AnswerBody::whole))
             }
             Ok(Once::New(Admission::Refunded { receipt, state }, _)) => {
                 let response = answer::refunded(&receipt, &state);

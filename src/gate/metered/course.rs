@@ -77,7 +77,7 @@ impl Bill {
             return match collect(body, &mut self).await {
                 Some(body) => {
                     let posted = self.post(End::Complete).and_then(Result::ok);
-                    Course::Charged(Response::from_parts(head, AnswerBody::collected(body)), posted, self.draft.take())
+                    Course::Charged(Response::from_parts(head, AnswerBody::whole(body)), posted, self.draft.take())
                 }
                 None => Course::Broken(self.void()),
             };

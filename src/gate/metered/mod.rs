@@ -27,8 +27,8 @@ use crate::protocol::Amount;
 use crate::protocol::x402::ChannelState;
 
 pub(super) use course::{Course, takes_trailers};
-pub(super) use stream::{Collected, MeteredBody, Receipts};
 pub use stream::{MAX_COLLECTED_BYTES, MAX_READ_ON, MAX_READING_ON};
+pub(super) use stream::{MeteredBody, Receipts};
 pub use tunnel::Metering;
 
 /// Counts the bytes of a request's body that are passed on, as an extension of a metered request. Whoever passes them on

@@ -7,7 +7,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tower::BoxError;
@@ -15,6 +14,7 @@ use tower::BoxError;
 use super::super::accounts::{Charged, NotWritten};
 use super::super::answer::{PAYMENT_RESPONSE, insert};
 use super::super::background::Background;
+use super::super::body::Whole;
 use super::super::service::strip_payment_headers;
 use super::{Bill, LOOK_EVERY};
 use crate::pricing::End;
@@ -59,9 +59,9 @@ type ReadOn<B> = fn(Pin<Box<B>>, Box<Bill>, &Background);
 enum Stage<B> {
     Passing(Passing<B>),
     /// All of it came, and its charge is on its way to the disk.
-    Writing(Pin<Box<dyn Future<Output = Result<Charged, NotWritten>> + Send>>, Rest),
+    Writing(Pin<Box<dyn Future<Output = Result<Charged, NotWritten>> + Send>>, Whole),
     /// Its charge is durable.
-    Ending(Rest),
+    Ending(Whole),
     Over,
 }
 
@@ -72,13 +72,6 @@ struct Passing<B> {
     held: Option<Bytes>,
     /// When it is looked whether its payer withdraws what is to pay for it.
     looks: Interval,
-}
-
-/// What is given out last.
-#[derive(Debug, Default)]
-struct Rest {
-    data: Option<Bytes>,
-    trailers: Option<HeaderMap>,
 }
 
 /// The answer's charge did not reach the books: an answer that nobody paid for must not look whole.
@@ -120,7 +113,7 @@ where
 enum Step<E> {
     Give(Bytes),
     /// All of it came; this is to be given out before the end, and that with it.
-    Whole(Option<Bytes>, Rest),
+    Whole(Option<Bytes>, Whole),
     Broken(E),
     Again,
 }
@@ -145,7 +138,7 @@ where
         let frame = match ready!(body.as_mut().poll_frame(context)) {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return Poll::Ready(Step::Broken(error)),
-            None => return Poll::Ready(Step::Whole(None, Rest { data: held.take(), trailers: None })),
+            None => return Poll::Ready(Step::Whole(None, Whole::new(held.take().unwrap_or_default(), None))),
         };
         let data = match frame.into_data() {
             Ok(data) => data,
@@ -154,15 +147,16 @@ where
                 bill.hear(&trailers);
                 // What may not come as a header may not come as a trailer.
                 strip_payment_headers(&mut trailers);
-                return Poll::Ready(Step::Whole(None, Rest { data: held.take(), trailers: Some(trailers) }));
+                let rest = Whole::new(held.take().unwrap_or_default(), Some(trailers));
+                return Poll::Ready(Step::Whole(None, rest));
             }
         };
         bill.data(&data);
         let is_last = body.is_end_stream();
         Poll::Ready(match (total, is_last) {
             (None, false) => Step::Give(data),
-            (None, true) => Step::Whole(Some(data), Rest::default()),
-            (Some(_), true) => Step::Whole(held.take(), Rest { data: Some(data), trailers: None }),
+            (None, true) => Step::Whole(Some(data), Whole::default()),
+            (Some(_), true) => Step::Whole(held.take(), Whole::new(data, None)),
             (Some(total), false) if bill.response_bytes < total => Step::Give(data),
             (Some(_), false) => held.replace(data).map_or(Step::Again, Step::Give),
         })
@@ -178,13 +172,14 @@ impl<B> MeteredBody<B> {
         self.total.map_or_else(SizeHint::default, |total| SizeHint::with_exact(total.saturating_sub(self.given)))
     }
 
-    fn give(&mut self, data: Bytes) -> Frame<Bytes> {
-        self.given = self.given.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
-        Frame::data(data)
+    fn count(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        self.given = self.given.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+        frame
     }
 
     /// All of it came.
-    fn settle(&mut self, rest: Rest) {
+    fn settle(&mut self, rest: Whole) {
         let Stage::Passing(Passing { mut bill, .. }) = std::mem::replace(&mut self.stage, Stage::Over) else { return };
         self.stage = match bill.post(End::Complete) {
             Some(Ok(posted)) => Stage::Writing(Box::pin(posted.written()), rest),
@@ -194,14 +189,14 @@ impl<B> MeteredBody<B> {
         };
     }
 
-    fn written(&mut self, outcome: Result<Charged, NotWritten>, mut rest: Rest) -> Result<(), NotCharged> {
+    fn written(&mut self, outcome: Result<Charged, NotWritten>, mut rest: Whole) -> Result<(), NotCharged> {
         match outcome {
             Ok(Charged { charge, state }) => {
                 let channel = state.channel_id;
                 tracing::debug!(%channel, %charge, charged = %state.charged_cumulative_amount, "charged at the end");
                 if let Some(Receipts { network, payer, generation }) = &self.receipts {
                     let receipt = Receipt::encode_charged(network, payer, charge, &state, *generation);
-                    insert(rest.trailers.get_or_insert_default(), PAYMENT_RESPONSE, receipt);
+                    insert(rest.trailers(), PAYMENT_RESPONSE, receipt);
                 }
                 self.stage = Stage::Ending(rest);
                 Ok(())
@@ -234,11 +229,11 @@ where
                     }
                     match ready!(passing.poll(self.total, context)) {
                         Step::Again => {}
-                        Step::Give(data) => return Poll::Ready(Some(Ok(self.give(data)))),
+                        Step::Give(data) => return Poll::Ready(Some(Ok(self.count(Frame::data(data))))),
                         Step::Whole(data, rest) => {
                             self.settle(rest);
                             if let Some(data) = data {
-                                return Poll::Ready(Some(Ok(self.give(data))));
+                                return Poll::Ready(Some(Ok(self.count(Frame::data(data)))));
                             }
                         }
                         Step::Broken(error) => {
@@ -255,21 +250,13 @@ where
                         return Poll::Ready(Some(Err(error.into())));
                     }
                 }
-                Stage::Ending(Rest { data, trailers }) => {
-                    let frame = match data.take() {
-                        Some(data) => self.give(data),
-                        None => match trailers.take() {
-                            Some(trailers) => Frame::trailers(trailers),
-                            None => {
-                                self.stage = Stage::Over;
-                                continue;
-                            }
-                        },
-                    };
-                    if let Stage::Ending(Rest { data: None, trailers: None }) = self.stage {
+                Stage::Ending(rest) => {
+                    let frame = rest.next();
+                    if rest.is_over() {
                         self.stage = Stage::Over;
                     }
-                    return Poll::Ready(Some(Ok(frame)));
+                    let Some(frame) = frame else { continue };
+                    return Poll::Ready(Some(Ok(self.count(frame))));
                 }
                 Stage::Over => return Poll::Ready(None),
             }
@@ -329,35 +316,11 @@ where
     });
 }
 
-/// A small answer that was collected.
-#[derive(Debug)]
-pub(in super::super) struct Collected {
-    data: Bytes,
-    trailers: Option<HeaderMap>,
-}
-
-impl Collected {
-    pub(in super::super) fn is_empty(&self) -> bool {
-        self.data.is_empty() && self.trailers.is_none()
-    }
-
-    pub(in super::super) fn length(&self) -> u64 {
-        u64::try_from(self.data.len()).unwrap_or(u64::MAX)
-    }
-
-    pub(in super::super) fn next(&mut self) -> Option<Frame<Bytes>> {
-        if self.data.is_empty() {
-            return self.trailers.take().map(Frame::trailers);
-        }
-        Some(Frame::data(std::mem::take(&mut self.data)))
-    }
-}
-
 /// Collects a small answer, measuring it. Nothing, where it broke off.
 ///
 /// # Cancellation
 /// The payer has left; what is its own has the bill.
-pub(in super::super) async fn collect<B>(body: B, bill: &mut Bill) -> Option<Collected>
+pub(in super::super) async fn collect<B>(body: B, bill: &mut Bill) -> Option<Whole>
 where
     B: Body<Data = Bytes>,
 {
@@ -390,5 +353,5 @@ where
         }
     }
     let data = if more.is_empty() { first } else { more.freeze() };
-    Some(Collected { data, trailers })
+    Some(Whole::new(data, trailers))
 }
