@@ -75,6 +75,8 @@ struct Ways {
     pool_full: bool,
     /// There is no block of this number, says the node.
     misses: Option<u64>,
+    /// There is no newest block, says the node.
+    is_blind: bool,
     /// How often the newest block was asked for.
     looks: u64,
     /// The last block whose events were asked for.
@@ -101,7 +103,12 @@ async fn pass(State(gateway): State<Arc<Gateway>>, Json(question): Json<Value>) 
                 answer["result"] = json!([]);
             }
         }
-        "eth_getBlockByNumber" if question["params"][0] == "latest" => ways.looks += 1,
+        "eth_getBlockByNumber" if question["params"][0] == "latest" => {
+            ways.looks += 1;
+            if ways.is_blind {
+                answer["result"] = Value::Null;
+            }
+        }
         "eth_getBlockByNumber" if ways.misses.is_some_and(|n| question["params"][0] == format!("{n:#x}")) => {
             answer["result"] = Value::Null;
         }
@@ -347,6 +354,27 @@ async fn a_claim_that_a_reorganisation_drops_is_due_again_and_claimed_again() {
     eventually("it is due again", async || stage.books(&payer).unclaimed == Amount::new(2 * PRICE)).await;
     let report = stage.redemption.redeem().await.unwrap();
     assert_eq!((report.claimed.units(), report.settled.units()), (2 * PRICE, 2 * PRICE), "{report:?}");
+    stage.strike().await;
+}
+
+/// A view is also booked by whoever pays, and by the sweep: perhaps of a block that the follower never reads.
+#[tokio::test]
+async fn what_others_have_booked_of_a_block_is_taken_back_although_the_follower_never_read_it() {
+    let stage = Stage::set(Options::default()).await;
+    let payer = stage.opened(1).await;
+    stage.pay(&payer.voucher(2 * PRICE)).await.assert_served();
+    stage.devnet.mine(6).unwrap();
+    stage.followed().await;
+    stage.ways(|ways| ways.is_blind = true);
+    stage.looked(2).await;
+    let before = stage.devnet.block_number();
+    stage.claim_elsewhere(&payer, 2 * PRICE).await;
+    let view = stage.chain.channel(payer.id()).await.unwrap();
+    stage.gate.accounts().observe(payer.id(), &payer.config, view).unwrap();
+    assert!(stage.books(&payer).unclaimed.is_zero());
+    stage.devnet.reorg(stage.devnet.block_number() - before).unwrap();
+    stage.ways(|ways| ways.is_blind = false);
+    eventually("it is due again", async || stage.books(&payer).unclaimed == Amount::new(2 * PRICE)).await;
     stage.strike().await;
 }
 

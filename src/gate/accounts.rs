@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use super::patience;
 use super::people::Dues;
 use super::turns::Turns;
+use super::unread::Unread;
 use crate::clock;
 use crate::ledger::{Channel, Command, Event, HoldNumber, Limits, Reject, SentRefund, Snapshot, TermsPool, View};
 use crate::protocol::claim::ClaimRow;
@@ -56,6 +57,7 @@ struct Inner {
     abandoning: AtomicBool,
     claim_wanted: Notify,
     ahead: Mutex<BTreeSet<ChannelId>>,
+    unread: Unread,
     /// The domain under which [`Account::is_bound`] holds: that of the first payment.
     settlement: OnceLock<Domain>,
     turns: Turns,
@@ -167,7 +169,8 @@ impl Accounts {
     fn with(channels: DashMap<ChannelId, Box<Account>>, terms: TermsPool, journal: Journal) -> Self {
         let (abandoning, claim_wanted, ahead) = (AtomicBool::new(false), Notify::new(), Mutex::default());
         let (settlement, turns) = (OnceLock::new(), Turns::default());
-        let inner = Inner { channels, terms, journal, abandoning, claim_wanted, ahead, settlement, turns };
+        let unread = Unread::default();
+        let inner = Inner { channels, terms, journal, abandoning, claim_wanted, ahead, unread, settlement, turns };
         Self { inner: Arc::new(inner) }
     }
 
@@ -207,8 +210,10 @@ impl Accounts {
             let mut account = free.insert(Box::new(Account::new(channel, 0, None, now)));
             let booking = adjustment(Amount::ZERO, account.channel.charged(), Adjustment::Opened, now);
             self.inner.journal.note(account.entry(booking), None);
+            self.inner.unread.note(id, view.block);
             return Ok(());
         }
+        let before = self.read(&id, Channel::view);
         let observed = self.change_and_read(&id, &Command::Observe { view }, Slip::default(), |channel| channel.view());
         let Some(Change { seen, .. }) = observed.transpose()? else { return Ok(()) };
         if seen.block > view.block {
@@ -216,15 +221,22 @@ impl Accounts {
             if ahead.len() < MAX_AHEAD {
                 ahead.insert(id);
             }
+        } else if before.is_some_and(|before| View { block: view.block, ..before } != seen) {
+            self.inner.unread.note(id, view.block);
         }
         Ok(())
+    }
+
+    /// The channels with views that say something new, of blocks that the follower has perhaps not read.
+    pub(crate) fn unread(&self) -> &Unread {
+        &self.inner.unread
     }
 
     /// Books what the chain says of a channel whose view is of a block (`gone`) that the chain does not have. Channels that
     /// are not known, or have another view by now, are only observed.
     pub(crate) fn rewind(&self, id: ChannelId, config: &ChannelConfig, view: View, gone: u64) -> Result<(), Reject> {
         match self.change(&id, &Command::Rewind { view, gone }) {
-            Some(event) => event.map(|_| ()),
+            Some(event) => event.map(|_| self.inner.unread.note(id, view.block)),
             None => self.observe(id, config, view),
         }
     }

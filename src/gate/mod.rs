@@ -80,6 +80,7 @@ pub mod shop;
 pub mod tender;
 mod tills;
 mod turns;
+mod unread;
 mod way;
 
 use std::sync::Arc;

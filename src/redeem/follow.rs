@@ -7,8 +7,8 @@
 //!
 //! A reorganisation can take an event back without leaving one behind. So the newest blocks that were read are remembered,
 //! each with its hash and the channels it touched; where the chain has another block in such a place, those channels are
-//! read again, and reading goes on after the last block that is still there. What a transaction of ours did is booked before
-//! its block is read here; such a channel is read again with its block, because that may be another one by then. After a
+//! read again, and reading goes on after the last block that is still there. Others read channels too, and book what a block
+//! did before it is read here; such a channel is read again with its block, because that may be another one by then. After a
 //! start nothing is remembered: the overlap and the sweep stand in for it.
 //!
 //! An older view never replaces a newer one, because nodes lag. That is wrong in two cases, and the follower says so to the
@@ -338,20 +338,23 @@ impl<C: Chain> Follower<C> {
             }
         }
         // Another block may be in the place of one that they were booked of, without an event that tells of it.
-        let mut unread = office.unread.up_to(to);
+        let mut unread = office.accounts().unread().up_to(to);
         touched.extend(unread.keys());
         let config_of = |id: &ChannelId| office.accounts().statement(id).map(|books| (*id, books.config));
         let channels: Vec<_> = touched.iter().filter_map(config_of).collect();
         for channels in channels.chunks(MAX_CHANNELS_AT_ONCE) {
             let views = office.refresh_since(channels, 0).await?;
             for ((id, _), view) in channels.iter().zip(views) {
-                // A node that lags says nothing about it: next time, perhaps.
                 if unread.get(id).is_some_and(|block| view.block < *block) {
+                    // A node that lags says nothing about it: next time, perhaps.
                     unread.remove(id);
+                } else if view.block <= to {
+                    // What this very look booked of blocks that it read is remembered in the window.
+                    unread.insert(*id, view.block);
                 }
             }
         }
-        office.unread.done(&unread);
+        office.accounts().unread().done(&unread);
         let next = to.saturating_add(1);
         self.next = Some(next);
         let due = self.written.is_none_or(|written| written > next || next - written >= MAX_BLOCKS_UNWRITTEN);

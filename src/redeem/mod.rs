@@ -24,7 +24,6 @@ mod round;
 mod sweep;
 mod teller;
 mod triggers;
-mod unread;
 mod vitals;
 mod wei;
 mod window;
@@ -134,7 +133,6 @@ pub(crate) struct Office<C> {
     /// What the last process left.
     last_run: LastRun,
     /// What was booked of blocks that the follower may not have read.
-    unread: unread::Unread,
     /// What operators should know.
     notes: Notes,
     stop: CancellationToken,
@@ -150,7 +148,6 @@ impl<C> Clone for Office<C> {
             settings: self.settings.clone(),
             flights: self.flights.clone(),
             last_run: self.last_run.clone(),
-            unread: self.unread.clone(),
             notes: self.notes.clone(),
             stop: self.stop.clone(),
             tasks: self.tasks.clone(),
@@ -193,10 +190,6 @@ impl<C: Chain> Office<C> {
                 for ((id, config), view) in channels.iter().zip(&views) {
                     if let Err(reject) = self.accounts().observe(*id, config, *view) {
                         tracing::error!(channel = %id, %reject, "the node's answer cannot be true");
-                    }
-                    if block > 0 {
-                        // Here is what a transaction did that a reorganisation may still take back.
-                        self.unread.note(*id, view.block);
                     }
                 }
                 return Ok(views);
@@ -269,7 +262,6 @@ impl Redemption {
             settings,
             flights: flights.clone(),
             last_run,
-            unread: unread::Unread::default(),
             notes: notes.clone(),
             stop: stop.clone(),
             tasks: tasks.clone(),

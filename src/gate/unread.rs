@@ -1,8 +1,9 @@
 //! What was booked of blocks before the follower read them.
 //!
-//! A transaction of ours is booked once it is mined, and a reorganisation may take its block away before the follower
-//! gets there: then there is no event that it could miss. **Owns** the list of such channels. **Promises** that each stays
-//! on it until its block was read and it was read again. **Does not** read.
+//! A channel is read when a transaction of ours was mined, when somebody pays from it, and by the sweep; and a reorganisation
+//! may take the block of that view away before the follower gets there: then there is no event that it could miss. **Owns**
+//! the list of such channels. **Promises** that each stays on it until its block was read and it was read again. **Does not**
+//! read.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +15,7 @@ const MAX_UNREAD: usize = 4_096;
 
 /// Channels, each with the block of the view that was booked.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Unread(Arc<Mutex<BTreeMap<ChannelId, u64>>>);
+pub(crate) struct Unread(Arc<Mutex<BTreeMap<ChannelId, u64>>>);
 
 impl Unread {
     /// A view of this block was booked.
@@ -27,13 +28,13 @@ impl Unread {
     }
 
     /// The channels with views of blocks up to this one, and those blocks.
-    pub(super) fn up_to(&self, block: u64) -> BTreeMap<ChannelId, u64> {
+    pub(crate) fn up_to(&self, block: u64) -> BTreeMap<ChannelId, u64> {
         self.lock().iter().filter(|(_, of)| **of <= block).map(|(channel, of)| (*channel, *of)).collect()
     }
 
-    /// These were read again. One that was noted anew meanwhile stays.
-    pub(super) fn done(&self, read: &BTreeMap<ChannelId, u64>) {
-        self.lock().retain(|channel, block| read.get(channel) != Some(block));
+    /// These were read again, at these blocks. One that was noted with a later block meanwhile stays.
+    pub(crate) fn done(&self, read: &BTreeMap<ChannelId, u64>) {
+        self.lock().retain(|channel, block| read.get(channel).is_none_or(|read| *block > *read));
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<ChannelId, u64>> {
