@@ -33,6 +33,8 @@ use peaje::protocol::{Amount, Voucher};
 use peaje::proxy::{Bounds, CertificateFiles, Certificates, ForwardedHeader, Listener, Trusted};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -563,11 +565,11 @@ async fn an_http_2_connection_that_is_told_to_end_waits_for_an_upstream_that_is_
     assert_eq!(text_of(response).await, (200, Bytes::from("firstlast")));
 }
 
-#[tokio::test]
-async fn one_client_does_not_take_all_requests_that_are_served_at_once() {
-    let may = Arc::new(tokio::sync::Semaphore::new(0));
+/// An upstream that tells of each request and answers once it may, each time.
+async fn waiting_upstream() -> (SocketAddr, Arc<Semaphore>, UnboundedReceiver<()>) {
+    let may = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&may);
-    let (told, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+    let (told, arrived) = unbounded_channel();
     let upstream = raw::script(move |stream| {
         let (gate, told) = (Arc::clone(&gate), told.clone());
         async move {
@@ -580,6 +582,12 @@ async fn one_client_does_not_take_all_requests_that_are_served_at_once() {
         }
     })
     .await;
+    (upstream, may, arrived)
+}
+
+#[tokio::test]
+async fn one_client_does_not_take_all_requests_that_are_served_at_once() {
+    let (upstream, may, mut arrived) = waiting_upstream().await;
     let bounds = Bounds { max_requests: 16, ..Bounds::default() };
     let site = Setup { bounds, ..Setup::new(upstream) };
     let site = site.open_with(|listener| listener.trust(believe(&["127.0.0.2/32", "203.0.113.0/24"]))).await;
@@ -707,21 +715,7 @@ async fn who_asks_while_it_ends_is_served_and_told_that_it_was_the_last_time() {
 
 #[tokio::test]
 async fn who_waits_for_a_place_when_the_end_begins_gets_one_that_becomes_free() {
-    let may = Arc::new(tokio::sync::Semaphore::new(0));
-    let gate = Arc::clone(&may);
-    let (told, mut arrived) = tokio::sync::mpsc::unbounded_channel();
-    let upstream = raw::script(move |stream| {
-        let (gate, told) = (Arc::clone(&gate), told.clone());
-        async move {
-            let mut peer = Client { stream, buffer: Vec::new() };
-            while raw::receive(&mut peer).await.is_some() {
-                told.send(()).unwrap();
-                gate.acquire().await.unwrap().forget();
-                peer.send(OK).await;
-            }
-        }
-    })
-    .await;
+    let (upstream, may, mut arrived) = waiting_upstream().await;
     let site = Setup::new(upstream).open_with(|listener| listener.max_connections(1)).await;
     let mut first = site.client().await;
     first.send(get("/x")).await;

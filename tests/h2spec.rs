@@ -107,8 +107,8 @@ enum Owed {
     /// The connection ends: GOAWAY with one of these codes, or with the one for all kinds of errors, which is what the
     /// library beneath us says of everything it cannot decode; or without a word.
     Connection(&'static [u32]),
-    /// The stream ends: RST_STREAM with one of these codes; or the connection does, as above; or, where the request makes no sense as
-    /// one of HTTP, an answer that says so (RFC 9113, 8.1.1).
+    /// The stream ends: RST_STREAM with one of these codes; or the connection does, as above; or, where the request makes
+    /// no sense as one of HTTP, an answer that says so (RFC 9113, 8.1.1).
     Stream(&'static [u32]),
     /// The request on this stream is answered with 200.
     Served(u32),

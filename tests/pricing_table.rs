@@ -478,7 +478,7 @@ fn moved(policy: Policy, at: u64) -> Policy {
 fn measured(words: &str) -> Measured {
     let mut words = words.split(',').map(str::trim);
     let status = words.next().unwrap().parse().unwrap();
-    let mut measured = unmeasured(status);
+    let mut measured = Measured::nothing(status, End::Complete);
     for word in words {
         let (number, rest) = word.split_once(' ').unwrap();
         let count = || number.parse::<u64>().unwrap();
@@ -513,19 +513,6 @@ fn bytes_of(size: &str) -> u64 {
         other => panic!("{other}"),
     };
     number.parse::<u64>().unwrap() * bytes
-}
-
-fn unmeasured(status: u16) -> Measured {
-    Measured {
-        status,
-        request_bytes: 0,
-        response_bytes: 0,
-        elapsed_ms: 0,
-        events: 0,
-        tokens: None,
-        reported: Vec::new(),
-        end: End::Complete,
-    }
 }
 
 /// What a client is told that the request costs at most.
@@ -673,7 +660,7 @@ fn an_answer() -> impl Strategy<Value = Measured> {
     (counts, prop::option::weighted(0.8, tokens), reported, ends).prop_map(|(counts, tokens, reported, end)| {
         let (request_bytes, response_bytes, elapsed_ms, events) = counts;
         let reported = reported.into_iter().map(|(name, count)| (name.into(), count)).collect();
-        Measured { request_bytes, response_bytes, elapsed_ms, events, tokens, reported, end, ..unmeasured(200) }
+        Measured { request_bytes, response_bytes, elapsed_ms, events, tokens, reported, ..Measured::nothing(200, end) }
     })
 }
 

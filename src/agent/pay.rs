@@ -1,9 +1,10 @@
 //! The agent: one wallet, its channels, and the act of paying.
 //!
 //! **Owns** the order of things: what is written before it is sent, what is asked again and how often. **Promises**
-//! that a call sends at most six requests, but for those that are sent again as they were because their answer was lost: the paid one, the one before it that finds out the price (unpaid, or paid
-//! by an offer that turned out stale), one signed ahead that was refused, and one more after each of a corrective, a
-//! deposit that is not there yet, and a balance that is lower than we thought. **Does not** decide about money (see [`super::judge`]).
+//! that a call sends at most six requests, but for those that are sent again as they were because their answer was lost:
+//! the paid one, the one before it that finds out the price (unpaid, or paid by an offer that turned out stale), one
+//! signed ahead that was refused, and one more after each of a corrective, a deposit that is not there yet, and a balance
+//! that is lower than we thought. **Does not** decide about money (see [`super::judge`]).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -91,8 +91,8 @@ impl Config {
         })
     }
 
-    /// What `next` says otherwise than this config, key by key, and of upstreams each by itself; routes left out. What [`Config::applying`] made of `next`
-    /// differs from it in what waits for a restart.
+    /// What `next` says otherwise than this config, key by key, and of upstreams each by itself; routes left out. What
+    /// [`Config::applying`] made of `next` differs from it in what waits for a restart.
     pub fn changes(&self, next: &Self) -> Vec<KeyChange> {
         let changed = KEYS.iter().filter(|key| key.differs(self, next));
         changed.flat_map(|key| KeyChange::all_of(key, self, next)).collect()

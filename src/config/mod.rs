@@ -1,10 +1,10 @@
 //! The operator's file: TOML in, one resolved [`Config`] out.
 //!
 //! **Owns** the keys of `config.example.toml`, their defaults and their limits. **Promises** that a [`Config`] is
-//! whole: what is there was checked, in itself and against the rest, so nothing behind this room validates again;
-//! that a refused file is refused with every error at once, each with its place and its fix; and that no secret is
-//! echoed. **Does not** touch anything but the file and the lists of payers it names: keys and RPC URLs stay references, and whether the chain behind
-//! them is the right one is `peaje check`'s business.
+//! whole: what is there was checked, in itself and against the rest, so nothing behind this room validates again; that a
+//! refused file is refused with every error at once, each with its place and its fix; and that no secret is echoed.
+//! **Does not** touch anything but the file and the lists of payers it names: keys and RPC URLs stay references, and
+//! whether the chain behind them is the right one is `peaje check`'s business.
 //!
 //! ```
 //! # use peaje::config::Config;

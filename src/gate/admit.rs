@@ -579,7 +579,8 @@ impl Gate {
         Ok(Admission::Refunded { receipt, state })
     }
 
-    /// Whether it is signed, and by somebody who may pay. Curve work, and a question to the chain only where the payer's own account is the authorizer.
+    /// Whether it is signed, and by somebody who may pay. Curve work, and a question to the chain only where the payer's
+    /// own account is the authorizer.
     async fn verify(&self, claimed: &Claimed<'_>) -> Result<VerifiedVoucher, Refusal> {
         let Claimed { settlement, config, bound, voucher, .. } = claimed;
         let verified = match config.authorizer() {

@@ -1,9 +1,9 @@
 //! The desk: where the gate asks for what only a chain can do.
 //!
 //! **Owns** the questions (read a channel, ask a wallet, relay a deposit, send a refund), their answers, and the rule
-//! that a channel has one deposit on its way at most, and a payer too, however many channels it has. **Promises** that a question outlives the request that asked it:
-//! a payer who hangs up while its deposit is being mined still finds it booked. **Does not** answer; the redeemer does,
-//! at the other end of the queue.
+//! that a channel has one deposit on its way at most, and a payer too, however many channels it has. **Promises** that a
+//! question outlives the request that asked it: a payer who hangs up while its deposit is being mined still finds it
+//! booked. **Does not** answer; the redeemer does, at the other end of the queue.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};

@@ -2,8 +2,8 @@
 //!
 //! **Owns** the step before the gate: whoever holds the body asks [`Gate::wants_body`], reads as much as it is told to, and
 //! puts what was seen ([`Looked`]) with the request. **Promises** that the price list that asked for the body is the one
-//! that judges it, that a list whose quotes still hold can look at it too, and that nothing is asked of requests whose price does not depend on it. **Does not** read bodies: the
-//! gate does not know what they are made of.
+//! that judges it, that a list whose quotes still hold can look at it too, and that nothing is asked of requests whose
+//! price does not depend on it. **Does not** read bodies: the gate does not know what they are made of.
 
 use std::sync::Arc;
 

@@ -52,11 +52,11 @@
 //! | us, after the head: we stop | so far | what is known by then |
 //! | us: a panic, or books that cannot be written | nothing | nothing |
 //!
-//! An answer that never has a body (to `HEAD`, 204, 304) has used no tokens. One of status 400 or above costs nothing. One that was to be whole before its head leaves and breaks off is
-//! answered with 502 and costs nothing: nobody saw any of it. A stream that cannot be charged because of the books breaks
-//! off at its end, so that nobody takes it for whole. Up to
-//! [`MAX_READING_ON`](crate::gate::metered::MAX_READING_ON) answers are read on for payers that left; where there is no place
-//! for one more, it has no report.
+//! An answer that never has a body (to `HEAD`, 204, 304) has used no tokens. One of status 400 or above costs nothing.
+//! One that was to be whole before its head leaves and breaks off is answered with 502 and costs nothing: nobody saw any
+//! of it. A stream that cannot be charged because of the books breaks off at its end, so that nobody takes it for whole.
+//! Up to [`MAX_READING_ON`](crate::gate::metered::MAX_READING_ON) answers are read on for payers that left; where there
+//! is no place for one more, it has no report.
 //!
 //! A proxy that stops reads on until its deadline (`server.shutdown_timeout`), and takes what is known by then.
 //!

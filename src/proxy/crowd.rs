@@ -10,9 +10,9 @@
 //! A quote costs little more than the refusal, but one given now would be paid now, and refused then: so in a crowd there
 //! are no quotes either. Quotes themselves make no crowd: they wait for nobody. Free routes do, where the upstream is slow.
 //!
-//! It also holds back what the gate wants to be held back ([`HoldBack`](crate::gate::HoldBack)), for [`HOLD_BACK`]: a peer that forges vouchers,
-//! and waits for each answer, is as slow as that then. What is held back has no place in the crowd, and is never more than
-//! [`MAX_HELD_BACK`]; more is answered at once.
+//! It also holds back what the gate wants to be held back ([`HoldBack`](crate::gate::HoldBack)), for [`HOLD_BACK`]: a
+//! peer that forges vouchers, and waits for each answer, is as slow as that then. What is held back has no place in the
+//! crowd, and is never more than [`MAX_HELD_BACK`]; more is answered at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -3,8 +3,8 @@
 //! **Owns** the listener and the threads that serve, the stack every request goes down, the upstream and its pools, the
 //! hygiene of headers, CORS, and the turning of errors into responses. **Promises** that bodies stream both ways without
 //! being collected, that hop-by-hop headers end here, that `X-Forwarded-*` names the client as we saw it, or as a proxy
-//! that is trusted did, and never as it says itself, and that a client that sends a large body unpaid gets its 402 at once and a connection it can go on using. **Does
-//! not** price, charge or speak to a chain.
+//! that is trusted did, and never as it says itself, and that a client that sends a large body unpaid gets its 402 at
+//! once and a connection it can go on using. **Does not** price, charge or speak to a chain.
 
 mod answers;
 mod balance;

@@ -119,9 +119,10 @@ pin_project! {
     /// An answer's body that is let go when nobody asks for more of it for too long.
     ///
     /// A stream of HTTP/2 stands still when its client opens no window for it, while its connection is well. Then nobody
-    /// asks the body for anything, so it cannot notice by itself; somebody beside it does. What is let go is the upstream's
-    /// connection; the stream's few bytes here stay for as long as its connection does, which is ended for that in its time
-    /// ([`Answers`](super::answers::Answers)). A window that was never opened is one that does not open: the watch begins with the head.
+    /// asks the body for anything, so it cannot notice by itself; somebody beside it does. What is let go is the
+    /// upstream's connection; the stream's few bytes here stay for as long as its connection does, which is ended for
+    /// that in its time ([`Answers`](super::answers::Answers)). A window that was never opened is one that does not open:
+    /// the watch begins with the head.
     #[project = WantedProjection]
     #[derive(Debug)]
     pub(super) enum Wanted<B> {

@@ -14,7 +14,8 @@
 //!
 //! The first four are images that follow from the record. In the others the session runs again with the fault in it; the
 //! store must latch, and is then killed, cut off from power, or closed and cut off. Where a fault has several forms, each
-//! point draws one (of a sync's fates it gets each). What is left must be exactly what was acknowledged. The numbers are printed; `CRASH_POINTS_SEED` tries another run.
+//! point draws one (of a sync's fates it gets each). What is left must be exactly what was acknowledged. The numbers are
+//! printed; `CRASH_POINTS_SEED` tries another run.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "in a test a panic is the report")]
 

@@ -2,8 +2,9 @@
 //!
 //! **Owns** the reading of a plain voucher that answers an offer it was asked with, as it stands in the header's JSON.
 //! **Promises** that what it reads, [`super::Payment::read`] reads too, and to the same values: it reads less, namely
-//! nothing of extensions that are just the quoted ones, no deposits or refunds, no key twice, no escapes where text matters,
-//! no signatures of another length than a key's, no extensions that are no object. **Does not** say why it did not read something; the plain way is asked then, and says.
+//! nothing of extensions that are just the quoted ones, no deposits or refunds, no key twice, no escapes where text
+//! matters, no signatures of another length than a key's, no extensions that are no object. **Does not** say why it did
+//! not read something; the plain way is asked then, and says.
 
 use serde_json::Map;
 
