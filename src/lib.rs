@@ -40,6 +40,7 @@ mod duration;
 pub mod facilitator;
 pub mod gate;
 pub mod ledger;
+mod listed;
 mod local;
 pub mod manual;
 pub mod pricing;

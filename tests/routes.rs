@@ -8,6 +8,8 @@
     reason = "a test that cannot go on should say so at once"
 )]
 
+#[path = "support/least.rs"]
+mod least;
 #[path = "support/payer.rs"]
 mod payer;
 
@@ -20,6 +22,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use http::Method;
+use least::HEAD;
 use payer::{Payer, Payment};
 use peaje::config::Config;
 use peaje::gate::people::WatchedCounts;
@@ -42,17 +45,6 @@ const MAX_BODY: usize = 64 * 1024;
 
 /// A tenth of a cent.
 const UNIT: u128 = 1_000;
-
-const CONFIG: &str = r#"
-[upstream]
-url = "http://127.0.0.1:8080"
-[chain]
-network = "base-sepolia"
-rpc = "env:PEAJE_RPC"
-[receiver]
-pay_to = "0x209693Bc6afc0C5328bA36FaF03C514EF312287C"
-authorizer_key = "env:PEAJE_AUTHORIZER_KEY"
-"#;
 
 // ---- an upstream that notes what arrives
 
@@ -101,8 +93,7 @@ async fn site(routes: &str) -> Site {
     let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = socket.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(socket, app).await });
-    let config =
-        Config::parse(&format!("{CONFIG}\n{routes}"), "routes.toml").unwrap_or_else(|errors| panic!("{errors}"));
+    let config = Config::parse(&format!("{HEAD}\n{routes}"), "routes.toml").unwrap_or_else(|errors| panic!("{errors}"));
     let limits = Limits { max_matched_body: MAX_BODY, ..Limits::default() };
     let gate = Gate::new(config.policy(Address([2; 20])).unwrap(), Desk::closed()).with_limits(limits);
     let upstream = Upstream::new(&UpstreamSettings {
@@ -434,7 +425,7 @@ async fn a_payer_with_a_price_of_its_own_signs_for_the_quote_and_is_charged_that
 
 /// A price list that takes the place of a site's.
 fn policy(routes: &[String]) -> Policy {
-    let text = format!("{CONFIG}\n{}", routes.concat());
+    let text = format!("{HEAD}\n{}", routes.concat());
     Config::parse(&text, "routes.toml").unwrap_or_else(|errors| panic!("{errors}")).policy(Address([2; 20])).unwrap()
 }
 

@@ -19,6 +19,7 @@ use peaje::pricing::{Tariff, Unit};
 use peaje::proxy::{Bounds, UpstreamSettings};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
@@ -234,6 +235,24 @@ async fn only_a_get_without_a_body_that_asks_for_one_protocol_is_a_handshake() {
     assert_eq!(stand.charges(), 7);
 }
 
+/// An upstream that answers one request so; what it heard: the request's head in small letters, and all that came after.
+async fn answering(answer: &'static str) -> (SocketAddr, JoinHandle<(String, Vec<u8>)>) {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let heard = tokio::spawn(async move {
+        let (mut stream, _) = socket.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        let mut more = Vec::new();
+        let _ = stream.read_to_end(&mut more).await;
+        (String::from_utf8(head).unwrap().to_lowercase(), more)
+    });
+    (address, heard)
+}
+
 /// An upstream that does not switch, or switches to something else, opens no tunnel.
 #[tokio::test]
 async fn a_tunnel_opens_only_if_the_upstream_agrees_to_just_that() {
@@ -244,19 +263,7 @@ async fn a_tunnel_opens_only_if_the_upstream_agrees_to_just_that() {
         ("HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno", "403", 0),
         ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno", "200", 1),
     ] {
-        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = socket.local_addr().unwrap();
-        let heard = tokio::spawn(async move {
-            let (mut stream, _) = socket.accept().await.unwrap();
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                head.push(stream.read_u8().await.unwrap());
-            }
-            stream.write_all(answer.as_bytes()).await.unwrap();
-            let mut more = Vec::new();
-            let _ = stream.read_to_end(&mut more).await;
-            more
-        });
+        let (address, heard) = answering(answer).await;
         let stand = setup(upstream_of(&[address])).open().await;
         let lines = "GET /live/x HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n";
         let (head, mut stream) = stand.handshake(lines).await;
@@ -265,7 +272,7 @@ async fn a_tunnel_opens_only_if_the_upstream_agrees_to_just_that() {
         assert_eq!(stand.charges(), charged);
         // What the client says next is its next request, and none of the upstream's business.
         stream.write_all(b"GET /none HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
-        let more = tokio::time::timeout(PATIENCE, heard).await.expect("the connection is not kept").unwrap();
+        let (_, more) = tokio::time::timeout(PATIENCE, heard).await.expect("the connection is not kept").unwrap();
         assert_eq!(more, b"");
     }
 }
@@ -522,17 +529,7 @@ async fn a_metered_socket_that_a_shutdown_ends_is_charged_for_what_passed() {
 /// The upstream sees an ordinary handshake: nothing of how its answer is metered. One that it refuses costs nothing.
 #[tokio::test]
 async fn a_metered_handshake_that_the_upstream_refuses_costs_nothing() {
-    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = socket.local_addr().unwrap();
-    let heard = tokio::spawn(async move {
-        let (mut stream, _) = socket.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
-        stream.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno").await.unwrap();
-        String::from_utf8(head).unwrap().to_lowercase()
-    });
+    let (address, heard) = answering("HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno").await;
     let mut setup = Setup::new(upstream_of(&[address]));
     setup.metered.push(("/metered", tariff(Unit::ResponseBytes, 7, MOST), websocket()));
     let stand = setup.open().await;
@@ -540,7 +537,7 @@ async fn a_metered_handshake_that_the_upstream_refuses_costs_nothing() {
         Err(Error::Http(answer)) => assert_eq!(answer.status(), 403),
         other => panic!("{other:?}"),
     }
-    let head = heard.await.unwrap();
+    let (head, _) = heard.await.unwrap();
     assert!(head.contains("\r\nconnection: upgrade\r\n") && head.contains("\r\nupgrade: websocket\r\n"), "{head}");
     assert!(!head.contains("\r\nte:"), "{head}");
     assert_eq!(stand.charged(), 0);

@@ -18,6 +18,7 @@ use super::judge::{Asked, judge_receipt};
 use super::on_disk;
 use super::pay::Slot;
 use super::spending::Spending;
+use crate::listed;
 use crate::protocol::Amount;
 use crate::protocol::x402::PAYMENT_RESPONSE;
 
@@ -50,8 +51,7 @@ pub(super) struct Books {
 
 /// Whether a server says that its receipt comes at the end.
 pub(super) fn comes_late(head: &HeaderMap) -> bool {
-    let names = head.get_all(TRAILER).iter().filter_map(|names| names.to_str().ok());
-    names.flat_map(|names| names.split(',')).any(|name| name.trim().eq_ignore_ascii_case(PAYMENT_RESPONSE))
+    listed::has(head, TRAILER, PAYMENT_RESPONSE)
 }
 
 impl Late {

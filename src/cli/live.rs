@@ -54,7 +54,7 @@ struct Parts {
 /// Why a config is not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum NotTaken {
-    /// Its amounts are of another token.
+    /// It cannot be put in force while peaje runs.
     #[error(transparent)]
     NotNow(#[from] NotNow),
     /// Two routes are equal; the config's own check finds that first.
@@ -109,8 +109,8 @@ impl Live {
         Ok(taken)
     }
 
-    /// Reads the text of a file and puts it in force, and tells the log what came of it.
-    /// The files that were read with it, if it was refused.
+    /// Reads the text of a file and puts it in force, and tells the log what came of it. The files that were read with it,
+    /// if it was refused.
     fn take(&self, path: &Path, text: Result<&str, ConfigErrors>) -> Vec<PathBuf> {
         let config = text.and_then(|text| Config::load_text(path, text));
         let beside = match &config {

@@ -10,6 +10,7 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use serde_json::json;
 
+use crate::listed;
 use crate::protocol::Code;
 use crate::protocol::x402::{self, ChannelState, QuoteDetails, Receipt, VoucherState, WrittenQuote};
 
@@ -260,14 +261,8 @@ pub(super) fn make_private(headers: &mut HeaderMap) {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
         return;
     }
-    let said: Vec<String> = headers
-        .get_all(CACHE_CONTROL)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|directive| directive.trim().to_owned())
-        .filter(|directive| !directive.is_empty())
-        .collect();
+    let directives = listed::members(headers, CACHE_CONTROL).filter(|directive| !directive.is_empty());
+    let said: Vec<String> = directives.map(str::to_owned).collect();
     let has = |name: &str| said.iter().any(|directive| directive.eq_ignore_ascii_case(name));
     if has("private") || has("no-store") {
         return;

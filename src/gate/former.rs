@@ -205,24 +205,14 @@ fn is_refund(payment: &Payment<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::path::PathPattern;
-    use super::super::policy::{Price, Route, Terms, TokenTerms};
+    use super::super::policy::{Price, Route, Terms};
     use super::*;
-    use crate::protocol::{Address, Amount, Network};
+    use crate::protocol::Amount;
 
     const GRACE: Duration = Duration::from_secs(30);
 
     fn list(prices: &[u128]) -> Arc<Policy> {
-        let network = Network::by_name("base-sepolia").unwrap();
-        let terms = Terms {
-            chain_id: network.chain_id,
-            token: TokenTerms::preset(network.token("usdc").unwrap()),
-            pay_to: Address([1; 20]),
-            receiver_authorizer: Address([2; 20]),
-            withdraw_delay_s: 900,
-            max_timeout_s: 60,
-            max_in_flight: 1,
-            min_deposit: None,
-        };
+        let terms = Terms::sample();
         let route = |(index, price): (usize, &u128)| {
             Route::new(PathPattern::parse(&format!("/{index}")).unwrap(), Price::Fixed(Amount::new(*price)))
         };

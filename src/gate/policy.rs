@@ -950,6 +950,24 @@ fn ambiguities(routes: &[Route]) -> Vec<Ambiguity> {
 }
 
 #[cfg(test)]
+impl Terms {
+    /// Those of a provider on Base Sepolia, for tests of whatever needs some.
+    pub(crate) fn sample() -> Self {
+        let network = crate::protocol::Network::by_name("base-sepolia").unwrap();
+        Self {
+            chain_id: network.chain_id,
+            token: TokenTerms::preset(network.token("usdc").unwrap()),
+            pay_to: Address([1; 20]),
+            receiver_authorizer: Address([2; 20]),
+            withdraw_delay_s: 900,
+            max_timeout_s: 60,
+            max_in_flight: 32,
+            min_deposit: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::gate::matching::{HeaderText, Pattern, Place};
@@ -957,17 +975,7 @@ mod tests {
     use crate::protocol::x402::{Quote, QuoteDetails};
 
     fn terms() -> Terms {
-        let token = crate::protocol::Network::by_name("base-sepolia").unwrap().tokens[0];
-        Terms {
-            chain_id: 84532,
-            token: TokenTerms::preset(&token),
-            pay_to: Address([1; 20]),
-            receiver_authorizer: Address([2; 20]),
-            withdraw_delay_s: 900,
-            max_timeout_s: 60,
-            max_in_flight: 32,
-            min_deposit: Some(Amount::new(1000)),
-        }
+        Terms { min_deposit: Some(Amount::new(1000)), ..Terms::sample() }
     }
 
     fn route(pattern: &str, methods: &[Method], price: u128) -> Route {

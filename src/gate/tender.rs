@@ -180,21 +180,13 @@ mod tests {
     use super::super::path::PathPattern;
     use super::super::policy::{Policy, TokenTerms};
     use super::*;
+    use crate::protocol::ChannelId;
     use crate::protocol::x402::{self, ChannelState, Quote, QuoteDetails};
-    use crate::protocol::{ChannelId, Network};
 
     fn terms(token: u8, decimals: u8) -> Terms {
-        let preset = TokenTerms::preset(&Network::by_name("base-sepolia").unwrap().tokens[0]);
-        Terms {
-            chain_id: 84532,
-            token: TokenTerms { address: Address([token; 20]), decimals, ..preset },
-            pay_to: Address([1; 20]),
-            receiver_authorizer: Address([2; 20]),
-            withdraw_delay_s: 900,
-            max_timeout_s: 60,
-            max_in_flight: 32,
-            min_deposit: None,
-        }
+        let sample = Terms::sample();
+        let token = TokenTerms { address: Address([token; 20]), decimals, ..sample.token };
+        Terms { token, ..sample }
     }
 
     fn policy(price: u128) -> Policy {

@@ -91,22 +91,13 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use super::super::path::PathPattern;
-    use super::super::policy::{Policy, Price, Route, Terms, TokenTerms};
+    use super::super::policy::{Policy, Price, Route, Terms};
     use super::*;
+    use crate::protocol::Amount;
     use crate::protocol::x402::{self, Quote, QuoteDetails};
-    use crate::protocol::{Amount, Network};
 
     fn terms(chain_id: u64) -> Terms {
-        Terms {
-            chain_id,
-            token: TokenTerms::preset(&Network::by_name("base-sepolia").unwrap().tokens[0]),
-            pay_to: Address([1; 20]),
-            receiver_authorizer: Address([2; 20]),
-            withdraw_delay_s: 900,
-            max_timeout_s: 60,
-            max_in_flight: 32,
-            min_deposit: None,
-        }
+        Terms { chain_id, ..Terms::sample() }
     }
 
     fn gate() -> Gate {

@@ -61,6 +61,11 @@ pub(super) fn guard(request: Request<Incoming>, max_pause: Duration, max_bytes: 
     request.map(|incoming| RequestBody { incoming: Some(incoming), on_http2, drain, pause, room, front, passed, heard })
 }
 
+/// Whether a stream of HTTP/2 ends before its end: one that is reset without an error has no more for us, and says nothing.
+pub(super) fn is_cut_short<T, E>(frame: &Poll<Option<Result<T, E>>>, body: &Incoming) -> bool {
+    matches!(frame, Poll::Ready(None)) && !body.is_end_stream()
+}
+
 /// Lets the body count what is passed on of it, and say if it breaks, if the gate wants to know.
 pub(super) fn count(request: &mut Request<RequestBody>) {
     if let Some(passed) = request.extensions_mut().remove::<Passed>() {
@@ -124,16 +129,13 @@ impl Body for RequestBody {
         }
         let Some(body) = incoming.as_mut() else { return Poll::Ready(None) };
         let mut frame = Pin::new(&mut *body).poll_frame(context).map_err(|error| BodyBroken::Off(Some(error)));
-        // A stream that is reset without an error has no more for us, whether or not it came to its end before.
-        if *on_http2 && matches!(frame, Poll::Ready(None)) && !body.is_end_stream() {
+        if *on_http2 && is_cut_short(&frame, body) {
             frame = Poll::Ready(Some(Err(BodyBroken::Off(None))));
         }
-        let mut paused = false;
         if frame.is_ready() {
             pause.end();
         } else if pause.poll(context).is_ready() {
             frame = Poll::Ready(Some(Err(BodyBroken::Paused)));
-            paused = true;
         }
         if let Poll::Ready(Some(Ok(read))) = &frame
             && let Some(data) = read.data_ref()
@@ -150,7 +152,7 @@ impl Body for RequestBody {
         if let Some(heard) = heard {
             listen(heard, &frame, body.is_end_stream());
         }
-        if paused {
+        if matches!(frame, Poll::Ready(Some(Err(BodyBroken::Paused)))) {
             // Not drained either: what does not come cannot be thrown away.
             *incoming = None;
         }

@@ -592,9 +592,8 @@ impl Idle {
 pub(super) mod tests {
     use super::*;
     use crate::gate::path::PathPattern;
-    use crate::gate::policy::{Policy, Price, Route, Terms, TokenTerms};
+    use crate::gate::policy::{Policy, Price, Route, Terms};
     use crate::gate::{Desk, Gate};
-    use crate::protocol::{Address, Network};
     use crate::proxy::{Bounds, Cors, Upstream, UpstreamSettings, stack};
     use std::io::{Read as _, Write as _};
     use std::net;
@@ -602,17 +601,7 @@ pub(super) mod tests {
 
     /// A stack in front of that upstream, with nothing but a free route.
     pub(crate) fn free(upstream: SocketAddr) -> Stack {
-        let network = Network::by_name("base-sepolia").unwrap();
-        let terms = Terms {
-            chain_id: network.chain_id,
-            token: TokenTerms::preset(network.token("usdc").unwrap()),
-            pay_to: Address([1; 20]),
-            receiver_authorizer: Address([2; 20]),
-            withdraw_delay_s: 86_400,
-            max_timeout_s: 60,
-            min_deposit: None,
-            max_in_flight: 1,
-        };
+        let terms = Terms::sample();
         let routes = vec![Route::new(PathPattern::parse("/*").unwrap(), Price::Free)];
         let gate = Gate::new(Policy::new(terms, "http://h", routes).unwrap(), Desk::closed());
         let timeout = Duration::from_secs(10);

@@ -15,6 +15,8 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 
+use crate::listed;
+
 /// The headers a script must be able to read to pay.
 const EXPOSED: &str = "PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-PAYMENT-RESPONSE, Retry-After, X-Request-Id";
 
@@ -82,6 +84,5 @@ impl Cors {
 }
 
 fn varies_by_origin(headers: &HeaderMap) -> bool {
-    let names = headers.get_all(VARY).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    names.map(str::trim).any(|name| name == "*" || name.eq_ignore_ascii_case("origin"))
+    ["*", "origin"].iter().any(|name| listed::has(headers, VARY, name))
 }

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 
 use super::Caller;
 use crate::gate::{as_variable, refusal, strip_ours};
+use crate::listed;
 
 /// Headers that are about one connection.
 static HOP_BY_HOP: [HeaderName; 6] = [
@@ -53,12 +54,8 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
         return;
     }
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
+    let named: Vec<HeaderName> = listed::members(headers, CONNECTION)
+        .filter_map(|name| name.parse().ok())
         .filter(|name: &HeaderName| !name.as_str().starts_with("x-peaje-") && ![HOST, CONTENT_LENGTH].contains(name))
         .collect();
     // A length beside a transfer coding is not the body's, and would end it early for the next reader (RFC 9112, 6.3).
@@ -75,9 +72,7 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 pub(super) fn accept(headers: &mut HeaderMap) -> Framing {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let understood = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
-    let trailers = |coding: &str| coding.trim().eq_ignore_ascii_case("trailers");
-    let takes = |te: &HeaderValue| te.to_str().is_ok_and(|te| te.split(',').any(trailers));
-    let takes_trailers = headers.get_all(TE).iter().any(takes);
+    let takes_trailers = listed::has(headers, TE, "trailers");
     let framing = Framing { understood: understood && codings.next().is_none(), takes_trailers, lines: headers.len() };
     strip_hop_by_hop(headers);
     framing

@@ -21,7 +21,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 
 use super::balance::Load;
-use super::body::RequestBody;
+use super::body::{RequestBody, is_cut_short};
 use super::slow::Pause;
 use super::streams::Stream;
 use super::upstream::UpstreamError;
@@ -205,8 +205,7 @@ impl Body for UpstreamBody {
             Inner::Own(body) => return Pin::new(body).poll_frame(context).map_err(|never| match never {}),
         };
         let frame = Pin::new(&mut *body).poll_frame(context).map_err(|error| AnswerBroken::Off(Some(error)));
-        // A stream that is reset without an error has no more for us, whether or not it came to its end before.
-        if stream.is_some() && matches!(frame, Poll::Ready(None)) && !body.is_end_stream() {
+        if stream.is_some() && is_cut_short(&frame, body) {
             return Poll::Ready(Some(Err(AnswerBroken::Off(None))));
         }
         if frame.is_ready() {

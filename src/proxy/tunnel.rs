@@ -29,6 +29,7 @@ use super::{Caller, headers};
 use crate::causes::causes;
 use crate::gate::Way;
 use crate::gate::metered::Metering;
+use crate::listed;
 use crate::pricing::End;
 
 /// How many tunnels there are at once, unless said.
@@ -133,13 +134,7 @@ fn only_upgrade(headers: &HeaderMap) -> Option<&HeaderValue> {
     let protocol = protocols.next().filter(|_| protocols.next().is_none())?;
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&byte);
     let single = !protocol.is_empty() && protocol.as_bytes().iter().copied().all(token);
-    let named = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|name| name.trim().eq_ignore_ascii_case("upgrade"));
-    (single && named).then_some(protocol)
+    (single && listed::has(headers, CONNECTION, "upgrade")).then_some(protocol)
 }
 
 /// Both ends of what is about to become a tunnel. The answer that says so carries it; where that answer is replaced, the

@@ -10,6 +10,7 @@ use peaje::protocol::{Amount, x402};
 use serde_json::{Value, json};
 
 use super::harness::{Answer, Answered, PRICE, Payer, Payment, World, WorldOptions, now_s};
+use super::least::HEAD;
 
 const DEPOSIT: u128 = 20 * PRICE;
 const DEARER: u128 = 3 * PRICE;
@@ -135,14 +136,10 @@ async fn case_36_a_quote_outlives_its_route_where_the_path_is_still_sold() {
 
 /// The world's config with other routes, as they stand in a file.
 fn selling(world: &World, routes: &str) -> Config {
-    let text = format!(
-        "[upstream]\nurl = \"http://a.test\"\n[chain]\nnetwork = \"base-sepolia\"\nrpc = \"env:RPC\"\n[receiver]\n\
-         pay_to = \"{}\"\nauthorizer_key = \"env:KEY\"\n{routes}",
-        world.terms.pay_to
-    );
     let mut config = world.config.clone();
     config.server.quote_grace = LONG;
-    config.routes = Config::parse(&text, "routes.toml").unwrap_or_else(|errors| panic!("{errors}")).routes;
+    config.routes =
+        Config::parse(&format!("{HEAD}{routes}"), "routes.toml").unwrap_or_else(|errors| panic!("{errors}")).routes;
     let open = Route::new(PathPattern::parse("/paid").unwrap(), Price::Fixed(Amount::new(PRICE)));
     config.routes.push(open);
     config

@@ -8,6 +8,8 @@
 
 mod extras;
 mod harness;
+#[path = "../support/least.rs"]
+mod least;
 #[path = "../support/payer.rs"]
 mod payer;
 

@@ -4,6 +4,7 @@ use http::StatusCode;
 use peaje::config::Config;
 use peaje::protocol::Address;
 
+use super::least::HEAD;
 use super::payer::{Payer, usual_terms};
 use super::stage::*;
 
@@ -12,17 +13,6 @@ const PARTNER: u8 = 1;
 const FRIEND: u8 = 2;
 const GUEST: u8 = 3;
 const STRANGER: u8 = 7;
-
-const CONFIG: &str = r#"
-[upstream]
-url = "http://127.0.0.1:8080"
-[chain]
-network = "base-sepolia"
-rpc = "env:PEAJE_RPC"
-[receiver]
-pay_to = "0x209693Bc6afc0C5328bA36FaF03C514EF312287C"
-authorizer_key = "env:PEAJE_AUTHORIZER_KEY"
-"#;
 
 /// Two units a byte, a dollar at most; and with these lines.
 fn route(path: &str, lines: &str) -> String {
@@ -46,7 +36,7 @@ price = "free"
 async fn site(routes: &str) -> Site {
     let list = |name: &str, number| format!("{name} = [\"{}\"]\n", Payer::new(number, &usual_terms(), 1).address());
     let lists = [list("partners", PARTNER), list("friends", FRIEND), list("guests", GUEST)].concat();
-    let text = format!("{CONFIG}{routes}\n[payers]\n{lists}");
+    let text = format!("{HEAD}{routes}\n[payers]\n{lists}");
     let config = Config::parse(&text, "dues.toml").unwrap_or_else(|errors| panic!("{errors}"));
     Site::selling(config.policy(Address([2; 20])).unwrap()).await
 }

@@ -11,6 +11,8 @@
 mod aborted;
 mod agent;
 mod dues;
+#[path = "../support/least.rs"]
+mod least;
 mod llm;
 mod memory;
 #[path = "../support/npm.rs"]

@@ -21,6 +21,7 @@ use super::meter::{SETTLEMENT_OVERRIDES, charge_of, is_reported, said};
 use super::policy::{Price, Route};
 use super::record::{Draft, Outcome};
 use crate::ledger::Reject;
+use crate::listed;
 use crate::pricing::usage::MAX_COUNT;
 use crate::pricing::{End, Measured, Tariff, Tokens, Unit, UsageReader};
 use crate::protocol::Amount;
@@ -234,10 +235,7 @@ impl Bill {
             draft.ended(Outcome::Paid, status);
         }
         self.hear(headers);
-        self.trailers_come = headers.get_all(TRAILER).iter().any(|names| {
-            let names = names.to_str().unwrap_or_default();
-            names.split(',').any(|name| name.trim().eq_ignore_ascii_case(SETTLEMENT_OVERRIDES))
-        });
+        self.trailers_come = listed::has(headers, TRAILER, SETTLEMENT_OVERRIDES);
         self.is_bodiless |= matches!(status, 204 | 304);
         let coded = |coding: &HeaderValue| !coding.as_bytes().eq_ignore_ascii_case(b"identity");
         self.sealed = headers.get_all(CONTENT_ENCODING).iter().any(coded);
