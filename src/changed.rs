@@ -1,6 +1,6 @@
 //! How it is noticed that a file was changed, and that somebody says so.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// What tells a file that was rewritten or replaced from one that was not, without reading it.
@@ -20,6 +20,30 @@ impl Mark {
         #[cfg(not(unix))]
         let inode = 0;
         Some(Self { modified: metadata.modified().ok(), length: metadata.len(), inode })
+    }
+}
+
+/// A file that is read, and what it was like before that: what changes while it is read is a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    file: PathBuf,
+    mark: Option<Mark>,
+}
+
+impl Seen {
+    /// To be asked for before the file is read.
+    pub(crate) fn before_reading(file: PathBuf) -> Self {
+        Self { mark: Mark::of(&file), file }
+    }
+
+    /// The same file as it is now.
+    pub(crate) fn again(&self) -> Self {
+        Self::before_reading(self.file.clone())
+    }
+
+    /// Where it is.
+    pub fn file(&self) -> &Path {
+        &self.file
     }
 }
 

@@ -322,16 +322,18 @@ fn stuck(vitals: &Vitals, decimals: u8, now: u64) -> String {
 
 async fn status(State(operators): State<Operators>) -> Response {
     let Some((gate, _)) = operators.tills.first() else { return no_such_chain() };
-    let policy = gate.policy();
-    Json(Status {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        price_generation: policy.generation(),
-        price_digest: policy.digest().to_owned(),
-        former_price_lists: gate.former_policies(),
-        config: operators.reloads.state(),
-        access_log_dropped: gate.recorder().map(Recorder::dropped),
-    })
-    .into_response()
+    let seen = operators.reloads.see(|config| {
+        let policy = gate.policy();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            price_generation: policy.generation(),
+            price_digest: policy.digest().to_owned(),
+            former_price_lists: gate.former_policies(),
+            config: config.clone(),
+            access_log_dropped: gate.recorder().map(Recorder::dropped),
+        }
+    });
+    Json(seen).into_response()
 }
 
 async fn channels(State(operators): State<Operators>) -> Json<Vec<ChannelLine>> {

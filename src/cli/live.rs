@@ -5,7 +5,6 @@
 //! with what runs and what the file says; and that half a file, written by an editor in place, is not read. **Does not**
 //! stop or start anything.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,7 +14,7 @@ use notify::{RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use crate::changed::{Hangups, Mark};
+use crate::changed::{Hangups, Mark, Seen};
 use crate::config::diff::{Diff, KeyChange};
 use crate::config::{Config, ConfigErrors, NotNow, Reloads};
 use crate::gate::Gate;
@@ -98,6 +97,7 @@ impl Live {
         let mixed = running.applying(next)?;
         let policy = mixed.policy(*authorizer).map_err(|_| NotTaken::Routes)?;
         let taken = Taken { diff: Diff::between(&running, &mixed), needs_restart: mixed.changes(next) };
+        let loading = reloads.loading();
         gate.set_limits(super::site::limits(&mixed));
         gate.replace_policy(policy, mixed.server.quote_grace);
         stack.set_cors(super::site::cors(&mixed.cors));
@@ -105,35 +105,31 @@ impl Live {
             crate::telemetry::set_level(mixed.log.level);
         }
         *running = mixed;
-        reloads.loaded(!taken.diff.is_empty(), taken.needs_restart.clone());
+        loading.loaded(!taken.diff.is_empty(), taken.needs_restart.clone());
         Ok(taken)
     }
 
-    /// Reads the text of a file and puts it in force, and tells the log what came of it. The files that were read with it,
-    /// if it was refused.
-    fn take(&self, path: &Path, text: Result<&str, ConfigErrors>) -> Vec<PathBuf> {
+    /// Reads the text of a file and puts it in force, and tells the log what came of it. The files that were read with it.
+    fn take(&self, path: &Path, text: Result<&str, ConfigErrors>) -> Vec<Seen> {
         let config = text.and_then(|text| Config::load_text(path, text));
         let beside = match &config {
-            Ok(config) => files_beside(config),
+            Ok(config) => config.beside.clone(),
             Err(errors) => errors.files().to_vec(),
         };
         let outcome = config.map_err(refusals).and_then(|config| {
             self.apply(&config).map_err(|error| vec![format!("error: {}: {error}", path.display())])
         });
         match outcome {
-            Ok(taken) => {
-                self.tell(&taken);
-                Vec::new()
-            }
+            Ok(taken) => self.tell(&taken),
             Err(errors) => {
                 for error in &errors {
                     tracing::error!("{error}");
                 }
                 tracing::error!(errors = errors.len(), "the changed config is refused; what was in force stays so");
                 self.parts.reloads.refused(errors);
-                beside
             }
         }
+        beside
     }
 
     fn tell(&self, Taken { diff, needs_restart }: &Taken) {
@@ -170,8 +166,8 @@ impl Live {
             tracing::warn!(%error, every_s, "nobody tells of changes of the config file, so it is looked at now and then");
         }
         let mut hangups = Hangups::listen();
-        let mut refused = Vec::new();
-        let mut beside = self.beside(&refused);
+        // What was read with the text. Only a change of that can be the cure where it is refused.
+        let mut beside = self.parts.running.lock().unwrap_or_else(PoisonError::into_inner).beside.clone();
         let mut mark = Mark::of(&path);
         loop {
             let ordered = tokio::select! {
@@ -181,13 +177,13 @@ impl Live {
                     () = settle(&mut changes) => false,
                 },
                 () = tokio::time::sleep(LOOK_EVERY) => {
-                    let looked = (Mark::of(&path), self.beside(&refused));
+                    let looked = (Mark::of(&path), again(&beside));
                     if looked.0 == mark && looked.1 == beside {
                         continue;
                     }
                     // Somebody may be writing one of them just now. Then it is looked at again.
                     tokio::time::sleep(SETTLED).await;
-                    if (Mark::of(&path), self.beside(&refused)) != looked {
+                    if (Mark::of(&path), again(&beside)) != looked {
                         continue;
                     }
                     false
@@ -197,45 +193,33 @@ impl Live {
                 access.reopen();
             }
             mark = Mark::of(&path);
-            let found = self.beside(&refused);
-            let is_new = ordered || found != beside;
+            let is_new = ordered || again(&beside) != beside;
             let (live, file, last) = (self.clone(), path.clone(), text.clone());
             match tokio::task::spawn_blocking(move || live.reload(&file, &last, is_new)).await {
-                Ok(Some((read, files))) => (text, refused) = (read, files),
+                Ok(Some(read)) => (text, beside) = read,
                 Ok(None) => {}
                 Err(error) => tracing::error!(%error, "a reload broke; what was in force stays so"),
-            }
-            // Of the files that are named now. What was changed while they were read is seen the next time.
-            beside = self.beside(&refused);
-            for (file, mark) in &mut beside {
-                *mark = found.get(file).copied().unwrap_or(*mark);
             }
         }
     }
 
-    /// What tells changes of the files that the config names and that are read with it: lists of payers, an OpenAPI document.
-    /// `refused` are those of a file that was refused, whose fault it may have been.
-    fn beside(&self, refused: &[PathBuf]) -> BTreeMap<PathBuf, Option<Mark>> {
-        let running = files_beside(&self.parts.running.lock().unwrap_or_else(PoisonError::into_inner));
-        running.into_iter().chain(refused.iter().cloned()).map(|file| (file.clone(), Mark::of(&file))).collect()
-    }
-
     /// Reads the file if it says something else than last time, or if it has to be read anyway. What it says, and what was
-    /// read with it if it was refused; nothing, if there was nothing to do.
-    fn reload(&self, path: &Path, last: &str, anyway: bool) -> Option<(String, Vec<PathBuf>)> {
+    /// read with it; nothing, if there was nothing to do.
+    fn reload(&self, path: &Path, last: &str, anyway: bool) -> Option<(String, Vec<Seen>)> {
         let read = Config::read(path);
         let text = read.as_deref().unwrap_or_default().to_owned();
         (anyway || text != last).then(|| {
             super::supervisor::reloading();
-            let refused = self.take(path, read.as_deref().map_err(Clone::clone));
+            let beside = self.take(path, read.as_deref().map_err(Clone::clone));
             super::supervisor::ready();
-            (text, refused)
+            (text, beside)
         })
     }
 }
 
-fn files_beside(config: &Config) -> Vec<PathBuf> {
-    config.payer_files.iter().chain(&config.discovery.openapi).cloned().collect()
+/// The same files as they are now.
+fn again(files: &[Seen]) -> Vec<Seen> {
+    files.iter().map(Seen::again).collect()
 }
 
 /// The errors of a file, one text each.

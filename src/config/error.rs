@@ -5,9 +5,10 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::path::PathBuf;
 
 use serde_json::{Value, json};
+
+use crate::changed::Seen;
 
 /// Digits of a private key in hex.
 const KEY_DIGITS: usize = 64;
@@ -46,7 +47,7 @@ pub struct ConfigErrors {
     file: String,
     errors: Vec<ConfigError>,
     /// The files that it names and that were read with it.
-    beside: Vec<PathBuf>,
+    beside: Vec<Seen>,
 }
 
 impl ConfigErrors {
@@ -59,12 +60,12 @@ impl ConfigErrors {
 
     /// The same of a file that names others, one of which may be what is wrong.
     #[must_use]
-    pub(super) fn beside(self, files: impl IntoIterator<Item = PathBuf>) -> Self {
-        Self { beside: files.into_iter().collect(), ..self }
+    pub(super) fn beside(self, files: Vec<Seen>) -> Self {
+        Self { beside: files, ..self }
     }
 
-    /// The files that it names and that were read with it, as they were opened: a change of one of them may be the cure.
-    pub fn files(&self) -> &[PathBuf] {
+    /// The files that it names and that were read with it, as they were before: a change of one of them may be the cure.
+    pub fn files(&self) -> &[Seen] {
         &self.beside
     }
 

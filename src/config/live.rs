@@ -84,7 +84,7 @@ impl Config {
             },
             cors: next.cors.clone(),
             discovery: next.discovery.clone(),
-            payer_files: next.payer_files.clone(),
+            beside: next.beside.clone(),
             log: LogOptions { level: next.log.level, ..self.log },
             routes: next.routes.clone(),
             ..self.clone()
@@ -135,18 +135,16 @@ impl Default for Reloads {
 }
 
 impl Reloads {
-    /// How it has gone so far.
-    pub fn state(&self) -> ReloadState {
-        self.memory().clone()
+    /// What is seen of how it has gone so far, together with what else is read meanwhile: no config comes into force before
+    /// `look` is done.
+    pub fn see<T>(&self, look: impl FnOnce(&ReloadState) -> T) -> T {
+        look(&self.memory())
     }
 
-    /// A config came into force. `is_new` where anything changed by it.
-    pub fn loaded(&self, is_new: bool, needs_restart: Vec<KeyChange>) {
-        let mut state = self.memory();
-        if is_new {
-            (state.loaded_at, state.reloads) = (clock::now_s(), state.reloads.saturating_add(1));
-        }
-        (state.failure, state.needs_restart) = (None, needs_restart);
+    /// A config comes into force, by what is done until [`Loading::loaded`]. Nobody sees a state meanwhile, so nobody sees
+    /// new prices beside the old state.
+    pub fn loading(&self) -> Loading<'_> {
+        Loading(self.memory())
     }
 
     /// A file was refused.
@@ -158,6 +156,22 @@ impl Reloads {
 
     fn memory(&self) -> MutexGuard<'_, ReloadState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A config that is coming into force.
+#[derive(Debug)]
+#[must_use = "what is not told did not happen"]
+pub struct Loading<'a>(MutexGuard<'a, ReloadState>);
+
+impl Loading<'_> {
+    /// It is in force. `is_new` where anything changed by it.
+    pub fn loaded(mut self, is_new: bool, needs_restart: Vec<KeyChange>) {
+        let state = &mut *self.0;
+        if is_new {
+            (state.loaded_at, state.reloads) = (clock::now_s(), state.reloads.saturating_add(1));
+        }
+        (state.failure, state.needs_restart) = (None, needs_restart);
     }
 }
 

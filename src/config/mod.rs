@@ -57,6 +57,7 @@ pub use self::live::{NotNow, ReloadFailure, ReloadState, Reloads};
 pub(crate) use self::reader::closest;
 pub use self::reference::{KeyReference, KeyReferenceError, RpcReference, RpcReferenceError};
 pub use self::size::{SizeError, parse_size};
+pub use crate::changed::Seen;
 pub use crate::duration::{DurationError, parse_duration, write_duration};
 use crate::gate::Idempotency;
 use crate::gate::policy::{Ambiguity, Policy, Route, Terms, TokenTerms};
@@ -111,8 +112,8 @@ pub struct Config {
     pub idempotency: Idempotency,
     /// The price list, in the file's order; at least one, and no two match a request with equal right.
     pub routes: Vec<Route>,
-    /// The files with lists of payers that were read, as they were opened.
-    pub payer_files: Vec<PathBuf>,
+    /// The files that were read with this one, as they were before: lists of payers, an OpenAPI document.
+    pub beside: Vec<Seen>,
 }
 
 /// `[server]`: the public listener.
@@ -514,6 +515,7 @@ impl Config {
 
     fn with_openapi(mut self, name: &str) -> Result<Self, ConfigErrors> {
         let Some(file) = self.discovery.openapi.as_ref().filter(|_| self.discovery.enabled) else { return Ok(self) };
+        self.beside.push(Seen::before_reading(file.clone()));
         let document = read(file, MAX_OPENAPI_BYTES).and_then(|text| {
             let document = serde_json::from_str(&text).map_err(|error| format!("it is not JSON: {error}"))?;
             check_openapi(&document).map_err(|error| error.to_string())?;
@@ -522,8 +524,8 @@ impl Config {
         match document {
             Ok(document) => self.discovery.document = Some(Arc::new(document)),
             Err(problem) => {
-                let beside = self.payer_files.iter().chain([file]).cloned().collect::<Vec<_>>();
-                return Err(ConfigErrors::unusable(name, "[discovery].openapi", file, &problem).beside(beside));
+                let unusable = ConfigErrors::unusable(name, "[discovery].openapi", file, &problem);
+                return Err(unusable.beside(self.beside));
             }
         }
         Ok(self)

@@ -8,12 +8,13 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::error::{ConfigError, Place, blot};
+use crate::changed::Seen;
 
 /// So many errors are reported; who has more has another kind of problem.
 const MAX_ERRORS: usize = 100;
@@ -31,7 +32,7 @@ pub(super) struct Report<'a> {
     errors: RefCell<Vec<ConfigError>>,
     known: RefCell<BTreeSet<(String, &'static str)>>,
     unknown: RefCell<Vec<Unknown>>,
-    beside: RefCell<Vec<PathBuf>>,
+    beside: RefCell<Vec<Seen>>,
 }
 
 struct Unknown {
@@ -106,13 +107,13 @@ impl<'a> Report<'a> {
         Self { text, errors, known, unknown, beside: RefCell::default() }
     }
 
-    /// Notes a file that is read with this one.
+    /// Notes a file that is about to be read with this one.
     pub(super) fn opens(&self, file: &Path) {
-        self.beside.borrow_mut().push(file.to_owned());
+        self.beside.borrow_mut().push(Seen::before_reading(file.to_owned()));
     }
 
     /// The files that were read with this one.
-    pub(super) fn opened(&self) -> Vec<PathBuf> {
+    pub(super) fn opened(&self) -> Vec<Seen> {
         self.beside.borrow().clone()
     }
 

@@ -27,6 +27,8 @@ pub const CERTIFICATE_POLL: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Certificates {
     files: Arc<[CertificateFiles]>,
+    /// What the files were like before they were read at start.
+    loaded: Arc<[Option<Mark>]>,
     shown: Arc<Shown>,
     config: Arc<ServerConfig>,
 }
@@ -41,6 +43,7 @@ impl Certificates {
     /// # Errors
     /// One of them cannot be used.
     pub fn load(files: &[CertificateFiles]) -> Result<Self, CertificateError> {
+        let loaded = marks(files).into();
         let all = files.iter().map(read).collect::<Result<Vec<_>, _>>()?;
         let shown = Arc::new(Shown(ArcSwap::from_pointee(all)));
         let mut config = ServerConfig::builder_with_provider(ring::default_provider().into())
@@ -54,7 +57,7 @@ impl Certificates {
         if let Ok(ticketer) = ring::Ticketer::new() {
             config.ticketer = ticketer;
         }
-        Ok(Self { files: files.into(), shown, config: config.into() })
+        Ok(Self { files: files.into(), loaded, shown, config: config.into() })
     }
 
     /// What a handshake is made with.
@@ -80,7 +83,7 @@ impl Certificates {
     /// Reads the files again whenever they have changed, or a hang-up asks for it, until `stop`.
     pub(super) async fn follow(self, poll: Duration, stop: CancellationToken) {
         let mut hangups = Hangups::listen();
-        let mut before = self.marks();
+        let mut before = self.loaded.to_vec();
         loop {
             let told = tokio::select! {
                 () = stop.cancelled() => return,
@@ -88,7 +91,7 @@ impl Certificates {
                 () = tokio::time::sleep(poll) => false,
             };
             // Looked at before they are read: what changes meanwhile is read the next time.
-            let marks = self.marks();
+            let marks = marks(&self.files);
             if !told && marks == before {
                 continue;
             }
@@ -102,10 +105,10 @@ impl Certificates {
             }
         }
     }
+}
 
-    fn marks(&self) -> Vec<Option<Mark>> {
-        self.files.iter().flat_map(|files| [Mark::of(&files.cert), Mark::of(&files.key)]).collect()
-    }
+fn marks(files: &[CertificateFiles]) -> Vec<Option<Mark>> {
+    files.iter().flat_map(|files| [Mark::of(&files.cert), Mark::of(&files.key)]).collect()
 }
 
 impl ResolvesServerCert for Shown {
@@ -139,17 +142,17 @@ mod tests {
         let files = issue(directory.path(), &["old.example"], (2040, 1, 1));
         let certificates = Certificates::load(std::slice::from_ref(&files)).unwrap();
         let covers = |host: &str| certificates.shown.0.load().first().unwrap().covers(host);
-        let before = certificates.marks();
-        assert_eq!(certificates.marks(), before);
+        let marks = || marks(&certificates.files);
+        assert_eq!(marks(), *certificates.loaded);
         std::fs::write(&files.key, "half").unwrap();
-        assert_ne!(certificates.marks(), before);
+        assert_ne!(marks(), *certificates.loaded);
         assert_eq!(certificates.renew().len(), 1);
         assert!(covers("old.example"));
         issue(directory.path(), &["new.example"], (2040, 1, 1));
         assert!(certificates.renew().is_empty());
         assert!(covers("new.example") && !covers("old.example"));
         std::fs::remove_file(&files.cert).unwrap();
-        assert_eq!(certificates.marks().first(), Some(&None));
+        assert_eq!(marks().first(), Some(&None));
         assert_eq!(certificates.renew().len(), 1);
         assert!(covers("new.example"));
     }

@@ -127,6 +127,6 @@ fn read<'a>(report: &'a Report<'a>, document: &'a DeTable<'a>, folder: Option<&P
         discovery: discovery?,
         idempotency: idempotency?,
         routes: routes?,
-        payer_files: report.opened(),
+        beside: report.opened(),
     })
 }
