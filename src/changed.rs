@@ -26,24 +26,24 @@ impl Mark {
 /// A file that is read, and what it was like before that: what changes while it is read is a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
-    file: PathBuf,
+    path: PathBuf,
     mark: Option<Mark>,
 }
 
 impl Seen {
     /// To be asked for before the file is read.
-    pub(crate) fn before_reading(file: PathBuf) -> Self {
-        Self { mark: Mark::of(&file), file }
+    pub(crate) fn before_reading(path: PathBuf) -> Self {
+        Self { mark: Mark::of(&path), path }
     }
 
     /// The same file as it is now.
     pub(crate) fn again(&self) -> Self {
-        Self::before_reading(self.file.clone())
+        Self::before_reading(self.path.clone())
     }
 
     /// Where it is.
-    pub fn file(&self) -> &Path {
-        &self.file
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 

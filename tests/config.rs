@@ -1020,7 +1020,7 @@ fn a_list_of_payers_is_read_from_beside_the_config() {
     assert_eq!((rules.allow.len(), rules.allow[0].members.len()), (1, 1));
     assert!(rules.admit(&"0x209693Bc6afc0C5328bA36FaF03C514EF312287C".parse().unwrap()));
     assert!(!rules.admit(&Address([1; 20])));
-    assert_eq!(config.beside.iter().map(Seen::file).collect::<Vec<_>>(), [list]);
+    assert_eq!(config.beside.iter().map(Seen::path).collect::<Vec<_>>(), [list]);
 }
 
 #[test]

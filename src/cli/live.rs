@@ -5,7 +5,7 @@
 //! with what runs and what the file says; and that half a file, written by an editor in place, is not read. **Does not**
 //! stop or start anything.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use notify::{RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use crate::changed::{Hangups, Mark, Seen};
+use crate::changed::{Hangups, Seen};
 use crate::config::diff::{Diff, KeyChange};
 use crate::config::{Config, ConfigErrors, NotNow, Reloads};
 use crate::gate::Gate;
@@ -154,21 +154,24 @@ impl Live {
     }
 
     /// Follows a config file for ever: whenever it changes, and on SIGHUP, it is read again. `text` is what was read at
-    /// start.
+    /// start. A SIGHUP that comes after this call, and a change after `file` was seen, are not missed.
     ///
     /// # Cancellation
     /// A reload that has begun goes on to its end.
-    pub async fn follow(self, path: PathBuf, mut text: String) {
+    pub fn follow(self, file: Seen, text: String) -> impl Future<Output = ()> + Send {
+        let hangups = Hangups::listen();
+        self.read_again(file, text, hangups)
+    }
+
+    async fn read_again(self, mut file: Seen, mut text: String, mut hangups: Hangups) {
         let (changed, mut changes) = mpsc::channel(1);
-        let watcher = watch(&path, changed.clone());
+        let watcher = watch(file.path(), changed.clone());
         if let Err(error) = &watcher {
             let every_s = LOOK_EVERY.as_secs();
             tracing::warn!(%error, every_s, "nobody tells of changes of the config file, so it is looked at now and then");
         }
-        let mut hangups = Hangups::listen();
         // What was read with the text. Only a change of that can be the cure where it is refused.
         let mut beside = self.parts.running.lock().unwrap_or_else(PoisonError::into_inner).beside.clone();
-        let mut mark = Mark::of(&path);
         loop {
             let ordered = tokio::select! {
                 () = hangups.next() => true,
@@ -177,13 +180,13 @@ impl Live {
                     () = settle(&mut changes) => false,
                 },
                 () = tokio::time::sleep(LOOK_EVERY) => {
-                    let looked = (Mark::of(&path), again(&beside));
-                    if looked.0 == mark && looked.1 == beside {
+                    let looked = (file.again(), again(&beside));
+                    if looked.0 == file && looked.1 == beside {
                         continue;
                     }
                     // Somebody may be writing one of them just now. Then it is looked at again.
                     tokio::time::sleep(SETTLED).await;
-                    if (Mark::of(&path), again(&beside)) != looked {
+                    if (file.again(), again(&beside)) != looked {
                         continue;
                     }
                     false
@@ -192,10 +195,10 @@ impl Live {
             if ordered && let Some(access) = &self.parts.access {
                 access.reopen();
             }
-            mark = Mark::of(&path);
+            file = file.again();
             let is_new = ordered || again(&beside) != beside;
-            let (live, file, last) = (self.clone(), path.clone(), text.clone());
-            match tokio::task::spawn_blocking(move || live.reload(&file, &last, is_new)).await {
+            let (live, path, last) = (self.clone(), file.path().to_owned(), text.clone());
+            match tokio::task::spawn_blocking(move || live.reload(&path, &last, is_new)).await {
                 Ok(Some(read)) => (text, beside) = read,
                 Ok(None) => {}
                 Err(error) => tracing::error!(%error, "a reload broke; what was in force stays so"),

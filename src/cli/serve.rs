@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::connect::{open_site, told_to_stop};
 use super::{ConfigArgs, Exit, Failure, Outcome, Output, supervisor};
-use crate::config::Config;
+use crate::config::{Config, Seen};
 use crate::protocol::Amount;
 
 const MORE: &str = "\
@@ -59,9 +59,9 @@ pub struct ServeArgs {
 
 /// Runs until it is told to stop, or cannot go on.
 pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
-    let file = args.config.config;
-    let text = Config::read(&file)?;
-    let config = Config::load_text(&file, &text)?;
+    let file = Seen::before_reading(args.config.config);
+    let text = Config::read(file.path())?;
+    let config = Config::load_text(file.path(), &text)?;
     crate::telemetry::init(config.log).map_err(|error| Failure::new(Exit::Usage, error))?;
     let site = open_site(&config, args.take_over).await?;
     let admin = site.admin().map_or_else(|| "off".to_owned(), |address| address.to_string());
