@@ -1,8 +1,10 @@
-//! Which answers of a connection wait for its client.
+//! Answers on their way to the client, and which of a connection wait for it.
 //!
 //! **Owns** the count for a connection of HTTP/2, on which a client keeps an answer for ever by opening no window for it.
 //! **Promises** that an answer counts only while there is something of it that its client could take: not while it is waited
-//! for, or for more of it. **Does not** end anything, nor see what the library beneath has taken and cannot send.
+//! for, or for more of it; and that what an answer had given before it broke leaves before the connection does, as far as
+//! its client takes it: it is charged. **Does not** end anything, nor see what the library beneath has taken and cannot
+//! send.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -107,22 +109,25 @@ impl Drop for Work {
 
 pin_project! {
     /// The body of an answer, as its client takes it.
-    #[derive(Debug)]
-    pub(super) struct Given<B> {
+    pub(super) struct Given<B: Body> {
         #[pin]
         body: B,
         // On HTTP/2.
         work: Option<Work>,
+        // Whether something was given since the library beneath had to wait, and so had a reason to write.
+        unwritten: bool,
+        // How it broke, while what came before is being written.
+        broken: Option<B::Error>,
     }
 }
 
-impl<B> Given<B> {
+impl<B: Body> Given<B> {
     /// One whose head leaves now.
     pub(super) fn new(body: B, mut work: Option<Work>) -> Self {
         if let Some(work) = &mut work {
             work.give();
         }
-        Self { body, work }
+        Self { body, work, unwritten: true, broken: None }
     }
 }
 
@@ -132,18 +137,29 @@ impl<B: Body> Body for Given<B> {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
+        if let Some(broken) = this.broken.take() {
+            return Poll::Ready(Some(Err(broken)));
+        }
         if let Some(work) = &mut *this.work {
             work.go_on();
         }
-        let frame = ready!(this.body.poll_frame(context));
+        let polled = this.body.poll_frame(context);
+        let unwritten = std::mem::replace(this.unwritten, polled.is_ready());
+        let frame = ready!(polled);
         if let Some(work) = this.work {
             work.give();
+        }
+        // A connection that breaks drops what it was given and has not written.
+        if unwritten && let Some(Err(broken)) = frame {
+            *this.broken = Some(broken);
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.broken.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -154,6 +170,49 @@ impl<B: Body> Body for Given<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use http::Response;
+    use http_body_util::StreamBody;
+    use hyper::server::conn::{http1, http2};
+    use hyper::service::service_fn;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use std::convert::Infallible;
+    use std::io;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    /// A piece, and at once a failure.
+    fn breaking() -> impl Body<Data = Bytes, Error = io::Error> + Send + 'static {
+        let frames = [Ok(Frame::data(Bytes::from_static(b"piece"))), Err(io::Error::other("broken"))];
+        StreamBody::new(futures_util::stream::iter(frames))
+    }
+
+    #[tokio::test]
+    async fn what_was_given_before_an_answer_broke_reaches_its_client() {
+        let (client, server) = tokio::io::duplex(1024);
+        let service = service_fn(async |_| Ok::<_, Infallible>(Response::new(Given::new(breaking(), None))));
+        let serving = tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(server), service));
+        let (mut client, mut answer) = (client, Vec::new());
+        client.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
+        client.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("piece"), "{answer}");
+        assert!(!answer.ends_with("0\r\n\r\n"), "it is not whole: {answer}");
+        assert!(serving.await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn so_does_it_on_http_2() {
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let service = service_fn(async |_| Ok::<_, Infallible>(Response::new(Given::new(breaking(), None))));
+        let server = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(server), service);
+        drop(tokio::spawn(server));
+        let (mut client, connection) = h2::client::handshake(client).await.unwrap();
+        drop(tokio::spawn(connection));
+        let (answer, _) = client.send_request(http::Request::get("http://h/").body(()).unwrap(), true).unwrap();
+        let mut body = answer.await.unwrap().into_body();
+        assert_eq!(body.data().await.unwrap().unwrap(), "piece");
+        assert!(body.data().await.unwrap().is_err(), "it is not whole");
+    }
 
     #[test]
     fn an_answer_that_waits_for_its_client_through_a_period_is_stuck_and_others_are_not() {
