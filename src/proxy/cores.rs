@@ -505,23 +505,27 @@ impl Phase {
             if self.cutting_off.load(Ordering::Acquire) {
                 return Poll::Ready(End::CutOff);
             }
+            // What has arrived is read before the time for it is found to be up: a core that was kept from its work must not
+            // close a connection on which a request waits.
+            if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+                return Poll::Ready(End::Connection(ended));
+            }
+            let knew = told;
             if !told && self.draining.load(Ordering::Acquire) {
                 // HTTP/2 has a word for it that crosses no request; HTTP/1 is given one more, if it comes soon.
                 let last = last_request.get_or_insert_with(|| Box::pin(tokio::time::sleep(door.last_request_time)));
                 told = line.streams.load(Ordering::Relaxed) > 0 || last.as_mut().poll(context).is_ready();
-                if told {
-                    connection.as_mut().graceful_shutdown();
-                }
             }
             match idle.look(line, context) {
                 Idleness::Silent => return Poll::Ready(End::Silent),
                 Idleness::NotTaken => return Poll::Ready(End::NotTaken),
-                Idleness::Idle if !told => {
-                    told = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                Idleness::Idle | Idleness::Busy => {}
+                Idleness::Idle => told = true,
+                Idleness::Busy => {}
             }
+            if knew == told {
+                return Poll::Pending;
+            }
+            connection.as_mut().graceful_shutdown();
             connection.as_mut().poll(context).map(End::Connection)
         };
         poll_fn(look).await
@@ -611,18 +615,14 @@ pub(super) mod tests {
         stack(&gate, Upstream::new(&settings).unwrap(), Cors::Off, Bounds::default())
     }
 
-    #[test]
-    fn a_core_that_breaks_stops_all_and_lets_its_requests_end() {
-        let listen = || net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let (upstream, socket) = (listen(), listen());
-        let address = socket.local_addr().unwrap();
-        let (stop, cut_off) = (CancellationToken::new(), CancellationToken::new());
+    /// A door that is open to everybody for long.
+    fn open_door(last_request_time: Duration) -> Door {
         let time = Duration::from_secs(10);
-        let door = Door {
+        Door {
             header_time: time,
             handshake_time: time,
             idle_time: time,
-            last_request_time: Duration::from_millis(10),
+            last_request_time,
             header_bytes: 64 * 1024,
             max_headers: DEFAULT_HEADERS,
             write_pause: time,
@@ -631,7 +631,70 @@ pub(super) mod tests {
             trusted: Trusted::default(),
             proxy_protocol: false,
             tls: None,
-        };
+        }
+    }
+
+    fn listen() -> net::TcpListener {
+        net::TcpListener::bind("127.0.0.1:0").unwrap()
+    }
+
+    /// The head of a message.
+    fn head(stream: &mut net::TcpStream) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.extend(byte);
+        }
+        String::from_utf8(head).unwrap()
+    }
+
+    const REQUEST: &[u8] = b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n";
+
+    #[test]
+    fn a_last_request_that_came_in_time_is_served_by_a_core_that_was_too_busy_to_see_it() {
+        let (last_request_time, busy_for) = (Duration::from_secs(2), Duration::from_secs(3));
+        let (upstream, socket) = (listen(), listen());
+        let address = socket.local_addr().unwrap();
+        let (stop, cut_off) = (CancellationToken::new(), CancellationToken::new());
+        let core = Core::new(free(upstream.local_addr().unwrap()), open_door(last_request_time), stop.clone(), cut_off);
+        let works = Arc::new(Notify::new());
+        let (begins, (tell, told)) = (Arc::clone(&works), mpsc::channel());
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.spawn(async move {
+                begins.notified().await;
+                tell.send(()).unwrap();
+                std::thread::sleep(busy_for);
+            });
+            core.run_in(&runtime, core.accept(Socket { listener: socket, inherited: false }));
+        });
+        std::thread::spawn(move || {
+            let (mut api, _) = upstream.accept().unwrap();
+            for _ in 0..2 {
+                head(&mut api);
+                api.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+            }
+        });
+        let mut client = net::TcpStream::connect(address).unwrap();
+        client.write_all(REQUEST).unwrap();
+        assert!(head(&mut client).starts_with("HTTP/1.1 200 OK"));
+        stop.cancel();
+        // Until the connection knows that this is the end.
+        std::thread::sleep(last_request_time / 4);
+        works.notify_one();
+        told.recv_timeout(Duration::from_secs(10)).unwrap();
+        client.write_all(REQUEST).unwrap();
+        let answer = head(&mut client);
+        assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("connection: close"), "{answer}");
+    }
+
+    #[test]
+    fn a_core_that_breaks_stops_all_and_lets_its_requests_end() {
+        let (upstream, socket) = (listen(), listen());
+        let address = socket.local_addr().unwrap();
+        let (stop, cut_off) = (CancellationToken::new(), CancellationToken::new());
+        let door = open_door(Duration::from_millis(10));
         let core = Core::new(free(upstream.local_addr().unwrap()), door, stop.clone(), cut_off);
         let breaks = Arc::new(Notify::new());
         let broken = Arc::clone(&breaks);
@@ -647,14 +710,9 @@ pub(super) mod tests {
             tell.send(()).unwrap();
         });
         let mut client = net::TcpStream::connect(address).unwrap();
-        client.write_all(b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n").unwrap();
+        client.write_all(REQUEST).unwrap();
         let (mut api, _) = upstream.accept().unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            api.read_exact(&mut byte).unwrap();
-            head.extend(byte);
-        }
+        head(&mut api);
         assert!(!stop.is_cancelled());
         breaks.notify_one();
         let outside = tokio::runtime::Builder::new_current_thread().build().unwrap();

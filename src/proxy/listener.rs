@@ -46,7 +46,7 @@ pub const MAX_HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 
 /// How long, from the end on, connections of HTTP/1 are kept for one more request, whose answer tells the client that it
 /// was the last. A client whose request crosses the end of its connection cannot know whether it was served.
-const LAST_REQUEST_TIME: Duration = Duration::from_secs(1);
+pub const LAST_REQUEST_TIME: Duration = Duration::from_secs(1);
 
 /// How many connections the kernel keeps for each core until they are accepted; it may have a lower bound of its own.
 const BACKLOG: u32 = 1_024;
@@ -60,6 +60,7 @@ pub struct Listener {
     inherited: bool,
     header_time: Duration,
     idle_time: Duration,
+    last_request_time: Duration,
     header_bytes: usize,
     max_headers: usize,
     write_pause: Duration,
@@ -126,6 +127,7 @@ impl Listener {
             inherited,
             header_time: MAX_HEADER_TIME,
             idle_time: MAX_IDLE_TIME,
+            last_request_time: LAST_REQUEST_TIME,
             header_bytes: DEFAULT_HEADER_BYTES,
             max_headers: DEFAULT_HEADERS,
             write_pause: MAX_WRITE_PAUSE,
@@ -151,6 +153,12 @@ impl Listener {
     /// [`MAX_HEADER_TIME`] unless said.
     pub fn header_time(self, limit: Duration) -> Self {
         Self { header_time: limit, ..self }
+    }
+
+    /// How long, from the end on, a connection of HTTP/1 is kept for one more request, but for half of the drain at most;
+    /// [`LAST_REQUEST_TIME`] unless said.
+    pub fn last_request_time(self, limit: Duration) -> Self {
+        Self { last_request_time: limit, ..self }
     }
 
     /// How long an HTTP/2 connection may be without a new request before it is told to end; [`MAX_IDLE_TIME`] unless said.
@@ -221,7 +229,7 @@ impl Listener {
             handshake_time: self.header_time.min(MAX_HANDSHAKE_TIME),
             idle_time: self.idle_time,
             // Never so long that what is left of the drain would not do for the request.
-            last_request_time: LAST_REQUEST_TIME.min(drain / 2),
+            last_request_time: self.last_request_time.min(drain / 2),
             header_bytes: self.header_bytes,
             max_headers: self.max_headers,
             write_pause: self.write_pause,

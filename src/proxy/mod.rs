@@ -64,8 +64,8 @@ pub use dial::UpstreamTls;
 pub use forwarded::{ForwardedHeader, Trusted};
 pub use health::HealthCheck;
 pub use listener::{
-    DEFAULT_HEADER_BYTES, DEFAULT_HEADERS, Listener, MAX_CONNECTIONS, MAX_HANDSHAKE_TIME, MAX_HEADER_TIME,
-    MAX_IDLE_TIME, is_taken,
+    DEFAULT_HEADER_BYTES, DEFAULT_HEADERS, LAST_REQUEST_TIME, Listener, MAX_CONNECTIONS, MAX_HANDSHAKE_TIME,
+    MAX_HEADER_TIME, MAX_IDLE_TIME, is_taken,
 };
 pub use slow::MAX_WRITE_PAUSE;
 pub use tls::{CERTIFICATE_POLL, Certificates};
