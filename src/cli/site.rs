@@ -94,8 +94,8 @@ pub struct Site {
     /// Those of the other chains, in the order of the gate's tills.
     other_redemptions: Vec<Redemption>,
     redeem_at_end: bool,
-    /// Whether a supervisor holds the port.
-    inherited: bool,
+    /// Whether another process can come to have the port: no supervisor holds it, and it is one that can be known.
+    can_be_followed: bool,
     unready: CancellationToken,
     stop_admin: CancellationToken,
     listener: JoinHandle<()>,
@@ -152,7 +152,7 @@ impl Site {
         let mut of_chains = of_chains.iter();
         let policy = config.policy(authorizer.address()).map_err(|_| SiteError::Routes)?;
         let upstream = upstream(config)?;
-        let inherited = listener.is_inherited();
+        let can_be_followed = !listener.is_inherited() && config.server.listen.port() != 0;
         let listener = settled(listener, config)?;
         let address =
             listener.address().map_err(|source| SiteError::Listen { address: config.server.listen, source })?;
@@ -217,7 +217,7 @@ impl Site {
             redemption,
             other_redemptions,
             redeem_at_end: config.redeem.on_shutdown,
-            inherited,
+            can_be_followed,
             unready,
             stop_admin,
             listener,
@@ -278,7 +278,7 @@ impl Site {
             drop(tokio::task::spawn_blocking(move || access.close()).await);
         }
         // Whoever has followed us waits for the books, and its clients wait for it.
-        let followed = !self.inherited && is_taken(self.address);
+        let followed = self.can_be_followed && is_taken_for_good(self.address).await;
         if followed {
             tracing::info!("another process has taken over the port; redemption is left to it");
         }
@@ -299,6 +299,16 @@ impl Site {
         }
         reports
     }
+}
+
+/// Whether somebody else listens there. A program that is just being started by this process holds what this process held
+/// for a moment, so it is asked twice.
+async fn is_taken_for_good(address: SocketAddr) -> bool {
+    if !is_taken(address) {
+        return false;
+    }
+    tokio::time::sleep(A_MOMENT).await;
+    is_taken(address)
 }
 
 /// The last redemption of a chain, if there is to be one, and its end.
@@ -347,6 +357,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How long a chain may not answer before another one is offered in its place. A payer would wait for it with its deposit.
 const MAX_SILENCE: Duration = Duration::from_secs(10);
+
+/// How long after a port was found taken it is looked at again. A program that is being started drops what it does not want
+/// sooner.
+const A_MOMENT: Duration = Duration::from_millis(100);
 
 /// How long the last redemption may take.
 const MAX_LAST_REDEMPTION: Duration = Duration::from_secs(300);
