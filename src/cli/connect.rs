@@ -199,26 +199,6 @@ fn first_of<T>(all: Vec<T>) -> Option<(T, Vec<T>)> {
     Some((all.next()?, all.collect()))
 }
 
-/// Waits until the process is told to stop.
-pub(super) async fn told_to_stop() {
-    let interrupt = tokio::signal::ctrl_c();
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        match signal(SignalKind::terminate()) {
-            Ok(mut terminate) => {
-                tokio::select! {
-                    _ = interrupt => {}
-                    _ = terminate.recv() => {}
-                }
-            }
-            Err(_) => drop(interrupt.await),
-        }
-    }
-    #[cfg(not(unix))]
-    drop(interrupt.await);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

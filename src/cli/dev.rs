@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::connect::{connect_chain, open_books, told_to_stop};
+use super::connect::{connect_chain, open_books};
+use super::orders::StopOrders;
 use super::site::Site;
 use super::{Exit, Failure, Outcome, Output, value};
 use crate::agent::{Agent, AgentConfig, Budget, Dollars, NodeReader, PayRequest};
@@ -89,7 +90,7 @@ pub async fn run(args: DevArgs, output: &Output) -> Outcome {
     let outcome = summary.verdict(args.requests);
     if outcome.is_ok() && !args.exit {
         say.invitation(&stage);
-        told_to_stop().await;
+        StopOrders::listen().next().await;
     }
     stage.strike().await;
     outcome

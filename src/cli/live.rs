@@ -154,16 +154,11 @@ impl Live {
     }
 
     /// Follows a config file for ever: whenever it changes, and on SIGHUP, it is read again. `text` is what was read at
-    /// start. A SIGHUP that comes after this call, and a change after `file` was seen, are not missed.
+    /// start; no change after `file` was seen is missed.
     ///
     /// # Cancellation
     /// A reload that has begun goes on to its end.
-    pub fn follow(self, file: Seen, text: String) -> impl Future<Output = ()> + Send {
-        let hangups = Hangups::listen();
-        self.read_again(file, text, hangups)
-    }
-
-    async fn read_again(self, mut file: Seen, mut text: String, mut hangups: Hangups) {
+    pub(super) async fn follow(self, mut file: Seen, mut text: String, mut hangups: Hangups) {
         let (changed, mut changes) = mpsc::channel(1);
         let watcher = watch(file.path(), changed.clone());
         if let Err(error) = &watcher {

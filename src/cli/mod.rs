@@ -12,6 +12,7 @@ pub mod exit;
 pub mod explain;
 pub mod ledger;
 pub mod live;
+mod orders;
 pub mod output;
 pub mod pay;
 pub mod redeem;

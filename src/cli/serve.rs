@@ -2,7 +2,8 @@
 
 use clap::Args;
 
-use super::connect::{open_site, told_to_stop};
+use super::connect::open_site;
+use super::orders::Orders;
 use super::{ConfigArgs, Exit, Failure, Outcome, Output, supervisor};
 use crate::config::{Config, Seen};
 use crate::protocol::Amount;
@@ -63,7 +64,14 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
     let text = Config::read(file.path())?;
     let config = Config::load_text(file.path(), &text)?;
     crate::telemetry::init(config.log).map_err(|error| Failure::new(Exit::Usage, error))?;
-    let site = open_site(&config, args.take_over).await?;
+    let mut orders = Orders::listen();
+    let site = tokio::select! {
+        site = open_site(&config, args.take_over) => site?,
+        () = orders.stop.next() => {
+            tracing::info!("stopping before anything was served");
+            return Ok(());
+        }
+    };
     let admin = site.admin().map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(
         listen = %site.address(),
@@ -77,11 +85,11 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
         channels = site.gate().tills().map(|till| till.accounts().len()).sum::<usize>(),
         "open"
     );
-    let reloads = tokio::spawn(site.live().clone().follow(file, text));
+    let reloads = tokio::spawn(site.live().clone().follow(file, text, orders.reload));
     supervisor::ready();
     let mut broken = false;
     tokio::select! {
-        () = told_to_stop() => tracing::info!("stopping; a second signal ends at once"),
+        () = orders.stop.next() => tracing::info!("stopping; a second signal ends at once"),
         _ = site.latched() => tracing::error!("stopping, because the books cannot be written"),
         () = site.broken() => {
             broken = true;
@@ -93,7 +101,7 @@ pub async fn run(args: ServeArgs, _output: &Output) -> Outcome {
     let gate = site.gate().clone();
     let closed = tokio::select! {
         reports = site.close_all() => Some(reports),
-        () = told_to_stop() => {
+        () = orders.stop.next() => {
             // What is being served ends with the process: it is we who end it.
             gate.tills().for_each(|till| till.accounts().abandon());
             None
