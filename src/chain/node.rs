@@ -176,12 +176,16 @@ impl Node {
 
     /// Whether it may be asked; see [`Standing::Due`] for what that calls for.
     pub(super) fn standing(&self) -> Standing {
+        self.standing_at(Instant::now())
+    }
+
+    fn standing_at(&self, now: Instant) -> Standing {
         let mut sight = self.sight();
         match sight.avoid_until {
             None => Standing::Good,
-            Some(until) if until > Instant::now() => Standing::Avoided,
+            Some(until) if until > now => Standing::Avoided,
             Some(_) => {
-                sight.avoid_until = Some(Instant::now() + pause(sight.strikes));
+                sight.avoid_until = Some(now + pause(sight.strikes));
                 Standing::Due
             }
         }
@@ -202,9 +206,12 @@ impl Node {
 
     /// It failed. Several requests that fail at the same time are one failure.
     pub(super) fn strike(&self, error: &ChainError) {
+        self.strike_at(Instant::now(), error);
+    }
+
+    fn strike_at(&self, now: Instant, error: &ChainError) {
         let mut sight = self.sight();
         sight.problem = Some(told(error));
-        let now = Instant::now();
         if sight.avoid_until.is_none_or(|until| until <= now) {
             sight.avoid_until = Some(now + pause(sight.strikes));
             sight.strikes = sight.strikes.saturating_add(1).min(MAX_STRIKES);
@@ -288,21 +295,18 @@ mod tests {
         assert_eq!([pause(0), pause(1), pause(5)], [1, 2, 32].map(Duration::from_secs));
         assert_eq!([pause(6), pause(u32::MAX)], [AVOID_MOST; 2]);
         let failure = ChainError::Behind { by_s: 9 };
-        let node = node();
-        assert_eq!(node.standing(), Standing::Good);
+        let (node, now) = (node(), Instant::now());
+        assert_eq!(node.standing_at(now), Standing::Good);
         for _ in 0..3 {
-            node.strike(&failure);
+            node.strike_at(now, &failure);
         }
         assert_eq!(node.sight().strikes, 1, "what fails at once is one failure");
-        assert_eq!(node.standing(), Standing::Avoided);
-        node.sight().avoid_until = Some(Instant::now());
-        assert_eq!(
-            [node.standing(), node.standing()],
-            [Standing::Due, Standing::Avoided],
-            "one looks, the others wait"
-        );
+        let due = now + AVOID_FIRST;
+        assert_eq!(node.standing_at(due - Duration::from_nanos(1)), Standing::Avoided);
+        let both = [node.standing_at(due), node.standing_at(due)];
+        assert_eq!(both, [Standing::Due, Standing::Avoided], "one looks, the others wait");
         node.answered();
-        assert_eq!(node.standing(), Standing::Good);
+        assert_eq!(node.standing_at(due), Standing::Good);
     }
 
     #[test]

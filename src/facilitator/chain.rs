@@ -36,14 +36,15 @@ const NEUTRAL_SENDER: Address = Address::ZERO;
 /// Who "sent" an intent.
 const NOBODY: Address = Address::ZERO;
 
-/// How long sending waits for a refusal. One is given before anything is sent, so it comes soon; what comes later is
-/// found out when the intent is followed.
+/// How long sending waits for a refusal, unless said. One is given before anything is sent, so it comes soon; what comes
+/// later is found out when the intent is followed.
 const REFUSAL_WAIT: Duration = Duration::from_secs(3);
 /// How many requests are with the facilitator at once. More wait for their turn.
 const MAX_AT_ONCE: usize = 64;
 /// How soon the facilitator is asked again at most, where nobody knows what it did.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
-/// How long a deposit or a refund is waited for that cannot be delivered. What was delivered has left for good.
+/// How long a deposit or a refund is waited for that cannot be delivered, unless said. What was delivered has left for
+/// good.
 const DELIVERY_WAIT: Duration = Duration::from_millis(300);
 /// How long our node may not know a transaction that the facilitator named, before that is asked again.
 const NAMED_WAIT: Duration = Duration::from_secs(60);
@@ -61,6 +62,8 @@ pub struct FacilitatedChain {
     terms: Vec<DepositTerms>,
     table: Arc<Mutex<Table>>,
     turns: Arc<Semaphore>,
+    refusal_wait: Duration,
+    delivery_wait: Duration,
 }
 
 /// What is written down: what is asked, and from which block on its effect is looked for.
@@ -229,7 +232,21 @@ impl FacilitatedChain {
             }
             Err(error) => return Err(error),
         }
-        Ok(Self { inner, client, terms, table: Arc::default(), turns: Arc::new(Semaphore::new(MAX_AT_ONCE)) })
+        Ok(Self {
+            inner,
+            client,
+            terms,
+            table: Arc::default(),
+            turns: Arc::new(Semaphore::new(MAX_AT_ONCE)),
+            refusal_wait: REFUSAL_WAIT,
+            delivery_wait: DELIVERY_WAIT,
+        })
+    }
+
+    /// How long sending waits for a refusal, whatever is sent; three seconds unless said, and less for deposits and refunds,
+    /// for which others wait.
+    pub fn refusal_wait(self, limit: Duration) -> Self {
+        Self { refusal_wait: limit, delivery_wait: limit, ..self }
     }
 
     /// The facilitator.
@@ -282,6 +299,7 @@ impl FacilitatedChain {
             client: self.client.clone(),
             table: Arc::clone(&self.table),
             turns: Arc::clone(&self.turns),
+            delivery_wait: self.delivery_wait,
             hash,
             wanted,
         };
@@ -412,6 +430,7 @@ struct Asking {
     client: Client,
     table: Arc<Mutex<Table>>,
     turns: Arc<Semaphore>,
+    delivery_wait: Duration,
     hash: Hash,
     wanted: Arc<Wanted>,
 }
@@ -436,7 +455,7 @@ impl Asking {
         let settled = match *self.wanted {
             // Others wait for these, and a payer's request for what is sent after them.
             Wanted::Deposit { .. } | Wanted::Refund { .. } => {
-                match tokio::time::timeout(DELIVERY_WAIT, &mut settled).await {
+                match tokio::time::timeout(self.delivery_wait, &mut settled).await {
                     Ok(settled) => settled,
                     Err(_) => {
                         self.tell(&mut word, Word::Go);
@@ -607,7 +626,7 @@ impl Chain for FacilitatedChain {
         let wanted = self.intent(&intent.hash).expect("what is reserved is in the table").wanted;
         let heard = self.ask(intent.hash, wanted, &request).map_err(SendError::Refused)?;
         reserved.withheld = false;
-        match tokio::time::timeout(REFUSAL_WAIT, heard).await {
+        match tokio::time::timeout(self.refusal_wait, heard).await {
             Ok(Ok(Word::No(error))) => {
                 lock(&self.table).remove(&intent.hash);
                 Err(SendError::Refused(error))
