@@ -25,7 +25,7 @@ use peaje::pricing::{Tariff, Unit};
 use peaje::protocol::x402::{self, PAYMENT_RESPONSE};
 use peaje::proxy::UpstreamSettings;
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 use tonic::body::Body;
 use tonic::client::Grpc as Client;
@@ -334,7 +334,7 @@ async fn many_messages_have_one_answer() {
 #[tokio::test]
 async fn both_sides_talk_at_once_and_either_may_be_silent() {
     // Neither the time for an answer nor that for a request's body ends a call that has begun.
-    let short = Duration::from_millis(300);
+    let short = Duration::from_secs(3);
     let (stand, mut client, echo) = shop_with(|setup| {
         setup.upstream.response_timeout = short;
         setup.bounds.body_time = short;
@@ -376,7 +376,10 @@ async fn a_client_that_cancels_ends_the_call_at_the_server() {
 
 #[tokio::test]
 async fn a_server_that_is_not_there_is_unavailable_and_costs_nothing() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // While it is held nobody else can listen there.
+    let held = TcpSocket::new_v4().unwrap();
+    held.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let nobody = held.local_addr().unwrap();
     let urls = vec![format!("http://{nobody}").parse().unwrap()];
     let (stand, mut client, _) = shop_with(|setup| setup.upstream.urls = urls).await;
     let status = once(&mut client, stand.paid(say("hello", 1))).await.unwrap_err();

@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use front::{Setup, Site};
-use raw::{api, soon};
+use raw::{PATIENCE, api, soon};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -52,7 +52,7 @@ const FRAME_SIZE_ERROR: u32 = 6;
 const REFUSED_STREAM: u32 = 7;
 const COMPRESSION_ERROR: u32 = 9;
 
-/// Longer than any of these answers takes.
+/// How long what is not to come is waited for.
 const QUIET: Duration = Duration::from_millis(1_500);
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -126,6 +126,16 @@ struct Frame {
     payload: Vec<u8>,
 }
 
+/// What came of listening.
+#[derive(Debug)]
+enum Heard {
+    Frame(Frame),
+    /// The connection has ended.
+    Closed,
+    /// Nothing came in time.
+    Silence,
+}
+
 struct Line {
     stream: TcpStream,
 }
@@ -143,7 +153,7 @@ impl Line {
         line.send(&[PREFACE, &settings(&[])].concat()).await;
         // The server's own settings, and its word for ours.
         for _ in 0..16 {
-            let frame = line.next().await.expect("a server begins with its settings");
+            let frame = line.frame().await;
             if frame.kind == SETTINGS && frame.flags == ACK {
                 line.send(&frame_ack()).await;
                 return line;
@@ -157,8 +167,8 @@ impl Line {
         let _ = tokio::time::timeout(Duration::from_secs(5), self.stream.write_all(bytes)).await;
     }
 
-    /// `None` at the end of the connection, or if nothing comes.
-    async fn next(&mut self) -> Option<Frame> {
+    /// What comes within that time.
+    async fn next(&mut self, quiet: Duration) -> Heard {
         let read = async {
             let mut head = [0; 9];
             self.stream.read_exact(&mut head).await.ok()?;
@@ -168,24 +178,36 @@ impl Line {
             let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
             Some(Frame { kind: head[3], flags: head[4], stream, payload })
         };
-        tokio::time::timeout(QUIET, read).await.ok().flatten()
+        match tokio::time::timeout(quiet, read).await {
+            Ok(Some(frame)) => Heard::Frame(frame),
+            Ok(None) => Heard::Closed,
+            Err(_) => Heard::Silence,
+        }
     }
 
-    /// All that comes until the connection ends, or until enough is known.
-    async fn hear(&mut self, enough: impl Fn(&Frame) -> bool) -> (Vec<Frame>, bool) {
+    /// The next frame, where one has to come.
+    async fn frame(&mut self) -> Frame {
+        match self.next(PATIENCE).await {
+            Heard::Frame(frame) => frame,
+            other => panic!("a frame is to come: {other:?}"),
+        }
+    }
+
+    /// All that comes until enough is known, the connection ends, or it is quiet for so long; and whether it has ended.
+    async fn hear(&mut self, quiet: Duration, enough: impl Fn(&Frame) -> bool) -> (Vec<Frame>, bool) {
         let mut frames = Vec::new();
         let begun = Instant::now();
         loop {
-            let before = Instant::now();
-            match self.next().await {
-                Some(frame) => {
+            match self.next(quiet).await {
+                Heard::Frame(frame) => {
                     let is_enough = enough(&frame);
                     frames.push(frame);
-                    if is_enough || begun.elapsed() > Duration::from_secs(15) {
+                    if is_enough || begun.elapsed() > PATIENCE {
                         return (frames, false);
                     }
                 }
-                None => return (frames, before.elapsed() < QUIET),
+                Heard::Closed => return (frames, true),
+                Heard::Silence => return (frames, false),
             }
         }
     }
@@ -265,8 +287,12 @@ fn all(parts: &[&[u8]]) -> Vec<u8> {
 
 /// A site whose upstream answers at once.
 async fn site() -> Site {
+    site_with(|listener| listener).await
+}
+
+async fn site_with(settle: impl FnOnce(Listener) -> Listener) -> Site {
     let api = api(|_| "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello".to_owned()).await;
-    Setup::new(api.address).open().await
+    Setup::new(api.address).open_with(settle).await
 }
 
 use Owed::{Acknowledged, Alive, Connection, Served, Stream};
@@ -651,21 +677,24 @@ const OTHERWISE: [(&str, &str); 1] =
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_broken_rule_is_answered_as_its_section_says() {
-    let site = site().await;
+    // None is closed because no request comes, for as long as it is listened to.
+    let site = site_with(|listener| listener.header_time(3 * PATIENCE)).await;
     let (mut wrong, mut otherwise) = (Vec::new(), Vec::new());
     let cases = cases();
     assert!(cases.len() > 90);
+    let is_otherwise = |name: &str| OTHERWISE.iter().any(|(known, _)| *known == name);
     let judged = cases.into_iter().map(|(name, bytes, owed)| {
         let site = &site;
+        let quiet = if is_otherwise(name) { QUIET } else { PATIENCE };
         async move {
             let mut line = Line::begin(site).await;
             line.send(&bytes).await;
-            let (frames, closed) = line.hear(|frame| is_the_end(owed, frame)).await;
+            let (frames, closed) = line.hear(quiet, |frame| is_the_end(owed, frame)).await;
             judge(owed, &frames, closed).map(|what| (name, what))
         }
     });
     for found in futures_util::future::join_all(judged).await.into_iter().flatten() {
-        match OTHERWISE.iter().any(|(name, _)| *name == found.0) {
+        match is_otherwise(found.0) {
             true => otherwise.push(found.0),
             false => wrong.push(format!("{}: {}", found.0, found.1)),
         }
@@ -686,7 +715,7 @@ async fn a_connection_begins_with_the_preface_and_settings() {
     // 3.4: a server's first frame is SETTINGS. (That a client's is, the library beneath us does not insist on.)
     let mut line = Line::dial(&site).await;
     line.send(PREFACE).await;
-    let first = line.next().await.unwrap();
+    let first = line.frame().await;
     assert_eq!((first.kind, first.flags, first.stream), (SETTINGS, 0, 0));
 }
 
@@ -712,7 +741,7 @@ async fn more_streams_than_were_allowed_are_refused() {
     let mut line = Line::begin(&site).await;
     let streams: Vec<u8> = (0..257_u32).flat_map(|n| request(2 * n + 1, &GET)).collect();
     line.send(&streams).await;
-    let (frames, closed) = line.hear(|frame| [RST_STREAM, GOAWAY].contains(&frame.kind)).await;
+    let (frames, closed) = line.hear(PATIENCE, |frame| [RST_STREAM, GOAWAY].contains(&frame.kind)).await;
     assert!(judge(Stream(&[PROTOCOL_ERROR, REFUSED_STREAM]), &frames, closed).is_none(), "{frames:?}");
 }
 
@@ -722,27 +751,36 @@ async fn data_waits_for_the_window() {
     let site = site().await;
     let mut line = Line::begin(&site).await;
     line.send(&all(&[&settings(&[(4, 1)]), &request(1, &GET)])).await;
-    let (frames, _) = line.hear(|frame| frame.kind == DATA).await;
+    let (frames, _) = line.hear(PATIENCE, |frame| frame.kind == DATA).await;
     assert_eq!(frames.last().unwrap().payload.len(), 1, "a window of one byte");
     line.send(&settings(&[(4, 2)])).await;
-    let (frames, _) = line.hear(|frame| frame.kind == DATA).await;
+    let (frames, _) = line.hear(PATIENCE, |frame| frame.kind == DATA).await;
     assert_eq!(frames.last().unwrap().payload.len(), 1, "and another one");
     line.send(&window(1, 100)).await;
-    let (frames, _) = line.hear(|frame| frame.kind == DATA).await;
+    let (frames, _) = line.hear(PATIENCE, |frame| frame.kind == DATA).await;
     assert_eq!(frames.last().unwrap().payload, b"llo");
 }
 
 /// How long a connection may ask for nothing, where a test waits for that.
 const IDLE: Duration = Duration::from_millis(300);
 
+/// How many pieces such a test sends at most, a third of that time apart; fewer than there may be streams. The connection
+/// has to end while they are sent: afterwards it could for their want.
+const PIECES: u32 = 90;
+
 /// Sends pieces with a pause after each while it hears what comes, until the connection has ended or so much time has
 /// passed. Whether it has ended, and what came.
-async fn live_on(line: Line, pieces: impl Iterator<Item = Vec<u8>>, pause: Duration) -> (bool, Vec<Frame>) {
+async fn live_on(
+    line: Line,
+    pieces: impl Iterator<Item = Vec<u8>>,
+    pause: Duration,
+    limit: Duration,
+) -> (bool, Vec<Frame>) {
     let (reads, mut writes) = line.stream.into_split();
     let reading = tokio::spawn(async move {
         let mut reads = reads;
         let mut all = Vec::new();
-        let ended = tokio::time::timeout(20 * IDLE, reads.read_to_end(&mut all)).await.is_ok();
+        let ended = tokio::time::timeout(limit, reads.read_to_end(&mut all)).await.is_ok();
         (ended, all)
     });
     for piece in pieces {
@@ -771,7 +809,8 @@ async fn answers_that_are_never_taken_end_the_connection() {
     for headers in [&GET, &unpaid] {
         let mut line = Line::begin(&site).await;
         line.send(&all(&[&settings(&[(4, 0)]), &request(1, headers)])).await;
-        let (ended, frames) = live_on(line, std::iter::repeat_with(ping).take(60), IDLE / 3).await;
+        let pings = (0..PIECES).map(|_| ping());
+        let (ended, frames) = live_on(line, pings, IDLE / 3, PIECES * IDLE / 3).await;
         assert!(frames.iter().any(|frame| (frame.kind, frame.stream) == (HEADERS, 1)), "{frames:?}");
         assert!(frames.iter().all(|frame| frame.kind != DATA), "{frames:?}");
         assert!(ended, "{frames:?}");
@@ -785,7 +824,8 @@ async fn answers_that_are_never_taken_end_the_connection_of_who_goes_on_asking()
     let site = Setup::new(api.address).open_with(|listener: Listener| listener.idle_time(IDLE)).await;
     let mut line = Line::begin(&site).await;
     line.send(&settings(&[(4, 0)])).await;
-    let (ended, frames) = live_on(line, (0..60).map(|n| request(2 * n + 1, &GET)), IDLE / 3).await;
+    let requests = (0..PIECES).map(|n| request(2 * n + 1, &GET));
+    let (ended, frames) = live_on(line, requests, IDLE / 3, PIECES * IDLE / 3).await;
     assert!(frames.iter().any(|frame| frame.kind == GOAWAY), "{} frames", frames.len());
     assert!(ended);
 }
@@ -793,15 +833,23 @@ async fn answers_that_are_never_taken_end_the_connection_of_who_goes_on_asking()
 /// One that takes its answers slowly is served.
 #[tokio::test]
 async fn answers_that_are_taken_slowly_are_given() {
+    const REQUESTS: u32 = 30;
+    // In all it takes three times as long as a connection may be idle, and for each answer a tenth of that.
+    let idle = Duration::from_secs(3);
+    let pause = 3 * idle / REQUESTS;
     let api = raw::plain_api().await;
-    let site = Setup::new(api.address).open_with(|listener: Listener| listener.idle_time(IDLE)).await;
+    let site = Setup::new(api.address).open_with(|listener: Listener| listener.idle_time(idle)).await;
     let mut line = Line::begin(&site).await;
     line.send(&settings(&[(4, 0)])).await;
-    let pieces =
-        (0..12).map(|n| all(&[&request(2 * n + 1, &GET), &window((2 * n + 1) - if n > 0 { 2 } else { 0 }, 5)]));
-    let (_, frames) = live_on(line, pieces, IDLE / 2).await;
+    // An answer is taken when the next is asked for, so that there always is one that is not.
+    let pieces = (0..=REQUESTS).map(|n| {
+        let ask = if n < REQUESTS { request(2 * n + 1, &GET) } else { Vec::new() };
+        let take = if n > 0 { window(2 * n - 1, 5) } else { Vec::new() };
+        all(&[&ask, &take])
+    });
+    let (_, frames) = live_on(line, pieces, pause, 2 * PATIENCE).await;
     let given = frames.iter().filter(|frame| frame.kind == DATA && frame.flags & END_STREAM != 0).count();
-    assert!(given >= 11 && frames.iter().all(|frame| frame.kind != RST_STREAM), "{given}: {frames:?}");
+    assert!(given == REQUESTS as usize && frames.iter().all(|frame| frame.kind != RST_STREAM), "{given}: {frames:?}");
 }
 
 // ---- floods
@@ -871,7 +919,8 @@ async fn floods_end_the_connection_and_others_go_on() {
     assert_eq!(flood(&site, bad.into_iter()).await, Some(ENHANCE_YOUR_CALM));
     let mut line = Line::begin(&site).await;
     line.send(&ping()).await;
-    assert!(line.hear(|frame| (frame.kind, frame.flags) == (PING, ACK)).await.0.iter().any(|frame| frame.kind == PING));
+    let (frames, _) = line.hear(PATIENCE, |frame| (frame.kind, frame.flags) == (PING, ACK)).await;
+    assert!(frames.iter().any(|frame| frame.kind == PING));
 }
 
 /// Answers that nobody reads are not piled up: the server stops reading until they are taken (CVE-2019-9512, -9515), and

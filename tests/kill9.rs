@@ -19,7 +19,9 @@ mod serve;
 mod stage;
 
 use std::io::Write as _;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use peaje::chain::{AlloyChain, Chain as _};
 use serde_json::Value;
@@ -34,6 +36,13 @@ const AGENTS: u8 = 32;
 /// How long a proxy lives, milliseconds: from before its first answer to well into its second redemption.
 const SHORTEST_LIFE_MS: u64 = 20;
 const LONGEST_LIFE_MS: u64 = 1_200;
+
+/// How many receipts agents are given in every other life at least, however long that takes: kills come between charges
+/// that were acknowledged, on any machine.
+const RECEIPTS: u64 = 64;
+
+/// How long they may be waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Past the harness, which keeps what is printed to itself.
 fn say(line: &str) {
@@ -66,20 +75,35 @@ async fn kill(times: usize) {
     let mut peaje = Peaje::start(&settings).await;
     let client = stage.client.clone();
 
+    let receipts = Arc::new(AtomicU64::new(0));
     let mut agents = Vec::new();
     for number in 1..=AGENTS {
-        agents.push(Agent::opened(&stage, &peaje, number).await);
+        let opened = Agent::opened(&stage, &peaje, number).await;
+        agents.push(Agent { receipts: Arc::clone(&receipts), ..opened });
     }
 
     let mut waits = Waits::seeded();
+    let stop = CancellationToken::new();
     for round in 1..=times {
-        agents = spend(agents, &client, &peaje, waits.next(), true).await;
+        let (life, before) = (waits.next(), receipts.load(Ordering::Relaxed));
+        let end = async {
+            tokio::time::sleep(life).await;
+            if round.is_multiple_of(2) {
+                reaches(&receipts, before + RECEIPTS).await;
+            }
+            peaje.kill();
+        };
+        agents = spend(agents, &client, peaje.url("/thing"), &stop, end).await;
         peaje.crash_is_over();
         agent::compare_with_books(&agents, &peaje, round);
         peaje.start_again().await;
     }
     // The last doubts are cleared up, and then everything is claimed.
-    agents = spend(agents, &client, &peaje, Duration::from_millis(300), false).await;
+    let end = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        stop.cancel();
+    };
+    agents = spend(agents, &client, peaje.url("/thing"), &stop, end).await;
     peaje.succeed(&["ledger", "verify", "--chain"]);
     let report = peaje.redeem();
     assert!(report.is_complete(), "{report:?}");
@@ -106,30 +130,38 @@ async fn kill(times: usize) {
     assert_eq!(exported, sum);
     let (served, unseen) = agents.iter().fold((0, 0), |sum, agent| (sum.0 + agent.served, sum.1 + agent.unseen));
     assert_eq!(sum, u128::from(served + unseen) * PRICE);
-    let kills = u64::try_from(times).unwrap();
-    assert!(served > kills * u64::from(AGENTS), "{served} receipts: agents were served between the kills");
+    let lives = u64::try_from(times / 2).unwrap();
+    assert!(served >= lives * RECEIPTS, "{served} receipts: agents were served between the kills");
     say(&format!("{times} kills, {served} receipts, {unseen} charged without an answer, {sum} units claimed"));
     peaje.stop().await;
     stage.strike().await;
 }
 
-/// All agents pay for a while; then the proxy is killed, or the agents are told to stop.
-async fn spend(agents: Vec<Agent>, client: &reqwest::Client, peaje: &Peaje, life: Duration, kill: bool) -> Vec<Agent> {
-    let stop = CancellationToken::new();
-    let url = peaje.url("/thing");
+/// All agents pay until `end`, which kills the proxy or tells them to stop.
+async fn spend(
+    agents: Vec<Agent>,
+    client: &reqwest::Client,
+    url: String,
+    stop: &CancellationToken,
+    end: impl Future<Output = ()>,
+) -> Vec<Agent> {
     let tasks: Vec<_> =
         agents.into_iter().map(|agent| tokio::spawn(agent.spend(client.clone(), url.clone(), stop.clone()))).collect();
-    tokio::time::sleep(life).await;
-    if kill {
-        peaje.kill();
-    } else {
-        stop.cancel();
-    }
+    end.await;
     let mut agents = Vec::new();
     for task in tasks {
         agents.push(task.await.unwrap());
     }
     agents
+}
+
+/// Waits until so many receipts were given.
+async fn reaches(receipts: &AtomicU64, count: u64) {
+    let begun = Instant::now();
+    while receipts.load(Ordering::Relaxed) < count {
+        assert!(begun.elapsed() < PATIENCE, "agents are served");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

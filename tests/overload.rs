@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Request;
@@ -41,6 +41,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the tests that wait for a limit set it to.
 const SHORT: Duration = Duration::from_millis(200);
+
+/// How long an answer to a forger is held back.
+const HELD_BACK: Duration = Duration::from_secs(1);
 
 const FORGED: &str = "invalid_batch_settlement_evm_voucher_signature";
 const NOT_FOUND: &str = "invalid_batch_settlement_evm_channel_not_found";
@@ -206,6 +209,17 @@ impl Client {
     async fn ask(&mut self, request: &str) -> Answer {
         self.send(request).await;
         self.answer().await.expect("an answer that is whole")
+    }
+
+    /// Asks again for as long as there is no room. What it was told in the end, and how long it waited for that.
+    async fn ask_until_room(&mut self, request: &str) -> ((u16, String), Duration) {
+        loop {
+            let asked = Instant::now();
+            let told = self.ask(request).await.told();
+            if told.0 != OVERLOADED.0 {
+                return (told, asked.elapsed());
+            }
+        }
     }
 
     /// False at the end of the stream. A reset is an end, too.
@@ -400,17 +414,26 @@ async fn a_forger_beside_the_payer_costs_no_more_than_a_few_signatures() {
 
 #[tokio::test]
 async fn refused_forgeries_are_held_back_and_take_no_place_meanwhile() {
+    const FORGERS: u32 = 20;
     let bounds = Bounds { max_requests: 1, ..Bounds::default() };
     let site = Setup { bounds, ..Setup::new(plain().await) }.open().await;
     site.exhaust(HERE).await;
-    let mut forger = site.client(HERE).await;
-    forger.send(paid(&forged(&Payer::new(99, &terms(), PRICE), PRICE))).await;
-    // If it has not been read by then, the rest shows less, and still holds.
-    tokio::time::sleep(SHORT).await;
-    assert_eq!(site.client(HERE).await.ask(&free()).await.status, 200);
-    let mut byte = [0];
-    assert!(forger.stream.try_read(&mut byte).is_err(), "it is told later than who came after it");
-    assert_told(&forger.answer().await.unwrap().told(), LIMITED);
+    let forgery = paid(&forged(&Payer::new(99, &terms(), PRICE), PRICE));
+    let forgers = (0..FORGERS).map(|_| {
+        let (site, forgery) = (&site, &forgery);
+        async move {
+            let (told, took) = site.client(HERE).await.ask_until_room(forgery).await;
+            assert_told(&told, LIMITED);
+            assert!(took >= HELD_BACK, "{took:?}");
+        }
+    });
+    let mut neighbour = site.client(HERE).await;
+    let request = free();
+    let begun = Instant::now();
+    let (_, (told, _)) = tokio::join!(futures_util::future::join_all(forgers), neighbour.ask_until_room(&request));
+    assert_told(&told, SERVED);
+    // Kept in the place, they would have been told one after the other.
+    assert!(begun.elapsed() < HELD_BACK * FORGERS / 2, "{:?}", begun.elapsed());
 }
 
 /// Answers every question with this balance, and counts them.
@@ -634,12 +657,13 @@ async fn a_body_may_take_as_long_as_it_likes_if_it_does_not_pause() {
         let _ = peer.stream.write_all(OK).await;
     })
     .await;
-    let bounds = Bounds { body_time: 4 * SHORT, ..Bounds::default() };
+    let bounds = Bounds { body_time: Duration::from_secs(3), ..Bounds::default() };
     let site = Setup { bounds, ..Setup::new(upstream) }.open().await;
     let mut client = site.client(HERE).await;
-    client.send("POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 13\r\n\r\n").await;
-    for _ in 0..10 {
-        tokio::time::sleep(SHORT / 2).await;
+    client.send("POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 11\r\n\r\n").await;
+    // Longer in all than any pause may be.
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
         client.send("x").await;
     }
     client.send("end").await;

@@ -87,6 +87,18 @@ fn address_of(peaje: &Peaje) -> SocketAddr {
     peaje.url("").strip_prefix("http://").unwrap().parse().unwrap()
 }
 
+/// A proxy with a config, and the socket that it is to listen on.
+fn prepared_and_bound(settings: &serve::Settings<'_>) -> (Peaje, TcpListener) {
+    for _ in 0..5 {
+        let prepared = Peaje::prepare(settings);
+        // Somebody else may have got the port since it was found free.
+        if let Ok(held) = TcpListener::bind(address_of(&prepared)) {
+            return (prepared, held);
+        }
+    }
+    panic!("no port stays free");
+}
+
 /// Waits until a log says that it is open for the `n`th time.
 async fn opens(config: &Path, log: &str) {
     let wait = async {
@@ -220,9 +232,8 @@ async fn a_successor_redeems_in_place_of_the_one_it_follows() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_socket_that_a_supervisor_holds_outlives_its_processes() {
     let stage = Stage::set().await;
-    let prepared = Peaje::prepare(&stage.settings());
-    let (config, address) = (config_of(&prepared), address_of(&prepared));
-    let held = TcpListener::bind(address).unwrap();
+    let (prepared, held) = prepared_and_bound(&stage.settings());
+    let config = config_of(&prepared);
     // As a supervisor does it: the socket is number 3, and the process is told so.
     let start = |log: &str| {
         let command = serve_command(&config, log);

@@ -44,8 +44,6 @@ async fn who_is_cut_off_by_a_second_signal_is_not_charged() {
     while !peaje.log().contains("a second signal ends at once") {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // It listens for the next signal from about now on.
-    tokio::time::sleep(Duration::from_millis(200)).await;
     peaje.terminate();
     assert_eq!(peaje.ended().await.code(), Some(1), "{}", peaje.log());
     assert!(cut_off.await.unwrap().is_err(), "nothing was served");

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use peaje::ledger::{LatestVoucher, SentRefund, Snapshot, View, Withdrawal};
 use peaje::protocol::{Address, Amount, ChannelConfig, ChannelId, Hash, Signature};
@@ -1026,27 +1027,33 @@ fn a_backup_is_one_consistent_moment_while_the_books_go_on() {
         commit(&mut store, version);
     }
     let reader = Reader::open(directory.path()).unwrap();
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(30)));
     let writer = std::thread::spawn({
-        let stop = Arc::clone(&stop);
+        let (stop, written) = (Arc::clone(&stop), Arc::clone(&written));
         move || {
-            let mut version = 30;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                version += 1;
+            while !stop.load(Ordering::Relaxed) {
+                let version = written.load(Ordering::Relaxed) + 1;
                 commit(&mut store, version);
+                written.store(version, Ordering::Relaxed);
             }
-            version
         }
     });
+    let wait_for = |version: u64| {
+        while written.load(Ordering::Relaxed) < version {
+            assert!(!writer.is_finished(), "the books go on");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
     let parent = TempDir::new().unwrap();
     let to = parent.path().join("backup.sqlite3");
     let mut last = (0, 0);
-    // So that something is written meanwhile, however fast the copy is.
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    // Something is written between what is copied and the copy, and after it, however fast the copy is.
+    wait_for(31);
     reader.backup(&to, &mut |done, of| last = (done, of)).unwrap();
     assert!(last.0 == last.1 && last.0 > 0, "{last:?}");
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    assert!(writer.join().unwrap() > 31);
+    wait_for(32);
+    stop.store(true, Ordering::Relaxed);
+    writer.join().unwrap();
 
     let backup = Reader::open_file(&to).unwrap();
     let sums = sums_of(&backup);

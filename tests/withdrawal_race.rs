@@ -48,7 +48,7 @@ const BLOCKS: Duration = Duration::from_millis(20);
 /// Between two requests of one payer.
 const PACE: Duration = Duration::from_millis(if cfg!(debug_assertions) { 400 } else { 60 });
 /// How long anything may take that must happen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How a payer withdraws.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -28,7 +28,7 @@ use peaje::redeem::Report;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
 use super::harness::{Answered, PATIENCE, PREFIX, PURSE, Payer, Payment, World, books_in};
@@ -411,18 +411,21 @@ pub struct Breaker {
     next: Arc<Mutex<Break>>,
     seen: Arc<AtomicUsize>,
     task: JoinHandle<()>,
+    /// Keeps the port while nobody listens there.
+    _held: TcpSocket,
 }
 
 impl Breaker {
     /// Makes it the upstream of the world's proxy, which forgets its books by that.
     pub async fn of(world: &mut World) -> Self {
-        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = socket.local_addr().unwrap();
+        let held = bound("127.0.0.1:0".parse().unwrap());
+        let address = held.local_addr().unwrap();
+        let socket = bound(address).listen(BACKLOG).unwrap();
         let (next, seen) = (Arc::new(Mutex::new(Break::Never)), Arc::<AtomicUsize>::default());
         let task = tokio::spawn(break_off(socket, Arc::clone(&next), Arc::clone(&seen)));
         world.config.upstream.urls = vec![format!("http://{address}").parse().unwrap()];
         world.reopen().await;
-        Self { address, next, seen, task }
+        Self { address, next, seen, task, _held: held }
     }
 
     /// From now on it ends connections so.
@@ -443,7 +446,7 @@ impl Breaker {
 
     /// Listens again, where it did before.
     pub async fn up(&mut self) {
-        let socket = TcpListener::bind(self.address).await.unwrap();
+        let socket = bound(self.address).listen(BACKLOG).unwrap();
         self.task = tokio::spawn(break_off(socket, Arc::clone(&self.next), Arc::clone(&self.seen)));
     }
 }
@@ -452,6 +455,20 @@ impl Drop for Breaker {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// How many connections wait to be accepted.
+const BACKLOG: u32 = 128;
+
+/// A socket that shares its port with others of its kind. Until it listens, nobody is connected to it.
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    // Connections that are not quite over do not keep the port.
+    socket.set_reuseaddr(true).unwrap();
+    #[cfg(unix)]
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
 }
 
 async fn break_off(socket: TcpListener, next: Arc<Mutex<Break>>, seen: Arc<AtomicUsize>) {

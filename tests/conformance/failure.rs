@@ -18,7 +18,7 @@ const DEPOSIT: u128 = 10 * PRICE;
 
 #[tokio::test]
 async fn case_29_an_error_of_the_upstream_costs_nothing_and_the_same_voucher_stays_good() {
-    let upstream = "response_timeout = \"1s\"".to_owned();
+    let upstream = "response_timeout = \"3s\"".to_owned();
     let world = World::start(WorldOptions { upstream, ..WorldOptions::default() }).await;
     let payer = world.opened(1, DEPOSIT).await;
     let payment = payer.voucher(2 * PRICE);

@@ -1,11 +1,13 @@
 //! Cases 32, 33 and 44: two proxies, handlers that take longer than the offer says, and a chain that changes its mind.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use peaje::protocol::contracts::SETTLEMENT;
 use peaje::store::sqlite::SqliteStore;
 use peaje::store::{Identity, StoreError};
+use tokio::sync::Notify;
 
 use super::extras::FORGETFUL;
 use super::harness::{Answer, Answered, PRICE, Payer, World, WorldOptions};
@@ -72,11 +74,11 @@ async fn case_33_an_answer_that_takes_longer_than_the_offer_says_is_delivered_an
 /// one who signed it and for nobody else's request.
 #[tokio::test]
 async fn case_33_a_handler_that_never_answers_costs_nothing_and_its_voucher_stays_good() {
-    let upstream = "response_timeout = \"500ms\"".to_owned();
+    let upstream = "response_timeout = \"3s\"".to_owned();
     let world = World::start(WorldOptions { upstream, ..WorldOptions::default() }).await;
     let (payer, other) = (world.opened(1, DEPOSIT).await, world.opened(2, DEPOSIT).await);
     let payment = payer.voucher(2 * PRICE);
-    world.upstream.next(Answer::ok("late").after(Duration::from_secs(2)));
+    world.upstream.next(Answer::ok("late").when(&Arc::new(Notify::new())));
     let late = world.pay("/paid", &payment).await;
     assert_eq!((late.status.as_u16(), late.receipt()), (504, None), "{late:?}");
     assert_eq!(world.charged(), 2 * PRICE);

@@ -153,7 +153,8 @@ async fn all_is_well(stage: &Stage, life: &stage::Life, charged: u128) {
 
 #[test]
 fn a_facilitator_that_is_away_costs_nothing_but_time() {
-    tell(Mode::Facilitated, async |stage| {
+    tell(Mode::Facilitated, async |mut stage| {
+        stage.patient = true;
         let (known, stranger) = (stage.payer(1), stage.payer(2));
         let life = stage.open().await;
         assert_eq!(life.pay(&known.deposit(DEPOSIT, PRICE)).await.status, 200);
@@ -266,7 +267,8 @@ fn a_lie_about_success_moves_nothing() {
 
 #[test]
 fn a_refusal_is_told_at_once_and_nothing_is_sent() {
-    tell(Mode::Facilitated, async |stage| {
+    tell(Mode::Facilitated, async |mut stage| {
+        stage.patient = true;
         let (life, payers) = (stage.open().await, [stage.payer(1), stage.payer(2)]);
         let unsupported = "unsupported_scheme";
         for (way, status) in [(Way::Refused(unsupported), 503), (Way::Status(413), 503)] {
@@ -515,6 +517,7 @@ fn an_intent_plays_a_transaction() {
         assert!(matches!(taken, Err(SendError::Refused(ChainError::NonceUsed { nonce: 0 }))), "{taken:?}");
         assert_eq!(nonces().await, (0, 1), "it is not over before it was seen in a block");
         assert_eq!(chain.replace_witnessed(&intent, bid, &notebook).await.unwrap(), Replacement::AtCeiling);
+        eventually("it is mined", async || chain.receipt(hash).await.unwrap().is_some()).await;
         let mined = chain.receipt(hash).await.unwrap().unwrap();
         assert_eq!((mined.hash, mined.success, mined.fee_wei, mined.events.len()), (hash, true, Some(0), 1));
         assert!(mined.on_chain() != hash && stage.is_on_chain(mined.on_chain()).await);

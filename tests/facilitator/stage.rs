@@ -2,6 +2,7 @@
 //! everything that runs in it.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +18,8 @@ use peaje::protocol::contracts::SETTLEMENT;
 use peaje::protocol::x402::{self, PAYMENT_SIGNATURE};
 use peaje::protocol::{Address, Hash, LocalKey};
 use peaje::redeem::Report;
-use peaje::store::Identity;
 use peaje::store::sqlite::SqliteStore;
+use peaje::store::{Identity, StoreError};
 use serde_json::Value;
 
 use super::node::{self, Node};
@@ -37,6 +38,8 @@ const PAY_TO: &str = "0x00000000000000000000000000000000c0ffee01";
 const PATIENCE: Duration = Duration::from_secs(40);
 /// How long the facilitator may take.
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a patient proxy waits for a refusal.
+const REFUSAL_WAIT: Duration = Duration::from_secs(10);
 
 /// Who sends the provider's transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +57,8 @@ pub(crate) fn dev(name: &str) -> LocalKey {
 /// What outlives a process.
 pub(crate) struct Stage {
     mode: Mode,
+    /// Whether the proxy hears every refusal before it goes on, however slow this machine is.
+    pub(crate) patient: bool,
     pub(crate) devnet: Devnet,
     pub(crate) eyes: AlloyChain,
     pub(crate) office: Office,
@@ -126,7 +131,7 @@ impl Stage {
         );
         let config = Config::parse(&text, "peaje.toml").unwrap();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { mode, devnet, eyes, office, facilitator, directory, config, http, _node: node }
+        Self { mode, patient: false, devnet, eyes, office, facilitator, directory, config, http, _node: node }
     }
 
     pub(crate) fn terms(&self) -> Terms {
@@ -154,10 +159,9 @@ impl Stage {
     /// The same with a facilitator somewhere else.
     pub(crate) async fn open_with(&self, facilitator: String) -> Life {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let identity = Identity { chain_id: CHAIN_ID, settlement: SETTLEMENT };
-        let books = Books::open(SqliteStore::open(self.directory.path(), identity).unwrap()).unwrap();
+        let books = books_in(self.directory.path()).await;
         let (config, rpc, mode) = (self.config.clone(), self.devnet.rpc_url().parse().unwrap(), self.mode);
-        let terms = self.terms();
+        let (terms, patient) = (self.terms(), self.patient);
         let opened = runtime.spawn(async move {
             let authorizer = dev("authorizer");
             match mode {
@@ -167,6 +171,7 @@ impl Stage {
                 }
                 Mode::Facilitated => {
                     let chain = facilitated(rpc, &facilitator, terms).await;
+                    let chain = if patient { chain.refusal_wait(REFUSAL_WAIT) } else { chain };
                     Site::open(&config, authorizer, Arc::new(chain), books).await.unwrap()
                 }
             }
@@ -319,6 +324,21 @@ impl Life {
         self.runtime.shutdown_background();
         journal.close();
         drop(site);
+    }
+}
+
+/// The books of a process that has ended. One that another test has just started has our files until it becomes another
+/// program, and their lock with them.
+async fn books_in(directory: &Path) -> Books {
+    let identity = Identity { chain_id: CHAIN_ID, settlement: SETTLEMENT };
+    let begun = tokio::time::Instant::now();
+    loop {
+        match SqliteStore::open(directory, identity) {
+            Err(StoreError::InUse { .. }) if begun.elapsed() < PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            opened => return Books::open(opened.unwrap()).unwrap(),
+        }
     }
 }
 

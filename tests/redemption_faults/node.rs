@@ -12,6 +12,7 @@ use peaje::chain::{AlloyChain, Chain as _, Owed, View};
 use peaje::devnet::{Devnet, DevnetConfig, Mining, genesis};
 use peaje::protocol::{Address, ChannelId, LocalKey};
 use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::onchain::{self, COINS, Deed, Rpc, abi, evm};
 use super::package;
@@ -56,6 +57,8 @@ pub(crate) struct Node {
     paused: AtomicBool,
     /// What the next blocks take for a unit of gas, wei; 0 leaves it to the chain.
     fee: AtomicU64,
+    /// Held while the pump makes a block; whoever holds it meanwhile sees a chain that stands still.
+    making: Mutex<()>,
 }
 
 impl Node {
@@ -76,7 +79,8 @@ impl Node {
         let eyes = AlloyChain::connect(rpc.parse().unwrap(), None).await.unwrap();
         assert_eq!(eyes.chain_id(), CHAIN_ID);
         let plain = Rpc::new(&rpc);
-        let node = Self { machine, rpc, eyes, plain, paused: AtomicBool::new(false), fee: AtomicU64::new(0) };
+        let (paused, fee, making) = (AtomicBool::new(false), AtomicU64::new(0), Mutex::new(()));
+        let node = Self { machine, rpc, eyes, plain, paused, fee, making };
         if kind == Kind::Anvil {
             for (address, code) in genesis::contracts() {
                 node.ask("anvil_setCode", json!([address, code])).await;
@@ -93,6 +97,7 @@ impl Node {
         tokio::spawn(async move {
             loop {
                 if !node.paused.load(Ordering::Relaxed) {
+                    let _making = node.making.lock().await;
                     let fee = node.fee.load(Ordering::Relaxed);
                     if fee > 0 {
                         node.ask("anvil_setNextBlockBaseFeePerGas", json!([format!("{fee:#x}")])).await;
@@ -109,6 +114,11 @@ impl Node {
             Machine::Devnet(devnet) => devnet.mine(blocks).unwrap(),
             Machine::Anvil(_) => drop(self.ask("anvil_mine", json!([format!("{blocks:#x}")])).await),
         }
+    }
+
+    /// Keeps the pump from making blocks until it is dropped.
+    pub(crate) async fn still(&self) -> MutexGuard<'_, ()> {
+        self.making.lock().await
     }
 
     /// Whether blocks stay away.

@@ -355,9 +355,12 @@ impl Trial {
             self.a_transaction_lands().await;
         }
         let ids: Vec<_> = self.agents.iter().map(|agent| agent.id()).collect();
+        // What a block between them did would be taken for the reorganisation's doing, or be missed.
+        let still = self.node.still().await;
         let before = self.node.views(&ids).await;
         self.node.reorg(depth).await;
         let after = self.node.views(&ids).await;
+        drop(still);
         self.reorgs += 1;
         for (id, (before, after)) in ids.iter().zip(before.iter().zip(&after)) {
             if after.balance < before.balance {

@@ -9,7 +9,7 @@ use peaje::protocol::contracts::SETTLEMENT;
 use peaje::protocol::{Address, Amount, ChannelId, LocalKey};
 use serde_json::{Value, json};
 
-use super::{eventually, package};
+use super::{PATIENCE, eventually, package};
 
 /// Base Sepolia's id: stock clients know its dollar, and pay with tokens they know only.
 const CHAIN_ID: u64 = 84_532;
@@ -150,8 +150,7 @@ impl TestChain {
     pub(crate) async fn send(&self, key: LocalKey, call: &Call) -> Mined {
         let chain = AlloyChain::connect(self.rpc.parse().unwrap(), Some(key)).await.unwrap();
         let hash = chain.send(call).await.unwrap();
-        let mined =
-            chain.await_receipt(hash, Duration::from_secs(10), Duration::from_millis(20)).await.unwrap().unwrap();
+        let mined = chain.await_receipt(hash, PATIENCE, Duration::from_millis(20)).await.unwrap().unwrap();
         assert!(mined.success, "{mined:?}");
         mined
     }

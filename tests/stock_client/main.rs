@@ -41,6 +41,9 @@ const PRICE: u128 = 2_000;
 /// What the proxy asks as the least deposit, and so what the client deposits.
 const DEPOSIT: u128 = 150_000;
 
+/// How long the chain and the proxy may take for what they are about to do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// What a call looks like that needed no more than a voucher.
 const BY_VOUCHER: &[&str] = &["nothing 402", "voucher 200"];
 /// The same, with the deposit it needed first.
@@ -173,10 +176,20 @@ impl Stage {
         say("the client deposited and paid for three things");
     }
 
-    /// From now on the proxy serves one request of a channel at a time.
+    /// From now on no call waits in vain for its turn on the channel, however slow the machine is.
+    async fn patiently(&mut self) {
+        self.start_again_with(PATIENTLY).await;
+    }
+
+    /// The same, and the proxy serves one request of a channel at a time.
     async fn one_after_the_other(&mut self) {
+        self.start_again_with(&format!("max_in_flight = 1\n{PATIENTLY}")).await;
+    }
+
+    /// Starts the proxy again with these lines about channels.
+    async fn start_again_with(&mut self, lines: &str) {
         self.peaje.stop().await;
-        self.peaje.amend("[channel]", "[channel]\nmax_in_flight = 1");
+        self.peaje.amend("[channel]", &format!("[channel]\n{lines}"));
         self.peaje.start_again().await;
     }
 
@@ -238,7 +251,7 @@ fn units(text: &str) -> u128 {
 
 /// Waits until a condition holds that is about to.
 async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while !condition().await {
         assert!(Instant::now() < deadline, "never happened: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -486,6 +499,7 @@ async fn a_channel_drained_by_the_provider_is_topped_up(mut stage: Stage) {
 }
 
 async fn parallel_requests_are_all_served(mut stage: Stage) {
+    stage.patiently().await;
     stage.open_with_three().await;
     side_by_side(&mut stage, 3).await;
     stage.strike(3 + 2 * CROWD + 3).await;
@@ -500,6 +514,7 @@ async fn parallel_requests_are_all_served_one_after_the_other(mut stage: Stage) 
 }
 
 async fn parallel_first_requests_make_one_deposit_and_are_all_served(mut stage: Stage) {
+    stage.patiently().await;
     side_by_side(&mut stage, 0).await;
     stage.strike(2 * CROWD + 3).await;
 }
@@ -513,6 +528,9 @@ async fn parallel_first_requests_are_all_served_one_after_the_other(mut stage: S
 
 /// How many calls are made side by side.
 const CROWD: u128 = 20;
+
+/// As long as may be.
+const PATIENTLY: &str = "max_wait = \"60s\"";
 
 /// A crowd of calls at once, each of which is served and charged once; then, by a client that has forgotten what it
 /// signed, another, of a slower upstream; then three more. `before` were charged before.

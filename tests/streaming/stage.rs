@@ -37,7 +37,9 @@ use super::payer::{self, usual_terms};
 /// The most a request costs, on every route here; atomic units.
 pub(crate) const MOST: u128 = 1_000_000;
 /// How long any one step may take before the test fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a proxy that stops waits for what does not end, unless said.
+const DRAIN: Duration = Duration::from_millis(300);
 
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("this should not take so long")
@@ -111,8 +113,8 @@ impl Api {
                     let (answers, seen) = (Arc::clone(&answers), Arc::clone(&seen));
                     async move {
                         let (head, body) = request.into_parts();
-                        seen.lock().unwrap().push(head.headers);
                         let _ = body.collect().await;
+                        seen.lock().unwrap().push(head.headers);
                         loop {
                             let answer = answers.lock().unwrap().pop_front();
                             if let Some(answer) = answer {
@@ -141,6 +143,7 @@ impl Api {
         frames
     }
 
+    /// The heads of the requests that have come whole, with their bodies.
     pub(crate) fn seen(&self) -> Vec<HeaderMap> {
         self.seen.lock().unwrap().clone()
     }
@@ -195,15 +198,20 @@ impl Site {
     }
 
     pub(crate) async fn with(accounts: Accounts) -> Self {
-        Self::of(policy(), accounts).await
+        Self::of(policy(), accounts, DRAIN).await
     }
 
     /// With this price list.
     pub(crate) async fn selling(policy: Policy) -> Self {
-        Self::of(policy, Accounts::in_memory()).await
+        Self::stopping_within(DRAIN, policy).await
     }
 
-    async fn of(policy: Policy, accounts: Accounts) -> Self {
+    /// The same, with so much time for what is in progress when it stops.
+    pub(crate) async fn stopping_within(drain: Duration, policy: Policy) -> Self {
+        Self::of(policy, Accounts::in_memory(), drain).await
+    }
+
+    async fn of(policy: Policy, accounts: Accounts, drain: Duration) -> Self {
         let api = Api::start().await;
         let terms = policy.terms().clone();
         let gate = Gate::with_accounts(policy, Desk::closed(), accounts);
@@ -218,7 +226,6 @@ impl Site {
         let stop = CancellationToken::new();
         let accounts = gate.accounts().clone();
         let stack = peaje::proxy::stack(&gate, upstream, Cors::Off, Bounds::default());
-        let drain = Duration::from_millis(300);
         let task = tokio::spawn(listener.serve(stack, stop.clone(), drain, move || accounts.abandon()));
         let payer = payer::Payer::new(7, &terms, MOST);
         fund(&gate, &payer);
@@ -280,15 +287,16 @@ impl Site {
         request: http::request::Builder,
         body: impl Into<Bytes>,
     ) -> Result<Answer, hyper::Error> {
-        let stream = soon(TcpStream::connect(self.address)).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-        let connection = tokio::spawn(async move { drop(connection.await) });
-        let response = soon(sender.send_request(request.body(Full::new(body.into())).unwrap())).await?;
-        Ok(Answer::of(response, connection))
+        ask_at(self.address, request, body.into()).await
     }
 
-    /// The same over HTTP/2.
+    /// Asks the API itself for the same, past the proxy.
+    pub(crate) async fn ask_the_api(&self, path: &str) -> Answer {
+        let request = Request::post(path).header("host", "api.example");
+        ask_at(self.api.address, request, Bytes::new()).await.unwrap()
+    }
+
+    /// Sends a paid request over HTTP/2.
     pub(crate) async fn ask_h2(&self, path: &str) -> Answer {
         let stream = soon(TcpStream::connect(self.address)).await.unwrap();
         stream.set_nodelay(true).unwrap();
@@ -310,6 +318,15 @@ impl Site {
         self.stop.cancel();
         soon(&mut self.task).await.unwrap();
     }
+}
+
+async fn ask_at(address: SocketAddr, request: http::request::Builder, body: Bytes) -> Result<Answer, hyper::Error> {
+    let stream = soon(TcpStream::connect(address)).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(async move { drop(connection.await) });
+    let response = soon(sender.send_request(request.body(Full::new(body)).unwrap())).await?;
+    Ok(Answer::of(response, connection))
 }
 
 /// A payer's channel is on chain, with more than any test spends.

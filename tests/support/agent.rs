@@ -2,7 +2,9 @@
 //! request of its was on its way.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use peaje::protocol::ChannelId;
 use peaje::protocol::x402::{self, PAYMENT_REQUIRED, PAYMENT_RESPONSE};
@@ -14,6 +16,9 @@ use super::payer::Payer;
 use super::serve::Peaje;
 use super::stage::{DEPOSIT, PRICE, Stage, ask};
 
+/// How long a doubt may take to be cleared up, where the proxy is there.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A payer and what it knows.
 pub(crate) struct Agent {
     pub(crate) payer: Payer,
@@ -22,6 +27,8 @@ pub(crate) struct Agent {
     /// Whether a request was on its way when the connection broke, so that it may have been charged.
     pub(crate) in_doubt: bool,
     pub(crate) served: u64,
+    /// Counts its receipts while it spends, for all that share the counter.
+    pub(crate) receipts: Arc<AtomicU64>,
     /// Charges of requests whose answer it never saw.
     pub(crate) unseen: u64,
 }
@@ -32,12 +39,17 @@ impl Agent {
         let payer = stage.payer(peaje, number);
         let answer = ask(&stage.client, &peaje.url("/thing"), &payer.deposit(DEPOSIT, PRICE)).await.unwrap();
         assert_eq!(answer.status(), 200, "{answer:?}");
-        Self { payer, acknowledged: PRICE, in_doubt: false, served: 1, unseen: 0 }
+        Self { payer, acknowledged: PRICE, in_doubt: false, served: 1, receipts: Arc::default(), unseen: 0 }
     }
 
-    /// Pays until it is told to stop or the proxy is gone.
+    /// Pays until the proxy is gone, or until it is told to stop and knows what it was charged.
     pub(crate) async fn spend(mut self, client: reqwest::Client, url: String, stop: CancellationToken) -> Self {
-        while !stop.is_cancelled() {
+        let mut told = None;
+        while !stop.is_cancelled() || self.in_doubt {
+            if stop.is_cancelled() {
+                let told = told.get_or_insert_with(Instant::now);
+                assert!(told.elapsed() < PATIENCE, "{}: what it was charged is not said", self.payer.id());
+            }
             let ceiling = self.acknowledged + PRICE;
             let doubted = std::mem::replace(&mut self.in_doubt, true);
             let answer = match ask(&client, &url, &self.payer.voucher(ceiling)).await {
@@ -55,6 +67,7 @@ impl Agent {
                     assert_eq!(sum_in(&receipt["extra"]["channelState"]), ceiling, "{receipt}");
                     self.acknowledged = ceiling;
                     self.served += 1;
+                    self.receipts.fetch_add(1, Ordering::Relaxed);
                 }
                 402 => {
                     let quote = decoded(&answer, PAYMENT_REQUIRED);

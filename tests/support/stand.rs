@@ -23,8 +23,8 @@ use super::payer::{Payer, now_s, usual_terms};
 
 pub(crate) const PRICE: u128 = 2_000;
 
-/// How long any one step may take before the test fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long any one step may take before the test fails. What a test waits for to its end has a time of its own.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a stand is made of.
 pub(crate) struct Setup {
@@ -36,6 +36,8 @@ pub(crate) struct Setup {
     pub(crate) metered: Vec<(&'static str, Tariff, Way)>,
     pub(crate) bounds: Bounds,
     pub(crate) drain: Duration,
+    /// As usual unless said.
+    pub(crate) last_request_time: Option<Duration>,
 }
 
 pub(crate) struct Stand {
@@ -47,12 +49,11 @@ pub(crate) struct Stand {
     task: Option<JoinHandle<()>>,
 }
 
-/// An upstream with these targets, which is not waited for very long.
+/// An upstream with these targets, which has as much time as the test.
 pub(crate) fn upstream_of(targets: &[SocketAddr]) -> UpstreamSettings {
     let urls: Vec<_> = targets.iter().map(|target| format!("http://{target}").parse().unwrap()).collect();
-    let connect_timeout = Duration::from_secs(2);
     UpstreamSettings {
-        connect_timeout,
+        connect_timeout: PATIENCE,
         response_timeout: PATIENCE,
         urls: urls.clone(),
         ..UpstreamSettings::of(urls[0].clone())
@@ -74,6 +75,7 @@ impl Setup {
             metered: Vec::new(),
             bounds: Bounds::default(),
             drain: PATIENCE,
+            last_request_time: None,
         }
     }
 
@@ -98,6 +100,10 @@ impl Setup {
         let upstream = upstream.with_named(self.named.iter().map(|(name, settings)| (*name, settings))).unwrap();
         let listener =
             Listener::bind_cores("127.0.0.1:0".parse().unwrap(), NonZeroUsize::new(1).unwrap()).await.unwrap();
+        let listener = match self.last_request_time {
+            Some(limit) => listener.last_request_time(limit),
+            None => listener,
+        };
         let address = listener.address().unwrap();
         let stop = CancellationToken::new();
         let accounts = gate.accounts().clone();
