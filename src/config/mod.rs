@@ -53,7 +53,7 @@ use ipnet::IpNet;
 
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::keys::{KEYS, Key, When};
-pub use self::live::{NotNow, ReloadFailure, ReloadState, Reloads};
+pub use self::live::{Loading, NotNow, ReloadFailure, ReloadState, Reloads};
 pub(crate) use self::reader::closest;
 pub use self::reference::{KeyReference, KeyReferenceError, RpcReference, RpcReferenceError};
 pub use self::size::{SizeError, parse_size};
