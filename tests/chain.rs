@@ -4,11 +4,12 @@
 
 #[path = "chain/fees.rs"]
 mod fees;
+#[path = "support/nobody.rs"]
+mod nobody;
 #[path = "chain/nodes.rs"]
 mod nodes;
 
 use std::error::Error as _;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,7 +19,6 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
-use tokio::net::TcpSocket;
 
 use peaje::chain::{
     AlloyChain, Bid, Call, Chain, ChainError, Happening, KeyRef, Mined, Objection, Owed, Resent, RpcUrl, SendError,
@@ -31,6 +31,8 @@ use peaje::protocol::contracts::SETTLEMENT;
 use peaje::protocol::deposit::Authorization;
 use peaje::protocol::voucher::PayerEvidence;
 use peaje::protocol::{Address, Amount, ChannelConfig, ChannelId, Domain, Hash, LocalKey, Signature, Voucher};
+
+use nobody::nobody;
 
 const WAIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
@@ -147,13 +149,6 @@ async fn mine(chain: &AlloyChain, call: &Call) -> Mined {
     let mined = chain.await_receipt(hash, WAIT, POLL).await.unwrap().expect("mined in time");
     assert!(mined.success && mined.hash == hash);
     mined
-}
-
-/// An address where nobody listens for as long as the socket is held: it is bound to it, and does not listen.
-fn nowhere() -> (SocketAddr, TcpSocket) {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    (socket.local_addr().unwrap(), socket)
 }
 
 fn happenings(mined: &Mined) -> Vec<Happening> {
@@ -435,7 +430,7 @@ async fn reading_takes_no_key_and_sending_does() {
 
 #[tokio::test]
 async fn a_node_that_is_not_there_is_unreachable_and_its_address_stays_secret() {
-    let (closed, _held) = nowhere();
+    let (_held, closed) = nobody();
     let url: RpcUrl = format!("http://user:pa55word@{closed}/v2/secret-api-key?k=secret-api-key").parse().unwrap();
     let error = AlloyChain::connect(url, None).await.unwrap_err();
     assert!(matches!(error, ChainError::Unreachable { .. }));

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "in a test a panic is the report")]
 
+#[path = "support/nobody.rs"]
+mod nobody;
 #[path = "support/payer.rs"]
 mod payer;
 #[path = "support/stand.rs"]
@@ -25,7 +27,7 @@ use peaje::pricing::{Tariff, Unit};
 use peaje::protocol::x402::{self, PAYMENT_RESPONSE};
 use peaje::proxy::UpstreamSettings;
 use serde_json::Value;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tonic::body::Body;
 use tonic::client::Grpc as Client;
@@ -39,6 +41,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
+use nobody::nobody;
 use stand::{PATIENCE, Setup, Stand, tariff, until, upstream_of};
 
 /// What is said, in both directions.
@@ -376,10 +379,7 @@ async fn a_client_that_cancels_ends_the_call_at_the_server() {
 
 #[tokio::test]
 async fn a_server_that_is_not_there_is_unavailable_and_costs_nothing() {
-    // While it is held nobody else can listen there.
-    let held = TcpSocket::new_v4().unwrap();
-    held.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let nobody = held.local_addr().unwrap();
+    let (_held, nobody) = nobody();
     let urls = vec![format!("http://{nobody}").parse().unwrap()];
     let (stand, mut client, _) = shop_with(|setup| setup.upstream.urls = urls).await;
     let status = once(&mut client, stand.paid(say("hello", 1))).await.unwrap_err();

@@ -10,6 +10,8 @@
     reason = "a test that cannot go on should say so at once"
 )]
 
+#[path = "support/nobody.rs"]
+mod nobody;
 #[path = "support/payer.rs"]
 mod payer;
 
@@ -35,11 +37,12 @@ use peaje::protocol::{Amount, ChannelId, LocalKey};
 use peaje::proxy::{Bounds, Cors, Listener, Upstream, UpstreamSettings};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use nobody::nobody;
 use payer::usual_terms as terms;
 
 const PRICE: Amount = Amount::new(2_000);
@@ -444,14 +447,6 @@ where
         }
     });
     address
-}
-
-/// An address at which nobody listens; nor will anybody, while the socket that has it is held.
-fn nobody() -> (TcpSocket, SocketAddr) {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let address = socket.local_addr().unwrap();
-    (socket, address)
 }
 
 /// An upstream that answers every request with the body it came with, as it comes.

@@ -199,15 +199,18 @@ async fn listen(client: &mut Client, limit: Duration, enough: impl Fn(&[u8]) -> 
     (String::from_utf8_lossy(&client.buffer).into_owned(), over)
 }
 
-/// What comes back for a shape. Where another request follows, it is all there is until the connection ends. Otherwise a
-/// head is enough: an upstream has noted what it saw before it answers.
+/// What comes back for a shape. Where another request follows, it is all there is until the connection ends. Otherwise an
+/// upstream has noted what it saw before it answers, and a moment after the head shows that nothing more is made of it.
 async fn hear(client: &mut Client, shape: &str, fate: Fate) -> (String, bool) {
     // Shorter than what the client waits for itself, which would say less.
     let long = raw::PATIENCE / 2;
     match fate {
         Nothing => listen(client, QUIET, |_| false).await,
         Refused(_) | One(..) if shape.contains(SMUGGLED) => listen(client, long, |_| false).await,
-        Refused(_) | One(..) => listen(client, long, |read| read.windows(4).any(|end| end == b"\r\n\r\n")).await,
+        Refused(_) | One(..) => {
+            listen(client, long, |read| read.windows(4).any(|end| end == b"\r\n\r\n")).await;
+            listen(client, QUIET, |_| false).await
+        }
     }
 }
 

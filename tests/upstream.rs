@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "in a test a panic is the report")]
 
+#[path = "support/nobody.rs"]
+mod nobody;
 #[path = "support/payer.rs"]
 mod payer;
 #[path = "support/stand.rs"]
@@ -39,6 +41,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls;
 
+use nobody::nobody;
 use stand::{PATIENCE, Setup, Stand, tariff, until, upstream_of};
 
 // ---- a server to sell
@@ -168,14 +171,6 @@ impl Seen {
         // On HTTP/2 the library would send it.
         answer.body(if is_head { Full::default() } else { Full::from(self.name) }).unwrap()
     }
-}
-
-/// A port where nobody listens; nor does anybody else get it, for as long as the socket is kept.
-fn nobody() -> (TcpSocket, SocketAddr) {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let address = socket.local_addr().unwrap();
-    (socket, address)
 }
 
 type LiveBody = UnsyncBoxBody<Bytes, Infallible>;

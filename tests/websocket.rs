@@ -351,7 +351,7 @@ async fn a_proxy_that_stops_lets_a_socket_go_on_until_its_deadline() {
 #[tokio::test]
 async fn a_handshake_while_a_proxy_stops_opens_its_socket_all_the_same() {
     let (upstream, _) = echo().await;
-    let last_request_time = Some(Duration::from_secs(10));
+    let last_request_time = Duration::from_secs(10);
     let mut stand = Setup { last_request_time, ..setup(upstream_of(&[upstream])) }.open().await;
     let mut request = format!("ws://{}/live/x", stand.address).into_client_request().unwrap();
     request.headers_mut().insert("payment-signature", stand.payment().parse().unwrap());

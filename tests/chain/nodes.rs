@@ -2,6 +2,10 @@
 
 use super::*;
 use peaje::chain::{ChainSettings, Counting, NodeHealth, Unwitnessed};
+use tokio::net::TcpSocket;
+
+/// How often something is tried for which the product leaves a second or two, and a busy machine may take longer.
+const TRIES: u8 = 3;
 
 /// What a gateway answers to a request, told the honest answer.
 type Twist = fn(&Value, Value) -> Value;
@@ -93,9 +97,9 @@ async fn over(gateways: &[Gateway]) -> AlloyChain {
 }
 
 /// A node that is not there, for as long as the socket is held.
-fn closed() -> (RpcUrl, TcpSocket) {
-    let (address, held) = nowhere();
-    (format!("http://{address}/v2/secret-api-key").parse().unwrap(), held)
+fn closed() -> (TcpSocket, RpcUrl) {
+    let (held, address) = nobody();
+    (held, format!("http://{address}/v2/secret-api-key").parse().unwrap())
 }
 
 fn healths(chain: &AlloyChain) -> Vec<(bool, bool)> {
@@ -145,27 +149,30 @@ async fn questions_go_to_the_first_node_that_works() {
         Mode::Twists(|_, _| json!({"hello": 1})),
         Mode::Twists(|_, _| rpc_error(-32005, "rate limit exceeded")),
     ];
-    let mut rounds = 0;
     for fault in faults {
-        let begun = tokio::time::Instant::now();
-        nodes[0].set(fault);
-        assert!(!ask().await.unwrap());
-        assert_eq!(healths(&chain), [(false, false), (true, true)]);
-        let problem = chain.nodes()[0].problem.clone().unwrap();
-        assert!(!problem.contains("secret"), "{problem}");
-        // It is left alone for a second. A round that takes longer shows nothing.
-        first_asked = nodes[0].asked();
-        ask().await.unwrap();
-        chain.head().await.unwrap();
-        let asked = nodes[0].asked();
-        if begun.elapsed() < Duration::from_millis(900) {
-            assert_eq!(asked, first_asked);
-            rounds += 1;
+        let mut tries = 0..TRIES;
+        loop {
+            tries.next().expect("this machine is too slow for a second");
+            let begun = tokio::time::Instant::now();
+            nodes[0].set(fault);
+            assert!(!ask().await.unwrap());
+            assert_eq!(healths(&chain), [(false, false), (true, true)]);
+            let problem = chain.nodes()[0].problem.clone().unwrap();
+            assert!(!problem.contains("secret"), "{problem}");
+            first_asked = nodes[0].asked();
+            ask().await.unwrap();
+            chain.head().await.unwrap();
+            let asked = nodes[0].asked();
+            let took = begun.elapsed();
+            nodes[0].set(Mode::Honest);
+            until(&chain, |nodes| nodes[0].preferred && nodes[0].ok && nodes[0].problem.is_none()).await;
+            // It is left alone for a second. What takes longer shows nothing.
+            if took < Duration::from_millis(900) {
+                assert_eq!(asked, first_asked);
+                break;
+            }
         }
-        nodes[0].set(Mode::Honest);
-        until(&chain, |nodes| nodes[0].preferred && nodes[0].ok && nodes[0].problem.is_none()).await;
     }
-    assert!(rounds > 0, "no round was fast enough");
     second_asked = nodes[1].asked();
     ask().await.unwrap();
     assert_eq!(nodes[1].asked(), second_asked, "and the first is asked again");
@@ -241,7 +248,7 @@ async fn nodes_of_different_chains_are_refused() {
     assert_eq!(other.block_number(), 0);
 
     // Some answer is needed, and some node.
-    let ((nobody, _held), (no_other, _held_too)) = (closed(), closed());
+    let ((_held, nobody), (_held_too, no_other)) = (closed(), closed());
     let error = AlloyChain::open(settings(vec![nobody.clone(), no_other])).await.unwrap_err();
     assert!(matches!(error, ChainError::Unreachable { .. }), "{error:?}");
     assert!(AlloyChain::open(settings(Vec::new())).await.is_err());
@@ -254,18 +261,29 @@ async fn a_transaction_goes_to_every_node() {
     stage.devnet.set_mining(Mining::Manual);
     let nodes = gateways::<2>(&stage).await;
     let chain = over(&nodes).await;
-    // Once one has taken it, the others have two seconds. One that was kept from its work for longer is sent it again.
-    let is_sent = async |salt: u8| {
+    // Whether all of them get it at once. The others have two seconds once one has taken it; where one was kept from its
+    // work for longer, it is sent again, for the sake of those after it.
+    let is_sent_at_once = async |salt: u8| {
         let notary = Notary::of(&stage, true);
         let hash = chain.send_witnessed(&stage.deposit(salt, 1_000), Bid::default(), None, &notary).await.unwrap();
         let signed = notary.shown().pop().unwrap();
         let has = || stage.devnet.pending_transactions().contains(&B256::new(hash.0));
-        for _ in 0..3 {
+        let at_once = has();
+        for _ in 0..TRIES {
             if !has() {
                 chain.resend(&signed).await.unwrap();
             }
         }
-        has()
+        assert!(has(), "{salt}: it is sent again");
+        at_once
+    };
+    let reaches_the_other = async |salt: u8| {
+        for number in 0..TRIES {
+            if is_sent_at_once(salt + 10 * number).await {
+                return true;
+            }
+        }
+        false
     };
     // What the first does; the second is honest.
     let faults = [
@@ -277,11 +295,11 @@ async fn a_transaction_goes_to_every_node() {
     ];
     for (salt, fault) in (1..).zip(faults) {
         nodes[0].set(fault);
-        assert!(is_sent(salt).await, "{salt}");
+        assert!(reaches_the_other(salt).await, "{salt}");
         // The other way round.
         nodes[0].set(Mode::Honest);
         nodes[1].set(fault);
-        assert!(is_sent(100 + salt).await, "{salt}");
+        assert!(reaches_the_other(100 + salt).await, "{salt}");
         nodes[1].set(Mode::Honest);
     }
     stage.devnet.mine(1).unwrap();
@@ -302,7 +320,7 @@ async fn several_nodes_refuse_together_and_one_unclear_word_is_unclear() {
         assert_eq!(error.maybe_sent().is_none(), lost, "{error:?}");
     }
     // One that nobody could reach has not had it.
-    let (nobody, _held) = closed();
+    let (_held, nobody) = closed();
     let alone = AlloyChain::open(settings(vec![nobody, nodes[1].secret_url()])).await.unwrap();
     nodes[1].set(refuses);
     let error = alone.send(&stage.deposit(1, 1_000)).await.unwrap_err();

@@ -14,7 +14,7 @@ use peaje::gate::{Desk, Gate, Way};
 use peaje::ledger::View;
 use peaje::pricing::{Rate, Tariff, Tier, Unit};
 use peaje::protocol::Amount;
-use peaje::proxy::{Bounds, Cors, Listener, Upstream, UpstreamSettings};
+use peaje::proxy::{Bounds, Cors, LAST_REQUEST_TIME, Listener, Upstream, UpstreamSettings};
 use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -36,8 +36,7 @@ pub(crate) struct Setup {
     pub(crate) metered: Vec<(&'static str, Tariff, Way)>,
     pub(crate) bounds: Bounds,
     pub(crate) drain: Duration,
-    /// As usual unless said.
-    pub(crate) last_request_time: Option<Duration>,
+    pub(crate) last_request_time: Duration,
 }
 
 pub(crate) struct Stand {
@@ -75,7 +74,7 @@ impl Setup {
             metered: Vec::new(),
             bounds: Bounds::default(),
             drain: PATIENCE,
-            last_request_time: None,
+            last_request_time: LAST_REQUEST_TIME,
         }
     }
 
@@ -100,10 +99,7 @@ impl Setup {
         let upstream = upstream.with_named(self.named.iter().map(|(name, settings)| (*name, settings))).unwrap();
         let listener =
             Listener::bind_cores("127.0.0.1:0".parse().unwrap(), NonZeroUsize::new(1).unwrap()).await.unwrap();
-        let listener = match self.last_request_time {
-            Some(limit) => listener.last_request_time(limit),
-            None => listener,
-        };
+        let listener = listener.last_request_time(self.last_request_time);
         let address = listener.address().unwrap();
         let stop = CancellationToken::new();
         let accounts = gate.accounts().clone();
